@@ -1,0 +1,351 @@
+"""The runner's command line (contracts §6). Also the one place that turns outcomes and errors into exit statuses.
+
+Commands import what they need when they run: a helper call, `version` and `--help` must not pay for a supervisor.
+"""
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import __version__
+from .errors import RunnerError
+from .wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, Outcome, Result, exit_status
+
+if TYPE_CHECKING:
+    from .submission import Submission
+
+TEXT_TAIL = 64 * 1024
+"""Bytes of each stream that --json shows as text (contracts §6)."""
+
+
+class _Commands(click.Group):
+    """The bare forms: `cronium-runner PAYLOAD` runs it; no argument runs the folder's own manifest."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and any(os.path.isfile(name) for name in ("manifest.yaml", "manifest.yml")):
+            args = ["run", "."]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and os.path.exists(args[0]):
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def cronium_runner() -> None:
+    """Run a job on this host: unpack it, give its script the cronium helpers, run it, write down what happened.
+
+    \b
+    Examples:
+      cronium-runner run backup.tar.gz --input '{"target": "/srv"}'
+      cronium-runner test ./script.sh --var REGION=eu
+      cronium-runner backup.tar.gz            the same as `run backup.tar.gz`
+    """
+
+
+def _submission_options(function: Any) -> Any:
+    options = [
+        click.argument("payload", metavar="PAYLOAD|DIR|SCRIPT", type=click.Path()),
+        click.argument("args", nargs=-1, metavar="[-- ARGS]"),
+        click.option(
+            "--input",
+            "input_text",
+            metavar="FILE|JSON",
+            help="What cronium.input reads; - is standard input.",
+        ),
+        click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable; repeatable."),
+        click.option(
+            "--secret",
+            "secrets",
+            multiple=True,
+            metavar="NAME[=@FILE]",
+            help="A variable kept in memory only: from FILE, from standard input (=@-), "
+            "or from the environment variable of that name.",
+        ),
+        click.option("--event", "event_text", metavar="FILE|JSON", help="What cronium.event reads."),
+        click.option("--timeout", type=float, metavar="SECONDS", help="For the script alone; one hour by default."),
+        click.option("--execution-id", metavar="ID", help="Start at most once under this id."),
+        click.option("--sha256", metavar="HEX", help="What the payload must hash to."),
+        click.option(
+            "--on-disconnect",
+            type=click.Choice(["continue", "cancel"]),
+            default="continue",
+            show_default=True,
+            help="What a hang-up does to the script.",
+        ),
+        click.option("--keep", is_flag=True, help="Keep the work directory."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@cronium_runner.command()
+@_submission_options
+@click.option("--json", "as_json", is_flag=True, help="Print only the result, as one JSON object.")
+@click.option("-v", "--verbose", is_flag=True, help="Say on standard error what happens.")
+def run(as_json: bool, verbose: bool, **options: Any) -> None:
+    """Run a payload, a directory with a manifest, or a plain script. Its exit status becomes ours.
+
+    \b
+    124 timeout, 125 the runner failed, 126 not executable, 127 interpreter not found, 130 cancelled,
+    128+n death by signal n. --json tells all of these apart from a script that chose the same number.
+    """
+    from . import foreground
+    from .jobdir import StateDirectory
+
+    execution_id = None
+    try:
+        submission = _submission(options)
+        execution_id = submission.execution_id
+        if verbose:
+            _say(f"execution {execution_id}")
+        state = StateDirectory.open()
+        result = foreground.run(state, submission, show=not as_json)
+        _leave_values(submission, result)
+    except RunnerError as error:
+        result = _rejection(execution_id, error)
+    if as_json:
+        _print_json(_with_text(result))
+    elif result.error_message is not None:
+        _say(f"{result.error_message} [{result.error_code}]")
+    elif verbose:
+        _say(f"{result.state} after {result.duration_ms:.0f} ms")
+    sys.exit(exit_status(result))
+
+
+@cronium_runner.command()
+@_submission_options
+def test(**options: Any) -> None:
+    """Try a script here, as it would run on a host: no SSH, no controller.
+
+    Shows input, variables, the live output, what the script handed back and how long it took.
+    """
+    from . import foreground, report
+    from .jobdir import StateDirectory
+
+    submission = _submission(options)
+    report.print_start(submission, options["payload"])
+    result = foreground.run(StateDirectory.open(), submission, show=True)
+    report.print_end(result)
+    _leave_values(submission, result)
+    sys.exit(exit_status(result))
+
+
+@cronium_runner.command()
+@click.argument("payload", metavar="PAYLOAD|DIR|SCRIPT", type=click.Path())
+@click.option("--sha256", metavar="HEX", help="What the payload must hash to.")
+def validate(payload: str, sha256: str | None) -> None:
+    """Check a payload completely, without running anything of it."""
+    from . import prepare
+    from .jobdir import StateDirectory
+
+    parsed, command = prepare.inspect(StateDirectory.open(), _source(payload, sha256))
+    for warning in parsed.warnings:
+        _say(f"warning: {warning}")
+    click.echo(f"{payload}: valid; runs {' '.join(command)}")
+
+
+@cronium_runner.command()
+@click.argument("execution_id", metavar="ID")
+@click.option("--offset", "offsets", type=(int, int), default=(0, 0), help="Bytes of stdout and stderr seen already.")
+@click.option("--json", "as_json", is_flag=True, help="Print only the result, as one JSON object.")
+def attach(execution_id: str, offsets: tuple[int, int], as_json: bool) -> None:
+    """Follow an execution to its end; its exit status becomes ours. An interrupt leaves it running."""
+    from . import foreground
+    from .jobdir import StateDirectory
+
+    execution = StateDirectory.open().execution(execution_id)
+    result = foreground.attach(execution, offsets=offsets, show=not as_json)
+    if as_json:
+        _print_json(_with_text(result))
+    elif result.error_message is not None:
+        _say(f"{result.error_message} [{result.error_code}]")
+    sys.exit(exit_status(result))
+
+
+@cronium_runner.command()
+@click.argument("execution_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def status(execution_id: str, as_json: bool) -> None:
+    """Say how an execution stands."""
+    from . import follow, report
+    from .jobdir import StateDirectory
+
+    found = follow.status(StateDirectory.open().execution(execution_id))
+    if as_json:
+        _print_json(found)
+    else:
+        report.print_statuses([found])
+
+
+@cronium_runner.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def list_executions(as_json: bool) -> None:
+    """List the executions on this host, oldest first."""
+    from . import follow, report
+    from .jobdir import StateDirectory
+
+    state = StateDirectory.open()
+    found = [follow.status(state.execution(execution_id)) for execution_id in state.ids()]
+    if as_json:
+        for one in found:
+            _print_json(one)
+    else:
+        report.print_statuses(found)
+
+
+@cronium_runner.command()
+@click.argument("execution_id", metavar="ID")
+def cancel(execution_id: str) -> None:
+    """End an execution: SIGTERM, five seconds, SIGKILL. Returns when nothing of it is left."""
+    from . import foreground
+    from .jobdir import StateDirectory
+
+    if not foreground.cancel(StateDirectory.open().execution(execution_id)):
+        _say(f"'{execution_id}' has ended already")
+
+
+@cronium_runner.command()
+def agent() -> None:
+    """Serve many executions over standard input and output; what the controller starts on a host."""
+    from .agent import serve
+    from .jobdir import StateDirectory
+
+    serve(StateDirectory.open())
+
+
+@cronium_runner.command()
+@click.argument("directory", required=False, type=click.Path())
+def install(directory: str | None) -> None:
+    """Install this runner, by default in the account's own folder, and print where."""
+    from .install import install as install_into
+
+    click.echo(install_into(directory))
+
+
+@cronium_runner.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def version(as_json: bool) -> None:
+    """Print version, build time and commit."""
+    from .install import own_bundle
+
+    bundle = own_bundle()
+    built, commit = (bundle.built_at, bundle.commit) if bundle else (None, None)
+    if as_json:
+        _print_json({"version": __version__, "builtAt": built, "commit": commit})
+    elif bundle:
+        click.echo(f"cronium-runner {__version__} (built {built}, commit {commit})")
+    else:
+        click.echo(f"cronium-runner {__version__} (from source)")
+
+
+def _submission(options: dict[str, Any]) -> "Submission":
+    from . import arguments
+    from .submission import Submission, new_execution_id
+
+    chosen = options["execution_id"]
+    if chosen is None and "CRONIUM_WORK_DIR" not in os.environ:
+        # Inside a job the variable names the job itself; a nested run is an execution of its own.
+        chosen = os.environ.get("CRONIUM_EXECUTION_ID")
+    event = arguments.json_object(options["event_text"], "--event") if options["event_text"] is not None else {}
+    return Submission(
+        execution_id=new_execution_id() if chosen is None else chosen,
+        source=_source(options["payload"], options["sha256"]),
+        has_input=options["input_text"] is not None,
+        input=None if options["input_text"] is None else arguments.json_value(options["input_text"], "--input"),
+        variables=arguments.variables(options["variables"]),
+        secrets=arguments.secrets(options["secrets"]),
+        event=event,
+        args=options["args"] or None,
+        timeout=options["timeout"],
+        on_disconnect=options["on_disconnect"],
+        keep_work=options["keep"],
+    )
+
+
+def _source(path: str, sha256: str | None) -> Any:
+    from .arguments import source
+
+    return source(path, sha256)
+
+
+def _leave_values(submission: "Submission", result: Result) -> None:
+    """A run of a directory leaves flat output.json and variables.json in it, for local use (contracts §4)."""
+    from .submission import Folder
+    from .wire import exactjson
+
+    if not isinstance(submission.source, Folder) or result.state is Outcome.REJECTED:
+        return
+    for name, value in (
+        ("output.json", result.output),
+        ("variables.json", {**submission.variables, **result.variables}),
+    ):
+        path = os.path.join(submission.source.path, name)
+        try:
+            with open(path, "wb") as file:
+                file.write(exactjson.encode(value) + b"\n")
+        except OSError as error:
+            _say(f"warning: {path} could not be written: {error.strerror}")
+
+
+def _rejection(execution_id: str | None, error: RunnerError) -> Result:
+    from .guardian import rejected
+
+    return rejected(execution_id or "", None, error)
+
+
+def _with_text(result: Result) -> dict[str, Any]:
+    """The result as --json prints it: with the last 64 KiB of each stream as text."""
+    from .jobdir import StateDirectory
+
+    shown = result.to_json()
+    for name in ("stdout", "stderr"):
+        tail = b""
+        if result.state is not Outcome.REJECTED:
+            path = StateDirectory.open().execution(result.execution_id).spool_path(name)
+            try:
+                with open(path, "rb") as file:
+                    file.seek(max(0, os.fstat(file.fileno()).st_size - TEXT_TAIL))
+                    tail = file.read(TEXT_TAIL)
+            except FileNotFoundError:
+                pass
+        shown[name]["text"] = tail.decode("utf-8", "replace")
+    return shown
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    from .wire import exactjson
+
+    sys.stdout.buffer.write(exactjson.encode(value) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _say(sentence: str) -> None:
+    click.echo(f"cronium-runner: {sentence}", err=True)
+
+
+def main() -> int:
+    """The `cronium-runner` command; returns its exit status."""
+    try:
+        status = cronium_runner.main(standalone_mode=False, prog_name="cronium-runner")
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except click.ClickException as error:
+        # Misuse is the runner's own failure, never mistaken for a script that ended with 2.
+        error.show()
+        return EXIT_RUNNER_FAILED
+    except click.Abort:
+        return EXIT_CANCELLED
+    except RunnerError as error:
+        _say(f"{error.message} [{error.code}]")
+        return error.exit_status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone; there is nobody to tell
+        return 0
+    return status if isinstance(status, int) else 0

@@ -1,0 +1,63 @@
+"""What can go wrong before, or around, a script. A script's own failure is never an exception here: it is a result.
+
+Every error carries a stable code (`wire.codes`), a message that says where and what to do, and the exit status
+that the command line gives it. `cli` is the one place that turns them into exit statuses.
+"""
+
+from .wire.codes import CODES
+
+
+class RunnerError(Exception):
+    """The runner could not do what was asked. `code` is one of `wire.codes.CODES`."""
+
+    exit_status = 125
+
+    def __init__(self, code: str, message: str) -> None:
+        assert code in CODES, f"unlisted error code {code!r}"
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class PayloadError(RunnerError):
+    """The payload is not what it should be. Nothing of it has run; nothing of it is left behind."""
+
+
+class ManifestError(RunnerError):
+    """The manifest cannot be used. The message starts with `file:line:` and names the key."""
+
+
+class InterpreterNotFoundError(RunnerError):
+    """The interpreter is not on this host: exit status 127, as a shell says it."""
+
+    exit_status = 127
+
+    def __init__(self, message: str) -> None:
+        super().__init__("interpreter.not_found", message)
+
+
+class NotExecutableError(RunnerError):
+    """The interpreter, or the script run directly, cannot be executed: exit status 126, as a shell says it."""
+
+    exit_status = 126
+
+    def __init__(self, message: str) -> None:
+        super().__init__("interpreter.not_executable", message)
+
+
+class ExecutionError(RunnerError):
+    """An execution id that cannot be claimed, found or followed."""
+
+
+class StateDirectoryError(RunnerError):
+    """The state directory is not usable: not ours, open to others, read-only or full."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("state.unusable", message)
+
+
+class InputError(RunnerError):
+    """Input, variables, event or an option cannot be used as given."""
+
+    def __init__(self, message: str, code: str = "input.invalid") -> None:
+        super().__init__(code, message)

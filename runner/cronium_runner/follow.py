@@ -1,0 +1,147 @@
+"""Reading an execution from outside its supervisor: its streams at one's own pace, its state, its result.
+
+Everything is read from the directory. A watch connection to the supervisor says only "look again" and, by its end,
+"I am gone"; so a follower in the agent, on the command line and after a lost connection are the same thing.
+"""
+
+import os
+import socket
+from typing import Any, Final
+
+from . import process
+from .errors import ExecutionError
+from .jobdir import ExecutionDirectory, utc_now
+from .lifecycle import State
+from .wire.names import STREAM_NAMES
+from .wire.results import Outcome, Result
+
+READ_PIECE: Final = 256 * 1024
+
+CANCEL: Final = b"c"
+"""What a watcher sends to have the execution ended."""
+
+
+class Follower:
+    """Reads both spools from given offsets on."""
+
+    def __init__(self, execution: ExecutionDirectory, offsets: tuple[int, int] = (0, 0)) -> None:
+        self.execution = execution
+        self.offsets = dict(zip(STREAM_NAMES, offsets, strict=True))
+        self._files: dict[int, int] = {}
+
+    def read(self, stream: int, limit: int = READ_PIECE) -> bytes:
+        """The next bytes of a stream, at most `limit`; empty when there are none now."""
+        file = self._files.get(stream)
+        if file is None:
+            try:
+                file = os.open(self.execution.spool_path(STREAM_NAMES[stream]), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return b""
+            self._files[stream] = file
+        piece = os.pread(file, limit, self.offsets[stream])
+        self.offsets[stream] += len(piece)
+        return piece
+
+    def close(self) -> None:
+        """Closes the spools. The follower must not be used afterwards."""
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
+
+
+def open_watch(execution: ExecutionDirectory) -> socket.socket | None:
+    """A watch connection to the execution's supervisor, or None when none is listening (any more)."""
+    path = _claim_record(execution).get("socket")
+    if not isinstance(path, str):
+        return None
+    watch = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        watch.connect(path)
+        name = b"@watch"
+        watch.sendall(b"CRH1" + (1).to_bytes(4) + len(name).to_bytes(4) + name)
+    except OSError:
+        watch.close()
+        return None
+    return watch
+
+
+def final_result(execution: ExecutionDirectory) -> dict[str, Any] | None:
+    """The result of an execution whose supervisor is gone; None while it still lives.
+
+    A dead supervisor without a result is `lost`: the processes it left are ended and that is written down, once.
+    """
+    result = execution.read_result()
+    if result is not None:
+        return result
+    history = execution.history()
+    claim = history[0] if history else {}
+    if process.is_alive(claim.get("supervisor")):
+        return None
+    # Looked at again after the supervisor was seen dead: it may have finished in between.
+    result = execution.read_result()
+    if result is not None:
+        return result
+    for record in history:
+        process.end_orphans(record.get("script"))
+    lost = Result(
+        execution_id=execution.id,
+        state=Outcome.LOST,
+        job_id=claim.get("jobId"),
+        started_at=next((record["at"] for record in history if record["state"] == State.RUNNING.value), None),
+        finished_at=utc_now(),
+        runner_version=claim.get("runnerVersion"),
+        error_code="execution.lost",
+        error_message=f"the supervisor of '{execution.id}' died without a result; how far the script came is not "
+        "known. What it had written so far is kept; submit it under a new id to run it again",
+    ).to_json()
+    execution.write_result(lost)
+    return lost
+
+
+def status(execution: ExecutionDirectory) -> dict[str, Any]:
+    """What is known of an execution, as one object: state, times, offsets, and the result once there is one."""
+    result = final_result(execution)
+    history = execution.history()
+    claim = history[0] if history else {}
+    state = State.FINISHED.value if result else (history[-1]["state"] if history else State.CLAIMED.value)
+    sizes = {}
+    for name in STREAM_NAMES.values():
+        try:
+            sizes[name] = os.stat(execution.spool_path(name)).st_size
+        except FileNotFoundError:
+            sizes[name] = 0
+    return {
+        "executionId": execution.id,
+        "jobId": claim.get("jobId"),
+        "state": state,
+        "claimedAt": claim.get("at"),
+        "acknowledged": any("acknowledged" in record for record in history),
+        "stdout": {"bytes": sizes["stdout"]},
+        "stderr": {"bytes": sizes["stderr"]},
+        "result": result,
+    }
+
+
+def acknowledge(execution: ExecutionDirectory) -> None:
+    """Writes down that the submitter has the result; retention counts from here."""
+    if execution.read_result() is None:
+        raise ExecutionError(
+            "execution.not_found", f"'{execution.id}' has not finished, so there is nothing to acknowledge"
+        )
+    if not any("acknowledged" in record for record in execution.history()):
+        execution.append_state(State.FINISHED, {"acknowledged": True})
+
+
+def check_same_submission(execution: ExecutionDirectory, fingerprint: str) -> None:
+    """Raises ExecutionError (`execution.id_conflict`) when the id was claimed for another payload or input."""
+    claimed = _claim_record(execution).get("fingerprint")
+    if claimed is not None and claimed != fingerprint:
+        raise ExecutionError(
+            "execution.id_conflict",
+            f"execution id '{execution.id}' was already used with another payload or input; choose a new id",
+        )
+
+
+def _claim_record(execution: ExecutionDirectory) -> dict[str, Any]:
+    history = execution.history()
+    return history[0] if history else {}

@@ -1,0 +1,163 @@
+"""One execution in the foreground: what `run`, `test` and `attach` show of it on a terminal.
+
+The foreground process is the supervisor's guardian and a follower like any other: it copies what the spools hold to
+its own standard output and error, byte for byte, and ends with the script's exit status. Signals: INT and TERM
+cancel the execution, HUP follows what was asked for the loss of the submitter.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from . import follow
+from .guardian import GuardianReader, start_supervisor
+from .jobdir import ExecutionDirectory, StateDirectory
+from .submission import Submission
+from .wire.names import STDERR, STDOUT
+from .wire.results import Result
+
+_STREAM_DESCRIPTORS = {STDOUT: 1, STDERR: 2}
+
+
+def run(state: StateDirectory, submission: Submission, *, show: bool) -> Result:
+    """Submits and sees the execution through. With `show` its output appears on our own streams as it comes.
+
+    An id that exists is attached to, not started again. Raises ExecutionError when it was used for something else.
+    """
+    pid, pair = start_supervisor(state, submission)
+    reader = GuardianReader()
+    with _cancelling_signals(pair, submission.on_disconnect == "cancel"):
+        while reader.verdict is None:
+            piece = pair.recv(65536)
+            if not piece:
+                break
+            reader.feed(piece)
+        if reader.verdict in ("claimed", "finished"):
+            execution = state.execution(submission.execution_id)
+            _copy_until_end(pair, follow.Follower(execution), show=show, reader=reader)
+    os.waitpid(pid, 0)
+    pair.close()
+    if reader.rejection is not None:
+        return reader.rejection
+    execution = state.execution(submission.execution_id)
+    if reader.verdict == "exists":
+        _check_conflict(execution, submission)
+        return attach(execution, show=show)
+    result = Result.from_json(_wait_for_result(execution))
+    follow.acknowledge(execution)
+    return result
+
+
+def attach(
+    execution: ExecutionDirectory,
+    *,
+    offsets: tuple[int, int] = (0, 0),
+    show: bool = True,
+    can_cancel: bool = False,
+) -> Result:
+    """Follows an execution from the given offsets to its end. An interrupt leaves it running unless `can_cancel`."""
+    watch = follow.open_watch(execution)
+    follower = follow.Follower(execution, offsets)
+    if watch is None:
+        _copy(follower, show=show)
+    else:
+        with _cancelling_signals(watch, True) if can_cancel else contextlib.nullcontext():
+            _copy_until_end(watch, follower, show=show)
+        watch.close()
+    return Result.from_json(_wait_for_result(execution))
+
+
+def cancel(execution: ExecutionDirectory) -> bool:
+    """Asks the execution to end. False when it has ended already."""
+    watch = follow.open_watch(execution)
+    if watch is None:
+        return False
+    watch.sendall(follow.CANCEL)
+    while watch.recv(65536):
+        pass
+    watch.close()
+    return True
+
+
+def _copy_until_end(
+    watch: socket.socket, follower: follow.Follower, *, show: bool, reader: GuardianReader | None = None
+) -> None:
+    """Copies whatever is new each time the supervisor says that there is something, until it is gone."""
+    while True:
+        _copy(follower, show=show)
+        try:
+            piece = watch.recv(65536)
+        except OSError:
+            piece = b""
+        if reader is not None:
+            reader.feed(piece)
+        if not piece or (reader is not None and reader.verdict == "rejected"):
+            break
+    _copy(follower, show=show)
+    follower.close()
+
+
+def _copy(follower: follow.Follower, *, show: bool) -> None:
+    if not show:
+        return
+    for stream, descriptor in _STREAM_DESCRIPTORS.items():
+        while piece := follower.read(stream):
+            _write(descriptor, piece)
+
+
+_closed: set[int] = set()
+
+
+def _write(descriptor: int, piece: bytes) -> None:
+    """Writes all of it. A reader that has gone away ends the showing, not the execution."""
+    if descriptor in _closed:
+        return
+    view = memoryview(piece)
+    while view:
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:
+            select.select([], [descriptor], [])
+        except OSError:
+            _closed.add(descriptor)
+            return
+
+
+def _wait_for_result(execution: ExecutionDirectory) -> dict[str, Any]:
+    """The result, once the supervisor has ended; `lost` is written when it left none."""
+    while (result := follow.final_result(execution)) is None:
+        time.sleep(0.02)  # its sockets are closed, the kernel is about to end it
+    return result
+
+
+def _check_conflict(execution: ExecutionDirectory, submission: Submission) -> None:
+    from .prepare import source_digest
+
+    follow.check_same_submission(execution, submission.fingerprint(source_digest(submission.source)))
+
+
+@contextlib.contextmanager
+def _cancelling_signals(channel: socket.socket, cancel_on_hangup: bool) -> Iterator[None]:
+    """INT and TERM (and HUP, when asked for) become a cancel on `channel` while the block runs."""
+
+    def ask_for_end(_number: int, _frame: object) -> None:
+        with contextlib.suppress(OSError):
+            channel.send(follow.CANCEL)
+
+    chosen: dict[int, Any] = {
+        signal.SIGINT: ask_for_end,
+        signal.SIGTERM: ask_for_end,
+        signal.SIGHUP: ask_for_end if cancel_on_hangup else signal.SIG_IGN,
+        signal.SIGPIPE: signal.SIG_IGN,
+    }
+    before = {number: signal.signal(number, action) for number, action in chosen.items()}
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)

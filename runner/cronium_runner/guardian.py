@@ -1,0 +1,153 @@
+"""Starting a supervisor, and being the process that outlives it.
+
+The agent and the foreground command both start supervisors this way, and both learn the same things from the pair of
+sockets: what became of the claim, that there is more to read, and, by its end, that the supervisor is gone.
+
+    supervisor → guardian   claimed\\n | exists\\n | rejected <json>\\n   first
+                            \\n                                          look again
+                            finished\\n                                  the result is durable
+    guardian → supervisor   c                                           cancel
+    either end closing                                                  that side is gone
+"""
+
+import contextlib
+import os
+import signal
+import socket
+from typing import NoReturn
+
+from . import __version__
+from .errors import NotExecutableError, RunnerError
+from .jobdir import AlreadyClaimedError, StateDirectory
+from .submission import Submission
+from .wire import exactjson
+from .wire.results import Outcome, Result
+
+
+def start_supervisor(
+    state: StateDirectory, submission: Submission, *, close_in_child: tuple[int, ...] = ()
+) -> tuple[int, socket.socket]:
+    """Forks a supervisor for the submission. Returns its pid and our end of the pair, which blocks.
+
+    `close_in_child` are descriptors of ours that the supervisor must not keep open.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _supervise(state, submission, theirs, close_in_child)
+    theirs.close()
+    return pid, ours
+
+
+def rejected(submission_id: str, job_id: str | None, error: RunnerError) -> Result:
+    """The result of a submission that could not be started. It is told, not recorded: the id stays free."""
+    return Result(
+        execution_id=submission_id,
+        job_id=job_id,
+        state=Outcome.REJECTED,
+        runner_version=__version__,
+        error_code=error.code,
+        error_message=error.message,
+    )
+
+
+def _supervise(
+    state: StateDirectory, submission: Submission, guardian: socket.socket, close_in_child: tuple[int, ...]
+) -> NoReturn:
+    """The supervisor's whole life. Never returns into the guardian's code."""
+    status = 0
+    try:
+        _detach(close_in_child)
+        _prepare_and_run(state, submission, guardian)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it must be told and must not unwind further
+        status = 1
+        _report_defect(state, submission, guardian, error)
+    finally:
+        os._exit(status)
+
+
+def _detach(close_in_child: tuple[int, ...]) -> None:
+    """A session of its own, no descriptor of the channel or the terminal, default signals."""
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    for descriptor in close_in_child:
+        os.close(descriptor)
+    null = os.open("/dev/null", os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
+def _prepare_and_run(state: StateDirectory, submission: Submission, guardian: socket.socket) -> None:
+    from .prepare import prepare
+    from .supervisor import Supervisor
+
+    try:
+        prepared = prepare(state, submission)
+    except AlreadyClaimedError:
+        guardian.sendall(b"exists\n")
+        return
+    except RunnerError as error:
+        _tell_rejection(submission, guardian, error)
+        return
+    socket_path = prepared.helper_socket.getsockname()
+    try:
+        guardian.sendall(b"claimed\n")
+        Supervisor(prepared, submission, guardian).run()
+        with contextlib.suppress(OSError):
+            guardian.setblocking(True)
+            guardian.sendall(b"finished\n")
+    except NotExecutableError as error:
+        # Nothing has run, so the id is given back like in any other rejection.
+        prepared.execution.release()
+        _tell_rejection(submission, guardian, error)
+    else:
+        if not submission.keep_work:
+            prepared.execution.remove_work()
+    finally:
+        os.unlink(socket_path)
+
+
+def _tell_rejection(submission: Submission, guardian: socket.socket, error: RunnerError) -> None:
+    result = rejected(submission.execution_id, submission.job_id, error)
+    guardian.sendall(b"rejected " + exactjson.encode(result.to_json()) + b"\n")
+
+
+def _report_defect(
+    state: StateDirectory, submission: Submission, guardian: socket.socket, error: BaseException
+) -> None:
+    """A defect of ours. Before the claim it is a rejection; after it the execution is `lost`, with a trace to read."""
+    import traceback
+
+    defect = RunnerError("runner.internal", f"{type(error).__name__}: {error}")
+    if not state.is_claimed(submission.execution_id):
+        guardian.setblocking(True)
+        _tell_rejection(submission, guardian, defect)
+        return
+    path = os.path.join(state.executions, submission.execution_id, "supervisor.log")
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as file:
+        traceback.print_exception(error, file=file)
+
+
+class GuardianReader:
+    """Reads what a supervisor tells its guardian. Feed it bytes; it keeps the verdict on the claim."""
+
+    def __init__(self) -> None:
+        self.verdict: str | None = None
+        """`claimed`, `exists` or `rejected`, once it is known; `finished` at the end."""
+        self.rejection: Result | None = None
+        self._pending = b""
+
+    def feed(self, piece: bytes) -> None:
+        """Takes a piece of what the supervisor sent."""
+        self._pending += piece
+        *lines, self._pending = self._pending.split(b"\n")
+        for line in lines:
+            word, _, rest = line.partition(b" ")
+            if word:
+                self.verdict = word.decode("ascii")
+            if word == b"rejected":
+                self.rejection = Result.from_json(exactjson.loads(rest))

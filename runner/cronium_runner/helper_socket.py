@@ -1,0 +1,188 @@
+"""The supervisor's side of the helper protocol (cronium_helpers/PROTOCOL.md): bytes of a connection in, answers out.
+
+Non-blocking throughout: a client that stalls, lies about lengths or vanishes costs its own connection and nothing else.
+What the words mean is `helpers`'s; what a watcher may ask is the supervisor's.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final
+
+from . import helpers
+
+MAGIC: Final = b"CRH1"
+MAX_WORDS: Final = 4096
+MAX_WORDS_BYTES: Final = 16 * 1024 * 1024
+MAX_STDIN: Final = 64 * 1024 * 1024
+MAX_CHUNK: Final = 1024 * 1024
+BACKLOG: Final = 256
+"""Connections that may wait while the supervisor is busy: 8 processes × 20 helpers at once fit."""
+
+Execute = Callable[[helpers.Request, bytes | None], helpers.Answer]
+
+
+class _BrokenError(Exception):
+    """The client doesn't keep to the protocol."""
+
+
+class _Phase(Enum):
+    WORDS = auto()
+    STDIN = auto()
+    ANSWER = auto()
+    WATCH = auto()
+
+
+def listen(path: str) -> socket.socket:
+    """The helper socket of an execution, for our own account only."""
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    server.bind(path)
+    os.chmod(path, 0o600)
+    server.listen(BACKLOG)
+    return server
+
+
+class Connection:
+    """One client's connection. `is_watch` once it has turned out to be a watcher instead of a helper."""
+
+    def __init__(self, connected: socket.socket, execute: Execute) -> None:
+        self.socket = connected
+        self._execute = execute
+        self._phase = _Phase.WORDS
+        self._received = bytearray()
+        self._stdin = bytearray()
+        self._request: helpers.Request | None = None
+        self._unsent = bytearray()
+
+    def fileno(self) -> int:
+        """For epoll."""
+        return self.socket.fileno()
+
+    @property
+    def is_watch(self) -> bool:
+        """Whether this connection follows the execution instead of asking for a value."""
+        return self._phase is _Phase.WATCH
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether part of the answer still waits for the client to read."""
+        return bool(self._unsent)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self.socket.close()
+
+    def receive(self) -> bool:
+        """Takes what has arrived. False when the connection is over."""
+        try:
+            piece = self.socket.recv(256 * 1024)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if not piece:
+            return False
+        self._received += piece
+        try:
+            self._advance()
+        except _BrokenError:
+            return False
+        return self.send()
+
+    def take_received(self) -> bytes:
+        """What a watcher has sent since the last time."""
+        taken = bytes(self._received)
+        self._received.clear()
+        return taken
+
+    def send(self) -> bool:
+        """Sends what the client will take now. False when the answer is out or nobody is there."""
+        try:
+            while self._unsent:
+                del self._unsent[: self.socket.send(self._unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            return False
+        return not (self._phase is _Phase.ANSWER and not self._unsent)
+
+    def _advance(self) -> None:
+        if self._phase is _Phase.WORDS:
+            words = _take_words(self._received)
+            if words is None:
+                return
+            if words[0] == b"@watch":
+                self._phase = _Phase.WATCH
+                return
+            try:
+                request = helpers.parse(words)
+            except helpers.UsageError as error:
+                self._answer(error.answer)
+                return
+            if not request.needs_stdin:
+                self._answer(self._execute(request, None))
+                return
+            self._request = request
+            self._phase = _Phase.STDIN
+            self._unsent += _record(b"I", b"")
+        if self._phase is _Phase.STDIN and self._take_stdin():
+            assert self._request is not None
+            self._answer(self._execute(self._request, bytes(self._stdin)))
+
+    def _take_stdin(self) -> bool:
+        """Collects chunks of standard input; True once the empty one has come."""
+        received = self._received
+        start = 0
+        try:
+            while len(received) - start >= 4:
+                length = int.from_bytes(received[start : start + 4])
+                if length > MAX_CHUNK or len(self._stdin) + length > MAX_STDIN:
+                    raise _BrokenError
+                if length == 0:
+                    return True
+                if len(received) - start - 4 < length:
+                    return False
+                self._stdin += memoryview(received)[start + 4 : start + 4 + length]
+                start += 4 + length
+        finally:
+            del received[:start]
+        return False
+
+    def _answer(self, answer: helpers.Answer) -> None:
+        self._phase = _Phase.ANSWER
+        if answer.stdout:
+            self._unsent += _record(b"O", answer.stdout)
+        if answer.stderr:
+            self._unsent += _record(b"E", answer.stderr)
+        self._unsent += _record(b"X", bytes([answer.status]) + answer.code.encode("ascii"))
+
+
+def _record(kind: bytes, body: bytes) -> bytes:
+    return kind + len(body).to_bytes(4) + body
+
+
+def _take_words(received: bytearray) -> list[bytes] | None:
+    """The request's words once all have arrived; None until then. Raises _BrokenError."""
+    if not received.startswith(MAGIC[: len(received)]):
+        raise _BrokenError
+    if len(received) < 8:
+        return None
+    count = int.from_bytes(received[4:8])
+    if not 1 <= count <= MAX_WORDS:
+        raise _BrokenError
+    words: list[bytes] = []
+    start, total = 8, 0
+    for _ in range(count):
+        if len(received) < start + 4:
+            return None
+        length = int.from_bytes(received[start : start + 4])
+        total += length
+        if total > MAX_WORDS_BYTES:
+            raise _BrokenError
+        if len(received) < start + 4 + length:
+            return None
+        words.append(bytes(memoryview(received)[start + 4 : start + 4 + length]))
+        start += 4 + length
+    del received[:start]
+    return words

@@ -1,0 +1,154 @@
+"""The runner's own installation on this host, and the helper folder that every script finds its helpers in.
+
+In the binary both are the bundle it runs from. From a source checkout or a wheel there is nothing to install, and
+the helper folder is made once below the install root. Which directory may be used is `location`'s to say, what
+belongs into a bundle is `bundle`'s.
+"""
+
+import functools
+import hashlib
+import os
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+from . import bundle, location
+from .errors import RunnerError
+
+CLIENT_VARIABLE: Final = "CRONIUM_HELPER_CLIENT"
+"""Names a compiled helper client for a runner that runs from source, which has none of its own."""
+
+_PYTHON_FILES: Final = ("cronium.py", "sitecustomize.py")
+_NODE_FILES: Final = ("cronium.js", "cronium.d.ts")
+
+
+@dataclass(frozen=True, slots=True)
+class HelperFolder:
+    """Three absolute paths: `bin` goes on PATH, `python` on PYTHONPATH, `node` on NODE_PATH."""
+
+    bin: str
+    python: str
+    node: str
+
+    @classmethod
+    def below(cls, directory: str) -> "HelperFolder":
+        return cls(*(os.path.join(directory, name) for name in ("bin", "python", "node")))
+
+
+def installed_executable() -> str | None:
+    """This process's own installed executable; None when it runs from source or from a wheel."""
+    return sys.executable if getattr(sys, "frozen", False) else None
+
+
+def own_bundle() -> bundle.Bundle | None:
+    """The list of contents of the bundle this process runs from (version, commit, build time); None from source."""
+    executable = installed_executable()
+    if executable is None:
+        return None
+    try:
+        return bundle.read(os.path.join(os.path.dirname(executable), bundle.CONTENTS))
+    except (OSError, ValueError, location.UnusableError) as error:
+        raise _unusable(f"{executable} is not beside its list of contents ({error}): install the runner again") from error
+
+
+def install(directory: str | None) -> str:
+    """Make sure that the runner is installed, and return the absolute path of the installed executable.
+
+    With `directory` exactly that directory becomes the installed form; it must be missing, empty, or hold this very
+    build already. Without, it is the directory this process runs from. Raises RunnerError `install.unusable`.
+    """
+    executable = installed_executable()
+    own = own_bundle()
+    if executable is None or own is None:
+        raise _unusable("this runner runs from source and has nothing to install; build the binary with scripts/build")
+    source = os.path.dirname(executable)
+    if directory is None:
+        return executable
+    destination = os.path.abspath(directory)
+    if os.path.realpath(destination) == os.path.realpath(source):
+        return executable
+    try:
+        location.make_parent(destination)
+        bundle.place(own, source, destination, extracted=False)
+    except (OSError, location.UnusableError) as error:
+        raise _unusable(f"the runner cannot be installed in {destination}: {error}") from error
+    return os.path.join(destination, bundle.EXECUTABLE)
+
+
+def helper_folder() -> HelperFolder:
+    """Where the helpers are, made first if need be. One lstat when they are there. Raises RunnerError."""
+    chosen = os.environ.get("CRONIUM_INSTALL_DIR"), os.environ.get(CLIENT_VARIABLE)
+    folder = _located(*chosen)
+    try:
+        os.lstat(folder.bin)
+    except OSError:
+        if installed_executable() is not None:
+            raise _unusable(f"{folder.bin} is gone: install the runner again") from None
+        _located.cache_clear()
+        folder = _located(*chosen)
+    return folder
+
+
+@functools.cache
+def _located(_root: str | None, client: str | None) -> HelperFolder:
+    executable = installed_executable()
+    if executable is not None:
+        return HelperFolder.below(os.path.join(os.path.dirname(executable), bundle.HELPERS))
+    try:
+        return HelperFolder.below(location.first_usable(lambda root: _make_from_source(root, client)))
+    except location.UnusableError as error:
+        raise _unusable(location.advice(error)) from error
+
+
+def _make_from_source(root: str, client: str | None) -> str:
+    """The helper folder of a runner that has no bundle, named by what is in it, so a change makes a new one."""
+    from cronium_helpers import FOLDER
+
+    from .helpers import HELPER_NAMES
+
+    files = {f"python/{name}": (FOLDER / name).read_bytes() for name in _PYTHON_FILES}
+    files |= {f"node/{name}": (FOLDER / name).read_bytes() for name in _NODE_FILES}
+    if client:
+        with open(client, "rb") as file:
+            files["client"] = file.read()
+    else:
+        files["client"] = _launcher(os.path.dirname(os.path.dirname(__file__)))
+    digest = hashlib.sha256("\n".join(HELPER_NAMES).encode())
+    for name, content in sorted(files.items()):
+        digest.update(b"\0%s\0%d\0" % (name.encode(), len(content)) + content)
+    directory = os.path.join(root, f"source-{digest.hexdigest()[:12]}")
+    if os.path.isdir(directory):
+        return directory
+    temporary = f"{directory}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    try:
+        for folder in ("bin", "python", "node"):
+            os.makedirs(os.path.join(temporary, folder), location.PRIVATE)
+        for name, content in files.items():
+            with open(os.path.join(temporary, name), "xb") as file:
+                file.write(content)
+        os.chmod(os.path.join(temporary, "client"), 0o755)
+        for name in HELPER_NAMES:
+            os.symlink("../client", os.path.join(temporary, "bin", name))
+        os.rename(temporary, directory)
+    except OSError:
+        bundle.remove(temporary)
+        if not os.path.isdir(directory):  # else another process was quicker, and made the same
+            raise
+    return directory
+
+
+def _launcher(packages: str) -> bytes:
+    """A helper client in shell: this very interpreter, isolated from the job's own Python settings.
+
+    `-I` because a script's PYTHONPATH and current folder are its own; so the folder of our packages is put in by hand.
+    """
+    import shlex
+
+    program = "import sys; sys.path.insert(0, sys.argv.pop(1)); from cronium_runner.client import main; "
+    program += "sys.exit(main(sys.argv[1:]))"
+    words = shlex.join([sys.executable, "-I", "-S", "-c", program, packages])
+    return f'#!/bin/sh\nexec {words} "$0" "$@"\n'.encode()
+
+
+def _unusable(message: str) -> RunnerError:
+    return RunnerError("install.unusable", message)

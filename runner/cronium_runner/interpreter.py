@@ -1,0 +1,218 @@
+"""Which program starts a script: names and aliases, what a file's ending or first line says, and where it is
+on PATH.
+
+Decides and looks; starts nothing. The script's own PATH counts, not the runner's, and what is missing is said
+in one sentence, with the exit status that a shell would give (126 or 127).
+"""
+
+import os
+import stat
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from .archive import shown
+from .errors import InterpreterNotFoundError, ManifestError, NotExecutableError
+
+ALIASES: Final = {
+    "bash": "bash",
+    "sh": "sh",
+    "shell": "sh",
+    "python": "python",
+    "python3": "python",
+    "py": "python",
+    "node": "node",
+    "nodejs": "node",
+    "js": "node",
+    "javascript": "node",
+    "ruby": "ruby",
+    "perl": "perl",
+    "php": "php",
+    "deno": "deno",
+    "pwsh": "pwsh",
+}
+
+# `.sh` means bash: such files are written in it more often than not, and it runs plain sh as well.
+EXTENSIONS: Final = {
+    ".sh": "bash",
+    ".bash": "bash",
+    ".py": "python",
+    ".js": "node",
+    ".mjs": "node",
+    ".cjs": "node",
+    ".rb": "ruby",
+    ".pl": "perl",
+    ".php": "php",
+    ".ts": "deno",
+    ".ps1": "pwsh",
+}
+
+# The programs of an interpreter in the order they are tried. `python` may be Python 2, Debian once named node
+# nodejs.
+_PROGRAMS: Final = {"python": ("python3", "python"), "node": ("node", "nodejs")}
+# deno asks for each permission on a terminal that isn't there; a job has its user's rights, like in other
+# languages.
+_ARGUMENTS: Final = {"deno": ("run", "--allow-all")}
+# Linux reads this much of a first line (BINPRM_BUF_SIZE); what is longer would not start by itself either.
+_SHEBANG_BYTES: Final = 256
+
+
+class ResolvedCommand(NamedTuple):
+    """What to execute: an argument vector that ends with the script's absolute path, the script's arguments
+    excluded.
+
+    `kind` is the interpreter's canonical name (python and node get module paths in their environment), or
+    "direct" when the script is executed itself, or "other".
+    """
+
+    argv: list[str]
+    kind: str
+
+
+def canonical(name: str) -> str | None:
+    """The one name of an interpreter that is known under `name`, in any case; None when it isn't."""
+    return ALIASES.get(name.lower())
+
+
+def known_names() -> str:
+    """All names a manifest may use, for a message."""
+    return ", ".join(ALIASES)
+
+
+def resolve(
+    interpreter: str | tuple[str, ...] | None, entrypoint: str, work_dir: str, path_env: str
+) -> ResolvedCommand:
+    """Find what runs `entrypoint`, a file below `work_dir`.
+
+    `interpreter` is a canonical name, an argument vector to which the script is appended, or None: then the
+    file's ending decides, else its first line, else it is executed itself. `path_env` is the PATH that the
+    script will have. Raises InterpreterNotFoundError, NotExecutableError, or ManifestError when there is no
+    such file in `work_dir`.
+    """
+    script = _script_path(entrypoint, work_dir)
+    if isinstance(interpreter, tuple):
+        program = _find((interpreter[0],), work_dir, path_env, f"the manifest's interpreter {shown(interpreter[0])}")
+        return ResolvedCommand([program, *interpreter[1:], script], _kind_of(interpreter[0]))
+    if interpreter is not None:
+        return _named(interpreter, entrypoint, script, work_dir, path_env)
+    shebang = _shebang(entrypoint, script)
+    by_ending = EXTENSIONS.get(os.path.splitext(entrypoint)[1].lower())
+    if by_ending == "bash" and shebang and _kind_of(shebang.split()[-1]) == "sh" and not _search("bash", path_env):
+        by_ending = "sh"  # a plain sh script on a host that has no bash (Alpine, routers)
+    if by_ending is not None:
+        return _named(by_ending, entrypoint, script, work_dir, path_env)
+    if shebang:
+        return _by_shebang(shebang, entrypoint, script, work_dir, path_env)
+    if not os.access(script, os.X_OK):
+        raise NotExecutableError(
+            f"{shown(entrypoint)} is not executable and nothing says what runs it; name an interpreter, "
+            "begin it with a '#!' line, or make it executable"
+        )
+    return ResolvedCommand([script], "direct")
+
+
+def _script_path(entrypoint: str, work_dir: str) -> str:
+    parts = entrypoint.split("/")
+    path = os.path.join(work_dir, *parts)
+    try:
+        is_file = stat.S_ISREG(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        is_file = False
+    if entrypoint.startswith("/") or ".." in parts or not is_file:
+        raise ManifestError(
+            "manifest.entrypoint",
+            f"the entrypoint {shown(entrypoint)} is not a file of the payload; name one that is",
+        )
+    return path
+
+
+def _named(name: str, entrypoint: str, script: str, work_dir: str, path_env: str) -> ResolvedCommand:
+    if name in ("bash", "sh"):
+        _shebang(entrypoint, script)
+    programs = _PROGRAMS.get(name, (name,))
+    program = _find(programs, work_dir, path_env, f"{name}, which {shown(entrypoint)} needs,")
+    return ResolvedCommand([program, *_ARGUMENTS.get(name, ()), script], name)
+
+
+def _by_shebang(line: str, entrypoint: str, script: str, work_dir: str, path_env: str) -> ResolvedCommand:
+    """Start a script as its first line says, which works also where it lacks the executable bit."""
+    program, argument = [*line.split(maxsplit=1), ""][:2]
+    wanted = f"{shown(program)}, which the first line of {shown(entrypoint)} names,"
+    if os.path.basename(program) != "env":
+        found = _find((program,), work_dir, path_env, wanted)
+        # The kernel passes the rest of the line as one argument.
+        return ResolvedCommand([found, *([argument] if argument else []), script], _kind_of(program))
+    words = _env_words(argument)
+    if not words or words[0].startswith("-") or "=" in words[0]:
+        # Options and assignments are env's own business.
+        env = _find((program,), work_dir, path_env, wanted)
+        kind = next((_kind_of(word) for word in words if not word.startswith("-") and "=" not in word), "other")
+        return ResolvedCommand([env, *([argument] if argument else []), script], kind)
+    wanted = f"{shown(words[0])}, which the first line of {shown(entrypoint)} names,"
+    return ResolvedCommand([_find((words[0],), work_dir, path_env, wanted), *words[1:], script], _kind_of(words[0]))
+
+
+def _env_words(argument: str) -> list[str]:
+    """The command of `env COMMAND` or `env -S COMMAND ARGUMENT…`."""
+    for option in ("-S", "--split-string=", "--split-string "):
+        if argument.startswith(option):
+            import shlex
+
+            try:
+                return shlex.split(argument.removeprefix(option))
+            except ValueError:
+                return []  # an open quote: env says it better
+    return [argument] if argument else []
+
+
+def _shebang(entrypoint: str, script: str) -> str:
+    """What follows `#!` in the script's first line; "" when there is none."""
+    try:
+        with open(script, "rb", buffering=0) as file:
+            start = file.read(_SHEBANG_BYTES) or b""
+    except OSError as error:
+        raise NotExecutableError(f"cannot read {shown(entrypoint)}: {error.strerror}") from None
+    if not start.startswith(b"#!"):
+        return ""
+    line = start.partition(b"\n")[0]
+    if line.endswith(b"\r"):
+        raise NotExecutableError(
+            f"the first line of {shown(entrypoint)} ends in a Windows line ending (CRLF); save the file with LF"
+        )
+    return os.fsdecode(line[2:]).strip()
+
+
+def _kind_of(program: str) -> str:
+    """The canonical name for a program like /usr/bin/python3.11; "other" when it is none of ours."""
+    name = os.path.basename(program).lower()
+    return canonical(name) or canonical(name.rstrip("0123456789.-")) or "other"
+
+
+def _find(programs: Sequence[str], work_dir: str, path_env: str, wanted: str) -> str:
+    """The absolute path of the first of `programs` that is there; a name with a slash is relative to
+    `work_dir`.
+    """
+    unusable = ""
+    for program in programs:
+        candidates = [os.path.join(work_dir, program)] if "/" in program else _on_path(program, path_env)
+        for candidate in candidates:
+            if _is_program(candidate):
+                return candidate
+            if os.path.exists(candidate):
+                unusable = unusable or candidate
+    if unusable:
+        raise NotExecutableError(f"{wanted} is at {unusable}, but that cannot be executed; check its permissions")
+    raise InterpreterNotFoundError(f"{wanted} is not on this host; install it, or name another interpreter")
+
+
+def _search(program: str, path_env: str) -> bool:
+    return any(_is_program(candidate) for candidate in _on_path(program, path_env))
+
+
+def _on_path(program: str, path_env: str) -> list[str]:
+    # Relative and empty entries would mean the work directory, where the payload lies; shells search it, we
+    # don't.
+    return [os.path.join(folder, program) for folder in path_env.split(":") if folder.startswith("/")]
+
+
+def _is_program(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK)

@@ -1,0 +1,303 @@
+"""The state directory, and the directory of one execution: what is on disk, and how it gets there durably.
+
+    <state>/executions/<id>/state.jsonl    one line per change of state, appended; the first one is the claim
+                            result.json    contracts §10; complete or absent (temporary name, fsync, rename, fsync)
+                            stdout stderr  the spools; absent while empty
+                            work/          the script's directory, removed at the end unless kept
+    <state>/payloads/<sha256>.tar.gz       payloads by content, for the agent
+    <state>/s/<8 hex>                      helper sockets
+
+An execution is prepared under a temporary name and claimed by renaming it to its id. rename(2) refuses a target
+that is a non-empty directory or a file, so exactly one claim of an id succeeds, and what is claimed is complete.
+No process is started or signalled here.
+"""
+
+import errno
+import os
+import stat
+import time
+from typing import Any, Final
+
+from .errors import ExecutionError, StateDirectoryError
+from .lifecycle import State
+from .wire import exactjson
+from .wire.names import is_execution_id
+
+SOCKET_PATH_LIMIT: Final = 107
+"""sun_path holds 108 bytes with its NUL (unix(7))."""
+
+
+class AlreadyClaimedError(Exception):
+    """The id was claimed before, by this or another submission. Nothing was started."""
+
+
+def utc_now() -> str:
+    """The wall clock as ISO 8601 in UTC with milliseconds."""
+    now = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
+
+
+def default_state_directory() -> str:
+    """Where the state is unless CRONIUM_STATE_DIR says otherwise.
+
+    The home directory comes from the password database: $HOME and XDG_* differ between a login and an SSH channel,
+    and one id must not start twice because two shells disagree.
+    """
+    chosen = os.environ.get("CRONIUM_STATE_DIR")
+    if chosen:
+        return os.path.abspath(chosen)
+    import pwd
+
+    try:
+        home = pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        raise StateDirectoryError(
+            f"user {os.geteuid()} has no entry in the password database; set CRONIUM_STATE_DIR to a directory"
+        ) from None
+    return os.path.join(home, ".local/state/cronium-runner")
+
+
+def check_private_directory(path: str) -> None:
+    """Raises StateDirectoryError unless `path` is a real directory of ours that nobody else can enter."""
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode):
+        raise StateDirectoryError(
+            f"{path} is not a directory (a link or a file); choose another with CRONIUM_STATE_DIR"
+        )
+    if found.st_uid != os.geteuid():
+        raise StateDirectoryError(
+            f"{path} belongs to user {found.st_uid}, not to us ({os.geteuid()}); choose another with CRONIUM_STATE_DIR"
+        )
+    if found.st_mode & 0o077:
+        raise StateDirectoryError(f"{path} is open to other users; make it yours alone with: chmod 700 {path}")
+
+
+def _ensure_private_directory(path: str) -> None:
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        check_private_directory(path)
+
+
+class StateDirectory:
+    """One account's executions on this host."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.executions = os.path.join(path, "executions")
+        self.payloads = os.path.join(path, "payloads")
+
+    def __repr__(self) -> str:
+        return f"<StateDirectory {self.path}>"
+
+    @classmethod
+    def open(cls, path: str | None = None) -> "StateDirectory":
+        """Makes or checks the state directory. Raises StateDirectoryError with the path and the reason."""
+        path = path or default_state_directory()
+        state = cls(path)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            _ensure_private_directory(path)
+            _ensure_private_directory(state.executions)
+            if not os.access(state.executions, os.W_OK | os.X_OK):
+                raise StateDirectoryError(f"{state.executions} is not writable")
+        except OSError as error:
+            raise StateDirectoryError(
+                f"cannot use the state directory {path}: {error.strerror} ({error.filename}); "
+                "mend it, or choose another with CRONIUM_STATE_DIR"
+            ) from None
+        return state
+
+    def execution(self, execution_id: str) -> "ExecutionDirectory":
+        """The directory of an execution of this id. Raises ExecutionError when there is none."""
+        if not is_execution_id(execution_id):
+            raise ExecutionError("execution.id_invalid", invalid_id_sentence(execution_id))
+        execution = ExecutionDirectory(self, execution_id)
+        if not os.path.isdir(execution.path):
+            raise ExecutionError(
+                "execution.not_found",
+                f"no execution '{execution_id}' in {self.path}; `cronium-runner list` shows those that there are",
+            )
+        return execution
+
+    def is_claimed(self, execution_id: str) -> bool:
+        """Whether the id is taken, by an execution or by the tombstone of one."""
+        return os.path.lexists(os.path.join(self.executions, execution_id))
+
+    def ids(self) -> list[str]:
+        """The ids of all executions that have a directory, oldest first."""
+        found = []
+        with os.scandir(self.executions) as entries:
+            for entry in entries:
+                if is_execution_id(entry.name) and entry.is_dir(follow_symlinks=False):
+                    found.append((entry.stat(follow_symlinks=False).st_ctime, entry.name))
+        return [name for _, name in sorted(found)]
+
+    def new_temporary(self, folder: str) -> str:
+        """A fresh name in `folder` that no execution id or digest can have."""
+        return os.path.join(folder, ".new-" + os.urandom(8).hex())
+
+    def payload_path(self, sha256: str) -> str:
+        """Where the payload of this digest is, or would be."""
+        return os.path.join(self.payloads, sha256 + ".tar.gz")
+
+    def ensure_payloads(self) -> None:
+        """Makes the payload cache's folder when it is not there."""
+        _ensure_private_directory(self.payloads)
+
+    def socket_path(self) -> str:
+        """A fresh path for a helper socket, at most 107 bytes, in a folder of ours that is closed to others."""
+        folder = os.path.join(self.path, "s")
+        name = os.urandom(4).hex()
+        if len(os.fsencode(folder)) + 1 + len(name) > SOCKET_PATH_LIMIT:
+            # A deep state directory (tests, long home paths). The folder's owner and mode are checked, so nobody
+            # who made it first can listen in.
+            folder = f"/tmp/cronium-{os.geteuid()}"  # noqa: S108
+        _ensure_private_directory(folder)
+        return os.path.join(folder, name)
+
+    def stage(self) -> "Stage":
+        """A fresh directory in which an execution is prepared before its id is claimed."""
+        path = self.new_temporary(self.executions)
+        os.mkdir(path, 0o700)
+        return Stage(self, path)
+
+
+class Stage:
+    """An execution that is being prepared: everything in place except its name."""
+
+    def __init__(self, state: StateDirectory, path: str) -> None:
+        self._state = state
+        self.path = path
+        self.work = os.path.join(path, "work")
+
+    def claim(self, execution_id: str, record: dict[str, Any]) -> "ExecutionDirectory":
+        """Takes the id, durably, with `record` as the first line of its state.
+
+        Raises AlreadyClaimedError when the id is taken. When this returns, no later submission of the id can start it,
+        also after a power loss.
+        """
+        staged = ExecutionDirectory(self._state, execution_id, path=self.path)
+        staged.append_state(State.CLAIMED, record)
+        target = os.path.join(self._state.executions, execution_id)
+        try:
+            os.rename(self.path, target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise AlreadyClaimedError(execution_id) from None
+            raise
+        _sync_directory(self._state.executions)
+        return ExecutionDirectory(self._state, execution_id)
+
+    def discard(self) -> None:
+        """Removes what was prepared."""
+        remove_tree(self.path)
+
+
+class ExecutionDirectory:
+    """One execution on disk. The supervisor is its only writer while it lives."""
+
+    def __init__(self, state: StateDirectory, execution_id: str, *, path: str | None = None) -> None:
+        self.state_directory = state
+        self.id = execution_id
+        self.path = path or os.path.join(state.executions, execution_id)
+        self.work = os.path.join(self.path, "work")
+
+    def __repr__(self) -> str:
+        return f"<ExecutionDirectory {self.id}>"
+
+    def append_state(self, state: State, record: dict[str, Any]) -> None:
+        """Adds one line to the history of states. One write(2) with O_APPEND: a reader sees all of it or nothing."""
+        line = exactjson.encode({"state": state.value, "at": utc_now(), **record}) + b"\n"
+        opened = os.open(
+            os.path.join(self.path, "state.jsonl"),
+            os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
+            0o600,
+        )
+        try:
+            os.write(opened, line)
+        finally:
+            os.close(opened)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of state.jsonl, oldest first. A line cut short by a crash is left out."""
+        try:
+            with open(os.path.join(self.path, "state.jsonl"), "rb") as file:
+                lines = file.read().split(b"\n")
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in lines[:-1]:
+            try:
+                found.append(exactjson.loads(line))
+            except ValueError:
+                continue
+        return [record for record in found if isinstance(record, dict)]
+
+    def spool_path(self, name: str) -> str:
+        """Where the stream `stdout` or `stderr` is kept."""
+        return os.path.join(self.path, name)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Makes the result durable: complete under its name, or not there at all. Raises OSError when it can't."""
+        write_durably(os.path.join(self.path, "result.json"), exactjson.encode(result) + b"\n")
+        _sync_directory(self.path)
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The recorded result, or None while there is none."""
+        try:
+            with open(os.path.join(self.path, "result.json"), "rb") as file:
+                value = exactjson.loads(file.read())
+        except FileNotFoundError:
+            return None
+        return value if isinstance(value, dict) else None
+
+    def release(self) -> None:
+        """Gives the id back: for a rejection after the claim but before the script ran."""
+        gone = self.state_directory.new_temporary(self.state_directory.executions)
+        os.rename(self.path, gone)
+        remove_tree(gone)
+
+    def remove_work(self) -> None:
+        """Removes the script's work directory with whatever it left there."""
+        remove_tree(self.work)
+
+
+def remove_tree(path: str) -> None:
+    """Removes a directory tree that a script may have filled with anything."""
+    from .payload import remove_tree as remove
+
+    remove(path)
+
+
+def write_durably(path: str, content: bytes) -> None:
+    """Writes a file so that after a crash it is complete or absent. The directory's own fsync is the caller's."""
+    temporary = path + ".new"
+    opened = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(opened, view) :]
+        os.fsync(opened)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    finally:
+        os.close(opened)
+    os.rename(temporary, path)
+
+
+def invalid_id_sentence(execution_id: str) -> str:
+    """What to say about an execution id that can't be one."""
+    return (
+        f"{execution_id!r} is not an execution id: use 1 to 64 letters, digits, '.', '_' or '-', "
+        "not beginning with '.' or '-'"
+    )
+
+
+def _sync_directory(path: str) -> None:
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

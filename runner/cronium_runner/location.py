@@ -1,0 +1,120 @@
+"""Where on this host the runner installs itself: which directories are tried, and whether one can be trusted.
+
+The one-file binary runs this before anything else, so it imports `os`, `sys` and what is built into Python, and
+raises its own error, which `install` turns into a `RunnerError`. What is put there is in `bundle`.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+
+TYPE_CHECKING = False  # typing's own would cost the one-file start-up the import of typing
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PRIVATE = 0o700
+"""The mode of every directory that holds something we execute: nobody else may write, list or replace it."""
+
+PROBED = ("/var/tmp", "/run/user/{uid}", "/dev/shm", "/tmp")  # noqa: S108 - checked like all others
+"""Parents tried when the home directory cannot be used: the one that survives a reboot first."""
+
+
+class UnusableError(Exception):
+    """A directory cannot hold the runner. The text says which one and why, in a form that follows "because"."""
+
+
+def roots() -> list[str]:
+    """The directories that may hold installed runners, in the order in which they are tried.
+
+    `CRONIUM_INSTALL_DIR` stands alone: who names a directory doesn't want another one used behind their back.
+    The home directory is the password database's, because $HOME differs between a login and an SSH channel.
+    """
+    chosen = os.environ.get("CRONIUM_INSTALL_DIR")
+    if chosen:
+        return [os.path.abspath(chosen)]
+    uid = os.geteuid()
+    found = []
+    try:
+        home = pwd.getpwuid(uid).pw_dir
+    except KeyError:  # a uid without an account, as in some containers
+        home = ""
+    if home.startswith("/") and os.path.isdir(home):
+        found += [os.path.join(home, ".local/lib/cronium-runner"), os.path.join(home, ".cache/cronium-runner")]
+    parents = [parent.format(uid=uid) for parent in PROBED]
+    return found + [os.path.join(parent, f"cronium-runner-{uid}") for parent in parents if os.path.isdir(parent)]
+
+
+def make_private(path: str) -> None:
+    """Make `path` (and what is missing above it) a directory that only we can change, or find it to be one.
+
+    A directory that another user made first is refused, and so is a link: in a world-writable folder either could
+    be exchanged under us. Raises UnusableError.
+    """
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            os.mkdir(path, PRIVATE)
+        except FileExistsError:
+            pass
+        else:
+            os.chmod(path, PRIVATE)  # the umask may have taken bits away that we need
+        check_private(path)
+    except OSError as error:
+        raise UnusableError(f"{path} cannot be made ({_reason(error)})") from error
+
+
+def check_private(path: str) -> None:
+    """`path` is a directory of ours with mode 0700, and no link. Raises UnusableError; OSError when it is absent."""
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode):
+        raise UnusableError(f"{path} is not a directory")
+    if found.st_uid != os.geteuid():
+        raise UnusableError(f"{path} belongs to uid {found.st_uid}, not to us (uid {os.geteuid()})")
+    if stat.S_IMODE(found.st_mode) != PRIVATE:
+        raise UnusableError(f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, not 0700")
+
+
+def make_parent(path: str) -> None:
+    """Make the folder that `path` goes into, and find that files in it can be executed. Raises UnusableError."""
+    parent = os.path.dirname(path)
+    try:
+        os.makedirs(parent, exist_ok=True)
+        check_executable(parent)
+    except OSError as error:
+        raise UnusableError(f"{parent} cannot be made ({_reason(error)})") from error
+
+
+def check_executable(path: str) -> None:
+    """Files in the directory `path` may be executed, so it is on no file system mounted noexec. Raises UnusableError."""
+    if os.statvfs(path).f_flag & os.ST_NOEXEC:
+        raise UnusableError(f"{path} is on a file system mounted noexec")
+
+
+def first_usable(attempt: Callable[[str], str]) -> str:
+    """What `attempt(root)` returns for the first root that is private, executable, and for which it doesn't fail.
+
+    Raises UnusableError naming every root that was tried and what was wrong with it.
+    """
+    failures = []
+    for root in roots():
+        try:
+            make_private(root)
+            check_executable(root)
+            return attempt(root)
+        except UnusableError as error:
+            failures.append(str(error))
+        except OSError as error:
+            failures.append(f"{root} cannot be used ({_reason(error)})")
+    raise UnusableError("; ".join(failures))
+
+
+def advice(failure: UnusableError) -> str:
+    """The one sentence that a user sees."""
+    return f"the runner cannot be installed because {failure}: set CRONIUM_INSTALL_DIR to a directory that it may use"
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)
+

@@ -1,0 +1,353 @@
+"""The manifest of a payload: what to run, with what, for how long. `manifest.schema.json` is its contract.
+
+Turns a strict YAML tree into one frozen value and refuses what the schema doesn't allow, each time with file,
+line and key. It opens no file and looks at no host: which program an interpreter is, `interpreter` says.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from . import strict_yaml
+from .errors import ManifestError
+from .interpreter import canonical, known_names
+from .strict_yaml import Mapping, Node, Scalar, Sequence
+
+FILE_NAMES: Final = ("manifest.yaml", "manifest.yml")
+# One second is the clock's and the kill sequence's resolution; a day is what contracts §8 allows a job.
+MIN_TIMEOUT_SECONDS: Final = 1
+MAX_TIMEOUT_SECONDS: Final = 86_400
+
+_UNITS: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+# The largest number setrlimit takes on every architecture.
+_MAX_INTEGER: Final = (1 << 63) - 1
+# A secret in a payload would be in every cache; the controller hands these over by other means.
+_IGNORED: Final = ("apiEndpoint", "apiToken")
+_FLAT_SCRIPTS: Final = ("script.sh", "script.py", "script.js")
+_FLAT_METADATA: Final = {
+    "event_id": "eventId",
+    "execution_id": "executionId",
+    "event_name": "eventName",
+    "input": "inputData",
+}
+_FLAT_KEYS: Final = (*_FLAT_METADATA, "variables")
+_KEYS: Final = (
+    "version",
+    "interpreter",
+    "entrypoint",
+    "environment",
+    "args",
+    "timeout",
+    "limits",
+    "expose_api",
+    "metadata",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a job may use; None is unlimited. Sizes are bytes, `cpu` is cores, `nice` is added to ours."""
+
+    memory: int | None = None
+    cpu: float | None = None
+    processes: int | None = None
+    open_files: int | None = None
+    file_size: int | None = None
+    nice: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A checked manifest.
+
+    `interpreter` is a canonical name, an argument vector, or None when `interpreter.resolve` shall infer it;
+    `entrypoint` is a normalised member name; `timeout` is in seconds; `environment` holds the text that was
+    written; `metadata` and `variables` are JSON values; `warnings` are sentences for the operator.
+    """
+
+    version: str
+    interpreter: str | tuple[str, ...] | None
+    entrypoint: str
+    environment: dict[str, str] = field(default_factory=dict)
+    args: tuple[str, ...] = ()
+    timeout: float | None = None
+    limits: Limits | None = None
+    expose_api: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)
+    variables: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def find_manifest(members: Collection[str]) -> str:
+    """The manifest among a payload's files: manifest.yaml, else manifest.yml. Raises ManifestError."""
+    for name in FILE_NAMES:
+        if name in members:
+            return name
+    raise ManifestError(
+        "manifest.missing", "the payload has no manifest.yaml at its top; pack it from the job's own folder"
+    )
+
+
+def parse_manifest(text: bytes, *, name: str = "manifest.yaml", members: Collection[str]) -> Manifest:
+    """The manifest in `text`, the content of the payload's file `name`; `members` are all its files.
+
+    Raises ManifestError with `name:line:` in front and the key in it.
+    """
+    return _Reader(name, members).manifest(strict_yaml.parse(text, name))
+
+
+class _Reader:
+    """Checks one document key by key; every refusal goes through `_error`, which knows the file's name."""
+
+    def __init__(self, file: str, members: Collection[str]) -> None:
+        self._file = file
+        self._members = members
+        self._warnings: list[str] = []
+
+    def manifest(self, root: Node | None) -> Manifest:
+        if not isinstance(root, Mapping):
+            line = root.line if root else 1
+            raise self._error(
+                "manifest.invalid",
+                line,
+                "a manifest is a mapping of keys to values, beginning with 'version: v1'",
+            )
+        if "metadata" not in root.items and any(key in root.items for key in _FLAT_KEYS):
+            return self._flat(root)
+        self._refuse_unknown(root, _KEYS, "")
+        for key in ("version", "entrypoint"):
+            if key not in root.items:
+                code = "manifest.entrypoint" if key == "entrypoint" else "manifest.invalid"
+                raise self._error(code, root.line, f"{key!r} is missing; add it at the top level")
+        read = root.items
+        return Manifest(
+            version=self._version(read["version"]),
+            interpreter=self._optional(read, "interpreter", self._interpreter, None),
+            entrypoint=self._entrypoint(read["entrypoint"]),
+            environment=self._optional(read, "environment", self._environment, {}),
+            args=self._optional(read, "args", self._args, ()),
+            timeout=self._optional(read, "timeout", self._timeout, None),
+            limits=self._optional(read, "limits", self._limits, None),
+            expose_api=self._optional(read, "expose_api", self._expose_api, False),
+            metadata=self._optional(read, "metadata", self._metadata, {}),
+            warnings=self._warnings,
+        )
+
+    def _flat(self, root: Mapping) -> Manifest:
+        """The older form: event fields at the top level, the script found by its name."""
+        self._refuse_unknown(root, (*_FLAT_KEYS, "version", "interpreter", "entrypoint", "environment"), "")
+        read = root.items
+        if "entrypoint" in read:
+            entrypoint = self._entrypoint(read["entrypoint"])
+        else:
+            scripts = [script for script in _FLAT_SCRIPTS if script in self._members]
+            if len(scripts) != 1:
+                found = " and ".join(scripts) or "none"
+                raise self._error(
+                    "manifest.entrypoint",
+                    root.line,
+                    f"without 'entrypoint' there is exactly one of {', '.join(_FLAT_SCRIPTS)}, not {found}; name it",
+                )
+            entrypoint = scripts[0]
+        variables = strict_yaml.value(read["variables"]) if "variables" in read else {}
+        if not isinstance(variables, dict):
+            raise self._error(
+                "manifest.invalid", read["variables"].line, "'variables' must be a mapping of names to values"
+            )
+        return Manifest(
+            version=self._optional(read, "version", self._version, "v1"),
+            interpreter=self._optional(read, "interpreter", self._interpreter, None),
+            entrypoint=entrypoint,
+            environment=self._optional(read, "environment", self._environment, {}),
+            metadata={new: strict_yaml.value(read[old]) for old, new in _FLAT_METADATA.items() if old in read},
+            variables=variables,
+            warnings=self._warnings,
+        )
+
+    # One method for each key
+
+    def _version(self, node: Node) -> str:
+        if isinstance(node, Scalar) and (node.text in ("v1", "1", "1.0") or strict_yaml.number(node) == 1):
+            return "v1"
+        raise self._error("manifest.version", node.line, f"unknown manifest version {_shown(node)} (known: v1)")
+
+    def _interpreter(self, node: Node) -> str | tuple[str, ...]:
+        if isinstance(node, Sequence):
+            words = self._texts(node, "interpreter")
+            if not words or not words[0]:
+                raise self._error(
+                    "manifest.interpreter", node.line, "'interpreter' as a list needs a program as first word"
+                )
+            return words
+        known = canonical(node.text) if isinstance(node, Scalar) else None
+        if known is None:
+            raise self._error(
+                "manifest.interpreter",
+                node.line,
+                f"unsupported interpreter {_shown(node)} (known: {known_names()}, or a list of words)",
+            )
+        return known
+
+    def _entrypoint(self, node: Node) -> str:
+        text = self._text(node, "entrypoint")
+        parts = [part for part in text.split("/") if part not in ("", ".")]
+        if text.startswith("/") or ".." in parts:
+            raise self._error(
+                "manifest.entrypoint",
+                node.line,
+                f"entrypoint {_shown(node)} is outside the payload; name a file in it",
+            )
+        name = "/".join(parts)
+        if name not in self._members:
+            raise self._error(
+                "manifest.entrypoint", node.line, f"entrypoint {_shown(node)} is not a file of the payload"
+            )
+        return name
+
+    def _environment(self, node: Node) -> dict[str, str]:
+        mapping = self._mapping(node, "environment")
+        for key in mapping.items:
+            if not key or "=" in key or "\x00" in key:
+                raise self._error(
+                    "manifest.invalid",
+                    mapping.key_lines[key],
+                    f"environment name {key!r:.60} is empty or has '=' or a NUL in it; rename it",
+                )
+            if key.startswith("CRONIUM_"):
+                self._warn(
+                    mapping.key_lines[key],
+                    f"environment {key!r:.60} is ignored: CRONIUM_ names are the runner's",
+                )
+        return {key: self._text(item, f"environment.{key}") for key, item in mapping.items.items()}
+
+    def _args(self, node: Node) -> tuple[str, ...]:
+        if not isinstance(node, Sequence):
+            raise self._error("manifest.invalid", node.line, "'args' must be a list of words")
+        return self._texts(node, "args")
+
+    def _timeout(self, node: Node) -> float:
+        seconds = strict_yaml.number(node) if isinstance(node, Scalar) else None
+        if seconds is None or not MIN_TIMEOUT_SECONDS <= seconds <= MAX_TIMEOUT_SECONDS:
+            raise self._error(
+                "manifest.invalid",
+                node.line,
+                f"'timeout' must be a number of seconds from {MIN_TIMEOUT_SECONDS} to {MAX_TIMEOUT_SECONDS}, "
+                f"not {_shown(node)}",
+            )
+        return float(seconds)
+
+    def _limits(self, node: Node) -> Limits:
+        mapping = self._mapping(node, "limits")
+        readers: dict[str, Callable[[Node, str], Any]] = {
+            "memory": self._size,
+            "cpu": self._cores,
+            "processes": self._count,
+            "open_files": self._count,
+            "file_size": self._size,
+            "nice": self._nice,
+        }
+        self._refuse_unknown(mapping, tuple(readers), "limits.")
+        return Limits(**{key: readers[key](item, f"limits.{key}") for key, item in mapping.items.items()})
+
+    def _expose_api(self, node: Node) -> bool:
+        typed = strict_yaml.value(node)
+        if not isinstance(typed, bool):
+            raise self._error("manifest.invalid", node.line, f"'expose_api' must be true or false, not {_shown(node)}")
+        return typed
+
+    def _metadata(self, node: Node) -> dict[str, Any]:
+        mapping = self._mapping(node, "metadata")
+        self._ignore(mapping, "metadata.")
+        return {key: strict_yaml.value(item) for key, item in mapping.items.items() if key not in _IGNORED}
+
+    # Values of limits
+
+    def _size(self, node: Node, key: str) -> int:
+        text = node.text if isinstance(node, Scalar) else ""
+        unit = _UNITS.get(text[-3:], 1)
+        digits = text[:-3] if unit > 1 else text
+        # 19 digits hold the largest size; more would only be slow to convert.
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 19 and 0 < int(digits) * unit <= _MAX_INTEGER):
+            raise self._error(
+                "manifest.invalid",
+                node.line,
+                f"{key!r} must be a size like 512MiB, 1GiB or plain bytes, not {_shown(node)}",
+            )
+        return int(digits) * unit
+
+    def _cores(self, node: Node, key: str) -> float:
+        cores = strict_yaml.number(node) if isinstance(node, Scalar) else None
+        if cores is None or cores <= 0:
+            raise self._error(
+                "manifest.invalid",
+                node.line,
+                f"{key!r} must be a number of cores above 0, not {_shown(node)}",
+            )
+        return float(cores)
+
+    def _count(self, node: Node, key: str) -> int:
+        return self._integer(node, key, 1, _MAX_INTEGER)
+
+    def _nice(self, node: Node, key: str) -> int:
+        return self._integer(node, key, -20, 19)
+
+    def _integer(self, node: Node, key: str, low: int, high: int) -> int:
+        number = strict_yaml.number(node) if isinstance(node, Scalar) else None
+        if number is None or number != int(number) or not low <= number <= high:
+            bounds = f"of at least {low}" if high == _MAX_INTEGER else f"from {low} to {high}"
+            raise self._error(
+                "manifest.invalid", node.line, f"{key!r} must be a whole number {bounds}, not {_shown(node)}"
+            )
+        return int(number)
+
+    # What they share
+
+    def _optional(self, read: dict[str, Node], key: str, reader: Callable[[Node], Any], default: Any) -> Any:
+        return reader(read[key]) if key in read else default
+
+    def _mapping(self, node: Node, key: str) -> Mapping:
+        if not isinstance(node, Mapping):
+            raise self._error(
+                "manifest.invalid",
+                node.line,
+                f"{key!r} must be a mapping of keys to values, not {_shown(node)}",
+            )
+        return node
+
+    def _text(self, node: Node, key: str) -> str:
+        """The text of a scalar as it was written, whatever type another reader would give it."""
+        if not isinstance(node, Scalar) or "\x00" in node.text:
+            raise self._error(
+                "manifest.invalid", node.line, f"{key!r:.80} must be one text without NUL, not {_shown(node)}"
+            )
+        return node.text
+
+    def _texts(self, node: Sequence, key: str) -> tuple[str, ...]:
+        return tuple(self._text(item, f"{key}[{index}]") for index, item in enumerate(node.items))
+
+    def _refuse_unknown(self, mapping: Mapping, known: tuple[str, ...], prefix: str) -> None:
+        self._ignore(mapping, prefix)
+        for key, line in mapping.key_lines.items():
+            if key not in known and key not in _IGNORED:
+                raise self._error(
+                    "manifest.unknown_key",
+                    line,
+                    f"unknown key {prefix + key!r:.80} (known: {', '.join(known)}); your own go into metadata.extra",
+                )
+
+    def _ignore(self, mapping: Mapping, prefix: str) -> None:
+        for key in _IGNORED:
+            if key in mapping.items:
+                self._warn(mapping.key_lines[key], f"{prefix + key!r} is ignored; a payload must not carry it")
+
+    def _warn(self, line: int, sentence: str) -> None:
+        self._warnings.append(f"{self._file}:{line}: {sentence}")
+
+    def _error(self, code: str, line: int, sentence: str) -> ManifestError:
+        return ManifestError(code, f"{self._file}:{line}: {sentence}")
+
+
+def _shown(node: Node) -> str:
+    if isinstance(node, Scalar):
+        return ascii(node.text if len(node.text) <= 60 else node.text[:57] + "...")
+    return "a mapping" if isinstance(node, Mapping) else "a list"

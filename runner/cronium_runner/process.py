@@ -1,0 +1,157 @@
+"""Real processes: starting the script, naming a process so that a reused pid is never mistaken for it, ending a tree.
+
+What is decided about them (deadlines, grace, outcomes) is the supervisor's.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from .errors import NotExecutableError
+
+PR_SET_CHILD_SUBREAPER: Final = 36  # <linux/prctl.h>
+
+_RESTORED_SIGNALS: Final = (
+    signal.SIGPIPE,
+    signal.SIGXFSZ,  # Python ignores these two, and an ignored signal stays ignored over exec
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGCHLD,
+    signal.SIGQUIT,
+)
+
+
+def become_subreaper() -> None:
+    """Makes orphaned descendants children of this process, however often they fork or call setsid.
+
+    So none can leave the tree. A kernel without it (before Linux 3.4) leaves us with the process group.
+    The standard library has no prctl, and importing all of ctypes costs a start-up 4 ms; its core does it in one.
+    """
+    import _ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]  # None is this process itself
+        _ctypes.call_function(prctl, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def start_script(argv: Sequence[str], *, environment: Mapping[str, str], stdout: int, stderr: int) -> int:
+    """Starts the script in our working directory, in a session of its own, with standard input from /dev/null.
+
+    Returns its pid; the script has begun by then. Raises NotExecutableError when the kernel refuses to execute it.
+    posix_spawn doesn't copy our page tables as fork does: 0.3 ms instead of 2 on the host this was measured on.
+    """
+    try:
+        return os.posix_spawn(
+            argv[0],
+            argv,
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, stdout, 1),
+                (os.POSIX_SPAWN_DUP2, stderr, 2),
+            ],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_RESTORED_SIGNALS,
+        )
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise NotExecutableError(f"cannot execute {argv[0]}: {reason}") from None
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """What names a process for good: pid, start time in clock ticks since boot, and which boot."""
+    return {"pid": pid, "start": _start_time(pid), "boot": _boot_id()}
+
+
+def is_alive(who: Any) -> bool:
+    """Whether the process that `identity` named still runs. A zombie does not."""
+    if not isinstance(who, dict) or not isinstance(who.get("pid"), int):
+        return False
+    if who.get("boot") != _boot_id():
+        return False
+    fields = _stat_fields(who["pid"])
+    return fields is not None and fields[0] not in (b"Z", b"X") and int(fields[19]) == who.get("start")
+
+
+def descendants(root: int) -> list[int]:
+    """Every living descendant of `root`, parents before children. Zombies are left out."""
+    children: dict[int, list[int]] = {}
+    for pid, state, parent, _ in _processes():
+        if state not in (b"Z", b"X"):
+            children.setdefault(parent, []).append(pid)
+    found: list[int] = []
+    waiting = [root]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def send_signal(pids: Sequence[int], number: int) -> None:
+    """Signals each of our own descendants that still lives.
+
+    Descendants found a moment ago: one that ended since is a zombie until we, their reaper, collect it, so its pid
+    cannot have been reused.
+    """
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def end_orphans(script: Any) -> None:
+    """Kills what is left of a script whose supervisor died: its process group, if that is certainly still its own."""
+    if is_alive(script):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(script["pid"], signal.SIGKILL)
+
+
+def _processes() -> Iterator[tuple[int, bytes, int, int]]:
+    """pid, state, parent and process group of every process that /proc shows."""
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return
+    for name in names:
+        if name.isdigit():
+            fields = _stat_fields(int(name))
+            if fields is not None:
+                yield int(name), fields[0], int(fields[1]), int(fields[2])
+
+
+def _stat_fields(pid: int) -> list[bytes] | None:
+    """The fields of /proc/PID/stat from `state` on (proc(5) counts that one as 3), or None when it is gone."""
+    try:
+        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # The command's name may hold spaces and parentheses, so cut behind the last one.
+        return os.read(file, 4096).rpartition(b") ")[2].split()
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+
+
+def _start_time(pid: int) -> int | None:
+    fields = _stat_fields(pid)
+    return int(fields[19]) if fields else None
+
+
+_boot: str | None = None
+
+
+def _boot_id() -> str:
+    global _boot
+    if _boot is None:
+        try:
+            with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+                _boot = file.read().strip().decode("ascii")
+        except OSError:
+            _boot = ""
+    return _boot

@@ -1,0 +1,84 @@
+"""What a person sees of executions on this host: the local testing mode's report, and lists. Writes only text.
+
+The report goes to standard error, so that the script's own standard output stays clean.
+"""
+
+import sys
+from typing import Any, Final
+
+from .submission import Submission
+from .wire import exactjson
+from .wire.results import Outcome, Result
+
+_MARKS: Final = {Outcome.SUCCEEDED: "ok", Outcome.FAILED: "failed", Outcome.TIMED_OUT: "timed out"}
+
+
+def print_start(submission: Submission, what: str) -> None:
+    """Says what is about to run, and with what."""
+    _heading(f"test {what}")
+    _row("execution", submission.execution_id)
+    _row(
+        "input",
+        exactjson.dumps(submission.input) if submission.has_input else "none (cronium.input prints null)",
+    )
+    for name, value in submission.variables.items():
+        _row("variable", f"{name} = {exactjson.dumps(value)}")
+    for name in submission.secrets:
+        _row("secret", f"{name} = ***")
+    _heading("output")
+
+
+def print_end(result: Result) -> None:
+    """Says how it ended and what the script handed back."""
+    _heading("result")
+    _row("state", f"{_MARKS.get(result.state, result.state.value)}{_ending(result)}")
+    if result.duration_ms is not None:
+        cpu = "" if result.cpu_ms is None else f", {result.cpu_ms:.0f} ms of CPU"
+        memory = "" if result.max_rss_kib is None else f", {result.max_rss_kib / 1024:.1f} MiB at most"
+        _row("time", f"{result.duration_ms:.0f} ms{cpu}{memory}")
+    _row(
+        "streams",
+        f"{_size(result.stdout.bytes)} on standard output, {_size(result.stderr.bytes)} on standard error",
+    )
+    _row(
+        "output",
+        "none (cronium.output was not called)" if result.output is None else exactjson.dumps(result.output),
+    )
+    for name, value in result.variables.items():
+        _row("variable set", f"{name} = {exactjson.dumps(value)}")
+    if result.condition is not None:
+        _row("condition", str(result.condition).lower())
+    if result.strays:
+        _row("strays", f"{result.strays} processes outlived the script and were ended")
+    if result.error_message is not None:
+        _row("error", f"{result.error_message} [{result.error_code}]")
+
+
+def print_statuses(statuses: list[dict[str, Any]]) -> None:
+    """A line for each execution, on standard output."""
+    for status in statuses:
+        result = status["result"] or {}
+        state = result.get("state", status["state"])
+        exit_code = result.get("exitCode")
+        ending = "" if exit_code is None else f"exit {exit_code}"
+        if result.get("signal") is not None:
+            ending = f"signal {result['signal']}"
+        print(f"{status['executionId']:<48} {state:<12} {ending:<10} {status['claimedAt'] or '-'}".rstrip())
+
+
+def _ending(result: Result) -> str:
+    if result.signal is not None:
+        return f" (signal {result.signal})"
+    return "" if result.exit_code is None else f" (exit {result.exit_code})"
+
+
+def _size(count: int) -> str:
+    return f"{count} bytes" if count < 10_000 else f"{count / 1_000_000:.1f} MB"
+
+
+def _heading(text: str) -> None:
+    print(f"── {text} {'─' * max(3, 60 - len(text))}", file=sys.stderr, flush=True)
+
+
+def _row(name: str, value: str) -> None:
+    print(f"   {name:<13} {value}", file=sys.stderr, flush=True)

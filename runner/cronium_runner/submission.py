@@ -1,0 +1,141 @@
+"""What is to be executed: one object, whether it came as a SUBMIT frame or from the command line.
+
+Only its shape and its checks belong here; preparing it is `prepare`'s.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from .errors import ExecutionError, InputError
+from .jobdir import invalid_id_sentence
+from .wire import exactjson
+from .wire.names import is_execution_id, is_sha256
+
+DEFAULT_TIMEOUT: Final = 3600.0
+MAX_TIMEOUT: Final = 24 * 3600.0
+"""Seconds; contracts §8."""
+
+OnDisconnect = Literal["continue", "cancel"]
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A payload file (tar.gz). `sha256` is what it must hash to, or None when nobody said."""
+
+    path: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A directory with a manifest, copied into the work directory."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A single script without a manifest."""
+
+    path: str
+
+
+Source = Archive | Folder | Script
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One execution as it was asked for. Secrets stay out of its repr."""
+
+    execution_id: str
+    source: Source
+    has_input: bool = False
+    input: Any = None
+    variables: dict[str, Any] = field(default_factory=dict)
+    secrets: dict[str, Any] = field(default_factory=dict, repr=False)
+    event: dict[str, Any] = field(default_factory=dict)
+    args: tuple[str, ...] | None = None
+    """None leaves the manifest's own arguments in force."""
+    timeout: float | None = None
+    """Seconds for the script alone; None leaves the manifest's, else one hour."""
+    job_id: str | None = None
+    on_disconnect: OnDisconnect = "continue"
+    keep_work: bool = False
+
+    def __post_init__(self) -> None:
+        if not is_execution_id(self.execution_id):
+            raise ExecutionError("execution.id_invalid", invalid_id_sentence(self.execution_id))
+        if self.timeout is not None and not 0 < self.timeout <= MAX_TIMEOUT:
+            raise InputError(
+                f"a timeout of {self.timeout:g} s is not possible: it is above 0 and at most {MAX_TIMEOUT:g} s (24 h)",
+                "usage.invalid",
+            )
+
+    def fingerprint(self, payload_sha256: str) -> str:
+        """What makes two submissions of one id the same: the payload and the input."""
+        told = {"payload": payload_sha256, "hasInput": self.has_input, "input": self.input}
+        return hashlib.sha256(exactjson.encode(told)).hexdigest()
+
+
+def new_execution_id() -> str:
+    """A fresh id: readable in a listing, and never the same twice."""
+    import time
+
+    return f"exec_{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}_{os.urandom(6).hex()}"
+
+
+_FRAME_KEYS: Final = {
+    "executionId": str,
+    "sha256": str,
+    "input": object,
+    "variables": dict,
+    "secrets": dict,
+    "event": dict,
+    "args": list,
+    "timeout": (int, float, type(None)),
+    "jobId": (str, type(None)),
+    "onDisconnect": str,
+    "offsets": list,
+    "follow": bool,
+}
+
+
+def from_frame(body: dict[str, Any], payload_path: Callable[[str], str]) -> Submission:
+    """A submission from a SUBMIT frame. `payload_path` says where the payload of a digest is, or will be.
+
+    Raises InputError naming the key that is unknown or of the wrong type.
+    """
+    for key, value in body.items():
+        expected: Any = _FRAME_KEYS.get(key)
+        if expected is None:
+            raise InputError(
+                f"this agent does not know the submission's key '{key}'; update the runner", "usage.invalid"
+            )
+        if not isinstance(value, expected):
+            raise InputError(f"the submission's '{key}' cannot be {type(value).__name__}", "usage.invalid")
+    sha256 = body.get("sha256", "")
+    if not is_sha256(sha256):
+        raise InputError(f"the submission's sha256 {sha256!r} is not 64 hexadecimal digits", "payload.digest_malformed")
+    args = body.get("args")
+    if args is not None and not all(isinstance(word, str) and "\0" not in word for word in args):
+        raise InputError("the submission's args are texts without NUL", "usage.invalid")
+    on_disconnect = body.get("onDisconnect", "continue")
+    if on_disconnect not in ("continue", "cancel"):
+        raise InputError(f"onDisconnect is 'continue' or 'cancel', not {on_disconnect!r}", "usage.invalid")
+    timeout = body.get("timeout")
+    return Submission(
+        execution_id=body.get("executionId", ""),
+        source=Archive(payload_path(sha256), sha256),
+        has_input="input" in body,
+        input=body.get("input"),
+        variables=body.get("variables", {}),
+        secrets=body.get("secrets", {}),
+        event=body.get("event", {}),
+        args=None if args is None else tuple(args),
+        timeout=None if timeout is None else float(timeout),
+        job_id=body.get("jobId"),
+        on_disconnect=on_disconnect,
+    )

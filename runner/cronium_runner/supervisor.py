@@ -1,0 +1,393 @@
+"""Supervising one execution: from the started script to the durable result.
+
+One thread and one epoll loop. It owns the execution's directory and values; everybody else reads the directory, and
+is woken through a watch connection when there is more to read. It decides about the script's end: timeout, cancel,
+strays, drain. How processes are found and signalled is `process`'s, how bytes are kept is `output`'s.
+"""
+
+import contextlib
+import functools
+import os
+import resource
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+from . import __version__, follow, helper_socket, helpers, process
+from .jobdir import ExecutionDirectory, utc_now
+from .lifecycle import State, has_move
+from .output import Spool
+from .prepare import Prepared
+from .submission import Submission
+from .wire.names import STDERR, STDOUT, STREAM_NAMES
+from .wire.results import Outcome, Result
+
+GRACE_SECONDS: Final = 5.0
+"""Between SIGTERM and SIGKILL (contracts §8): long enough to write a checkpoint, short enough to wait for."""
+DRAIN_SECONDS: Final = 2.0
+"""How long a grandchild may keep the output open after the script's own end before the tree is ended."""
+CLEAN_UP_SECONDS: Final = 60.0
+"""How long SIGKILL is repeated (contracts §8). What survives that is stuck in the kernel and said to be so."""
+READ_PIECE: Final = 256 * 1024
+SWEEP_SECONDS: Final = 0.02
+"""Between two sweeps of SIGKILL. Each ends what the one before missed, so a fork bomb runs out of parents."""
+
+
+class Supervisor:
+    """One running execution. `run` is called once, in a process of its own."""
+
+    def __init__(self, prepared: Prepared, submission: Submission, guardian: socket.socket) -> None:
+        self._prepared = prepared
+        self._execution: ExecutionDirectory = prepared.execution
+        self._submission = submission
+        self._guardian: socket.socket | None = guardian
+        self._state = State.CLAIMED
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._watchers: dict[int, helper_socket.Connection] = {}
+        self._spools = {stream: Spool(self._execution.spool_path(name)) for stream, name in STREAM_NAMES.items()}
+        self._pipes: dict[int, int] = {}
+        self._has_news = False
+        self._script = 0
+        self._status: int | None = None
+        self._usage: resource.struct_rusage | None = None
+        self._end_reason: Outcome | None = None
+        self._kill_at: float | None = None
+        self._give_up_at = float("inf")
+        self._is_childless = False
+        self._drain_until: float | None = None
+        self._deadline = float("inf")
+        self._strays: set[int] = set()
+        self._started = 0.0
+        self._started_at: str | None = None
+
+    def run(self) -> Result:
+        """Starts the script, sees it through to its end and writes the result down.
+
+        Raises NotExecutableError when the script could not be executed at all: then nothing has run.
+        """
+        process.become_subreaper()
+        self._listen_to_signals()
+        self._add(self._prepared.helper_socket.fileno(), self._accept)
+        if self._guardian is not None:
+            self._guardian.setblocking(False)
+            self._add(self._guardian.fileno(), self._hear_guardian)
+        self._start_script()
+        while not self._is_over():
+            self._turn()
+        return self._finish()
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        for descriptor, events in self._epoll.poll(self._until_next_deadline()):
+            callback = self._callbacks.get(descriptor)
+            if callback is not None:  # an earlier callback of this round may have closed it
+                callback(events)
+        self._meet_deadlines()
+        if self._has_news:
+            self._has_news = False
+            self._wake_followers()
+
+    def _add(self, descriptor: int, callback: Callable[[int], None], events: int = select.EPOLLIN) -> None:
+        self._callbacks[descriptor] = callback
+        self._epoll.register(descriptor, events)
+
+    def _remove(self, descriptor: int) -> None:
+        del self._callbacks[descriptor]
+        self._epoll.unregister(descriptor)
+
+    def _until_next_deadline(self) -> float:
+        """Seconds until something must be done without being asked; -1 when nothing is due."""
+        due = min(
+            self._deadline if self._end_reason is None and self._status is None else float("inf"),
+            float("inf") if self._kill_at is None else self._kill_at,
+            float("inf") if self._drain_until is None else self._drain_until,
+        )
+        return -1 if due == float("inf") else max(0.0, due - time.monotonic())
+
+    def _meet_deadlines(self) -> None:
+        now = time.monotonic()
+        if self._status is None and self._end_reason is None and now >= self._deadline:
+            self._end(Outcome.TIMED_OUT)
+        if self._drain_until is not None and now >= self._drain_until:
+            self._drain_until = None
+            self._end_strays()
+        if self._kill_at is not None and now >= self._kill_at:
+            self._kill_tree()
+
+    def _is_over(self) -> bool:
+        """Whether the script has ended, nothing of it is left and its output has been read to the end."""
+        if self._status is None or (self._pipes and self._drain_until is not None):
+            return False
+        if not self._is_childless and time.monotonic() < self._give_up_at:
+            self._end_strays()
+            return False
+        # Nobody is left to write, so what the pipes still hold is all there will be.
+        for pipe in list(self._pipes):
+            self._drain(pipe)
+        return True
+
+    # -- the script ----------------------------------------------------------------------------------------------
+
+    def _start_script(self) -> None:
+        ends = {}
+        for stream in STREAM_NAMES:
+            readable, writable = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(readable, False)
+            self._pipes[readable] = stream
+            ends[stream] = writable
+        os.chdir(self._execution.work)
+        self._started_at = utc_now()
+        self._started = time.monotonic()
+        try:
+            self._script = process.start_script(
+                self._prepared.argv,
+                environment=self._prepared.environment,
+                stdout=ends[STDOUT],
+                stderr=ends[STDERR],
+            )
+        finally:
+            os.chdir("/")
+            for writable in ends.values():
+                os.close(writable)
+        self._deadline = self._started + self._prepared.timeout
+        for pipe in self._pipes:
+            self._add(pipe, functools.partial(self._read, pipe))
+        self._move(State.RUNNING, {"script": process.identity(self._script)})
+
+    def _read(self, pipe: int, _events: int) -> None:
+        try:
+            piece = os.read(pipe, READ_PIECE)
+        except BlockingIOError:
+            return
+        if piece:
+            self._spools[self._pipes[pipe]].write(piece)
+            self._has_news = True
+        else:
+            self._close_pipe(pipe)
+
+    def _drain(self, pipe: int) -> None:
+        while pipe in self._pipes:
+            before = self._spools[self._pipes[pipe]]
+            try:
+                piece = os.read(pipe, READ_PIECE)
+            except BlockingIOError:
+                piece = b""
+            if piece:
+                before.write(piece)
+            else:
+                self._close_pipe(pipe)
+
+    def _close_pipe(self, pipe: int) -> None:
+        self._remove(pipe)
+        del self._pipes[pipe]
+        os.close(pipe)
+        if not self._pipes:
+            self._drain_until = None
+
+    def _listen_to_signals(self) -> None:
+        """SIGCHLD and SIGTERM become readable bytes in the loop, so no handler ever interrupts a write."""
+        readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._signals_read, self._signals_write = readable, writable
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        # A login that ends hangs up on its processes; an execution outlives it.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+        self._add(readable, self._hear_signals)
+
+    def _hear_signals(self, _events: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            arrived = os.read(self._signals_read, 4096)
+            if signal.SIGTERM in arrived or signal.SIGINT in arrived:
+                self._end(Outcome.CANCELLED)
+        self._reap()
+
+    def _reap(self) -> None:
+        """Collects who has ended. As subreaper we have no children exactly when no descendant is left."""
+        try:
+            while True:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if pid == self._script:
+                    self._status, self._usage = status, usage
+                    if self._pipes:
+                        self._drain_until = time.monotonic() + DRAIN_SECONDS
+        except ChildProcessError:
+            self._is_childless = True
+
+    # -- ending --------------------------------------------------------------------------------------------------
+
+    def _end(self, reason: Outcome) -> None:
+        """The script is to end: SIGTERM now, SIGKILL after the grace period."""
+        if self._end_reason is None and self._status is None:
+            self._end_reason = reason
+            self._terminate_tree(reason.value)
+
+    def _end_strays(self) -> None:
+        """The script has ended and left processes behind."""
+        if self._state is State.RUNNING:
+            self._strays.update(process.descendants(os.getpid()))
+            self._terminate_tree("strays")
+
+    def _terminate_tree(self, reason: str) -> None:
+        self._move(State.TERMINATING, {"reason": reason})
+        self._kill_at = time.monotonic() + GRACE_SECONDS
+        left = process.descendants(os.getpid())
+        process.send_signal(left, signal.SIGTERM)
+        process.send_signal(left, signal.SIGCONT)  # a stopped process hears SIGTERM only when it goes on
+
+    def _kill_tree(self) -> None:
+        """One sweep of SIGKILL; the next follows until no descendant is left."""
+        now = time.monotonic()
+        if self._give_up_at == float("inf"):
+            self._give_up_at = now + CLEAN_UP_SECONDS
+        left = process.descendants(os.getpid())
+        if self._status is not None:
+            self._strays.update(left)
+        process.send_signal(left, signal.SIGKILL)
+        self._kill_at = now + SWEEP_SECONDS
+
+    # -- helpers and watchers ------------------------------------------------------------------------------------
+
+    def _accept(self, _events: int) -> None:
+        while True:
+            try:
+                connected, _ = self._prepared.helper_socket.accept()
+            except OSError:  # nobody waiting, or no descriptor free: the next round tries again
+                return
+            connected.setblocking(False)
+            connection = helper_socket.Connection(connected, self._execute_helper)
+            self._add(connected.fileno(), functools.partial(self._serve, connection))
+            self._serve(connection, select.EPOLLIN)
+
+    def _execute_helper(self, request: helpers.Request, stdin: bytes | None) -> helpers.Answer:
+        try:
+            return helpers.execute(request, self._prepared.values, stdin)
+        except Exception as error:  # noqa: BLE001 - a defect in one helper call must not cost the whole execution
+            return helpers.Answer(1, stderr=f"Error: the runner failed: {type(error).__name__}: {error}\n".encode())
+
+    def _serve(self, connection: helper_socket.Connection, events: int) -> None:
+        descriptor = connection.fileno()
+        is_open = connection.send() if events & select.EPOLLOUT else True
+        if is_open and events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+            is_open = connection.receive()
+        if not is_open:
+            self._remove(descriptor)
+            self._watchers.pop(descriptor, None)
+            connection.close()
+            return
+        self._epoll.modify(descriptor, select.EPOLLIN | (select.EPOLLOUT if connection.has_unsent else 0))
+        if connection.is_watch:
+            if descriptor not in self._watchers:
+                self._watchers[descriptor] = connection
+                self._has_news = True
+            self._obey(connection.take_received())
+
+    def _hear_guardian(self, _events: int) -> None:
+        assert self._guardian is not None
+        try:
+            words = self._guardian.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            words = b""
+        if words:
+            self._obey(words)
+            return
+        # Whoever submitted this is gone, or lost the connection it was submitted over.
+        self._remove(self._guardian.fileno())
+        self._guardian.close()
+        self._guardian = None
+        if self._submission.on_disconnect == "cancel":
+            self._end(Outcome.CANCELLED)
+
+    def _obey(self, words: bytes) -> None:
+        if follow.CANCEL in words:
+            self._end(Outcome.CANCELLED)
+
+    def _wake_followers(self) -> None:
+        waiting = [watcher.socket for watcher in self._watchers.values()]
+        if self._guardian is not None:
+            waiting.append(self._guardian)
+        for follower in waiting:
+            with contextlib.suppress(OSError):  # a full buffer wakes it as well, an end is noticed when reading
+                follower.send(b"\n")
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _move(self, state: State, record: dict[str, object]) -> None:
+        assert has_move(self._state, state), f"{self._state} → {state}"
+        self._state = state
+        self._has_news = True
+        with contextlib.suppress(OSError):  # a full disk must not end a running script; the result says what happened
+            self._execution.append_state(state, record)
+
+    def _finish(self) -> Result:
+        assert self._status is not None
+        duration = time.monotonic() - self._started
+        exit_code, number = _exit_of(self._status)
+        summaries = {stream: spool.close() for stream, spool in self._spools.items()}
+        state = self._end_reason or (Outcome.SUCCEEDED if exit_code == 0 else Outcome.FAILED)
+        code, message = self._explain(state)
+        values = self._prepared.values
+        usage = self._usage
+        result = Result(
+            execution_id=self._execution.id,
+            job_id=self._prepared.job_id,
+            host=None,
+            state=state,
+            exit_code=exit_code,
+            signal=number,
+            started_at=self._started_at,
+            finished_at=utc_now(),
+            duration_ms=round(duration * 1000, 3),
+            output=values.output,
+            variables=values.changed_variables,
+            condition=values.condition,
+            stdout=summaries[STDOUT],
+            stderr=summaries[STDERR],
+            cpu_ms=None if usage is None else round((usage.ru_utime + usage.ru_stime) * 1000, 3),
+            max_rss_kib=None if usage is None else usage.ru_maxrss,
+            strays=len(self._strays),
+            runner_version=__version__,
+            error_code=code,
+            error_message=message,
+        )
+        self._execution.write_result(result.to_json())
+        return result
+
+    def _explain(self, state: Outcome) -> tuple[str | None, str | None]:
+        for stream, spool in self._spools.items():
+            if spool.error is not None:
+                return (
+                    "execution.spool",
+                    f"{STREAM_NAMES[stream]} could not be written down completely: {spool.error.strerror}; "
+                    "free space in the state directory",
+                )
+        if not self._is_childless:
+            return (
+                "execution.unkillable",
+                "processes of the script survived SIGKILL for a minute; they are stuck in the kernel",
+            )
+        if state is Outcome.TIMED_OUT:
+            return (
+                "execution.timeout",
+                f"the script ran longer than its timeout of {self._prepared.timeout:g} s and was ended",
+            )
+        if state is Outcome.CANCELLED:
+            return "execution.cancelled", "the execution was cancelled and its processes were ended"
+        return None, None
+
+
+def _exit_of(status: int) -> tuple[int | None, int | None]:
+    """Exit code and signal of a wait status; exactly one of them is set."""
+    if os.WIFSIGNALED(status):
+        return None, os.WTERMSIG(status)
+    return os.WEXITSTATUS(status), None

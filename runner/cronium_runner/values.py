@@ -1,0 +1,152 @@
+"""The values of one execution in bundled mode: kept by its supervisor, and shown to the script as files.
+
+The supervisor is the only writer, so no lock is needed and no update is lost. Memory is the truth; the files in
+`.cronium` are there for scripts that like to read them. They are written before a helper gets its answer, each
+under a temporary name first, without fsync: what has to survive is in the result, which is durable.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from .helpers import HelperError, Json
+from .wire.exactjson import encode
+
+EVENT_FIELDS: Final = (
+    "id", "name", "type", "trigger", "version", "executionId", "jobId", "server", "user", "startTime", "metadata",
+)  # fmt: skip
+
+MASKED: Final = "***"
+
+
+class BundledValues:
+    """Implements `helpers.Values`. `secrets` are variables that are in memory only, and masked in the result."""
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        input: Json = None,
+        variables: Mapping[str, Json] | None = None,
+        secrets: Mapping[str, Json] | None = None,
+        event: Mapping[str, Json] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`folder` is the work directory's `.cronium`. `environment` is what context.json shows: the manifest's."""
+        self._folder = folder
+        self._input = input
+        self._secrets = dict(secrets or {})
+        self._variables = {name: value for name, value in (variables or {}).items() if name not in self._secrets}
+        self._event = dict.fromkeys(EVENT_FIELDS) | dict(event or {})
+        self._environment = dict(environment or {})
+        self._output: Json = None
+        self._changed: dict[str, Json] = {}
+        self._condition: bool | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<BundledValues {self._folder!r} variables={sorted(self._variables)} secrets={sorted(self._secrets)}"
+            f" changed={sorted(self._changed)} condition={self._condition}>"
+        )
+
+    def create_files(self) -> None:
+        """Create the folder (0700) and its input, variables and context files. Raises `OSError`."""
+        try:
+            os.mkdir(self._folder, 0o700)
+        except FileExistsError:
+            pass  # local use: a directory that was run before
+        event = self._event
+        self._write("input.json", {"data": self._input})
+        self._write("variables.json", self._variables)
+        self._write(
+            "context.json",
+            {
+                "eventId": event["id"],
+                "eventName": event["name"],
+                "executionId": event["executionId"],
+                "jobId": event["jobId"],
+                "trigger": event["trigger"],
+                "startTime": event["startTime"],
+                "environment": self._environment,
+                "metadata": event["metadata"],
+            },
+        )
+
+    def move_to(self, folder: str) -> None:
+        """The folder has been renamed to `folder`; later writes go there."""
+        self._folder = folder
+
+    # What the helpers do.
+
+    def get_input(self) -> Json:
+        return self._input
+
+    def merge_output(self, key: str, value: Json) -> None:
+        if self._output is not None and not isinstance(self._output, dict):
+            raise HelperError(
+                "value.invalid", f"key '{key}' cannot be merged into the output, which is no object; set it as a whole"
+            )
+        self.replace_output({**(self._output or {}), key: value})
+
+    def replace_output(self, value: Json) -> None:
+        self._store("output.json", {"data": value})
+        self._output = value
+
+    def get_variable(self, name: str) -> Json:
+        return self._secrets[name] if name in self._secrets else self._variables[name]
+
+    def set_variable(self, name: str, value: Json) -> None:
+        if name in self._secrets:
+            self._secrets[name] = value
+            self._changed[name] = MASKED
+            return
+        variables = {**self._variables, name: value}
+        self._store("variables.json", variables)
+        self._variables = variables
+        self._changed[name] = value
+
+    def event(self) -> Mapping[str, Json]:
+        return self._event
+
+    def set_condition(self, condition: bool) -> None:
+        self._condition = condition
+
+    # What the result needs.
+
+    @property
+    def output(self) -> Json:
+        """The output as the script left it, None when it gave none."""
+        return self._output
+
+    @property
+    def changed_variables(self) -> dict[str, Json]:
+        """The variables that the script set, and only those; a secret's value is masked."""
+        return dict(self._changed)
+
+    @property
+    def condition(self) -> bool | None:
+        """What the script decided, None when it did not."""
+        return self._condition
+
+    def _store(self, name: str, content: Json) -> None:
+        try:
+            self._write(name, content)
+        except OSError as error:
+            raise HelperError("store.failed", f"{name} could not be written: {error.strerror}") from None
+
+    def _write(self, name: str, content: Json) -> None:
+        path = f"{self._folder}/{name}"
+        temporary = f"{self._folder}/.{name}.new"
+        left = memoryview(encode(content))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, 0o600)
+        try:
+            try:
+                while left:
+                    left = left[os.write(descriptor, left) :]
+            finally:
+                os.close(descriptor)
+            os.rename(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+            raise

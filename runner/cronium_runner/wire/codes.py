@@ -1,0 +1,68 @@
+"""Every error code there is, in one place. Codes are stable: programs match on them, messages may be reworded.
+
+A code says *what happened*; the message beside it says where, and what to do about it.
+"""
+
+from typing import Final
+
+CODES: Final[dict[str, str]] = {
+    # The payload, before anything of it has run.
+    "payload.not_found": "no such payload, directory or script",
+    "payload.unreadable": "the payload exists but cannot be read",
+    "payload.digest_mismatch": "the payload's SHA-256 is not the one that was handed over",
+    "payload.digest_malformed": "the digest handed over, or the sidecar file, is not a SHA-256",
+    "payload.not_gzip": "the payload is not a gzip file",
+    "payload.damaged": "the gzip or tar structure is broken or cut short",
+    "payload.trailing_data": "bytes follow the end of the gzip member or of the archive",
+    "payload.too_large": "the unpacked payload is over the cap",
+    "payload.ratio": "the payload unpacks to suspiciously many times its size",
+    "payload.too_many_entries": "the payload has more entries than the cap",
+    "payload.unsafe_name": "a member's name is absolute, has '..', a NUL, or is too long or too deep",
+    "payload.duplicate_name": "two members have the same name, or one is a file where another needs a folder",
+    "payload.unsafe_type": "a member is a link, a device, a FIFO or a sparse file",
+    # The manifest.
+    "manifest.missing": "the payload has no manifest.yaml or manifest.yml",
+    "manifest.not_yaml": "the manifest is not valid YAML or not UTF-8",
+    "manifest.too_large": "the manifest is over the cap, or nested too deeply",
+    "manifest.alias": "YAML aliases, anchors, tags or merge keys, which a manifest may not use",
+    "manifest.duplicate_key": "the same key twice in one mapping",
+    "manifest.unknown_key": "a key that a manifest does not have",
+    "manifest.invalid": "a value of the wrong type or outside its range",
+    "manifest.version": "a manifest version that this runner does not know",
+    "manifest.interpreter": "an interpreter that this runner does not know",
+    "manifest.entrypoint": "no entrypoint, an entrypoint outside the payload, or one that is not in it",
+    # What the script needs from the host.
+    "interpreter.not_found": "the interpreter is not installed on the host (exit status 127)",
+    "interpreter.not_executable": "the interpreter or the script cannot be executed (exit status 126)",
+    # Executions.
+    "execution.id_invalid": "not an execution id: [A-Za-z0-9._-]{1,64}, not starting with '.' or '-'",
+    "execution.id_conflict": "this execution id was already used for another payload or input",
+    "execution.not_found": "no execution of this id on this host",
+    "execution.lost": "the supervisor died without a result; how far the script came is not known",
+    "execution.timeout": "the script ran longer than its timeout and was ended",
+    "execution.cancelled": "the execution was cancelled and the script was ended",
+    "execution.unkillable": "processes of the script could not be ended, not even by SIGKILL",
+    "execution.spool": "the script's output could not be written down completely",
+    # The runner on its host.
+    "state.unusable": "the state directory cannot be used; nothing was started",
+    "install.unusable": "no directory on this host where the runner can be installed and executed",
+    "input.invalid": "input, variables or event are not valid JSON, or a file of them cannot be read",
+    "usage.invalid": "an option or value that the command does not take",
+    "limits.unsupported": "limits are not enforced by this version, so a job that asks for them is not started",
+    "runner.internal": "a defect in the runner; please report it with the message",
+    # The channel between controller and host.
+    "channel.protocol": "the other side sent something that is not in the protocol",
+    "channel.version": "no protocol version that both sides know",
+    "channel.lost": "the connection ended; what happened on the host after that is not known here",
+    # The controller reaching a host.
+    "host.unreachable": "no connection to the host",
+    "host.key_changed": "the host's key is not the recorded one; nothing was sent",
+    "host.key_unknown": "the host's key is not recorded and the policy is strict; nothing was sent",
+    "host.auth_failed": "the host refused our authentication",
+    "host.config": "a host, key or option that cannot be used as given",
+    "deploy.unsupported": "the host's system or architecture has no runner",
+    "deploy.failed": "the runner could not be put on the host or does not start there",
+    "deploy.digest_mismatch": "the file that arrived on the host is not the file that was sent",
+    "binary.missing": "there is no runner binary to deploy; scripts/build makes it",
+    "store.unusable": "the controller's database cannot be used; nothing was submitted",
+}
