@@ -4,8 +4,15 @@ The binary is frozen from this file. On a machine that has no compiled helper cl
 the binary, and the name it was called by decides.
 """
 
+import gc
 import os
 import sys
+
+TYPE_CHECKING = False  # a helper call must not pay for the import of typing
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+gc.disable()  # nothing that start-up makes is garbage, and looking for it costs a tenth of the start
 
 
 def main() -> int:
@@ -16,8 +23,21 @@ def main() -> int:
         return client.main([name, *sys.argv[1:]])
     from cronium_runner import cli
 
+    gc.freeze()
+    gc.enable()
     return cli.main()
 
 
+def leave(status: int) -> "NoReturn":
+    """End without taking the interpreter apart, which costs 6 ms: files are closed and children reaped by whoever made
+    them, so only what is still buffered has to go out."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        status = status or 125  # what was said did not arrive
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

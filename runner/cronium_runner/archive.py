@@ -243,7 +243,9 @@ def _header_name(header: bytes) -> bytes:
 def _field_text(field: bytes) -> bytes:
     text, _, rest = field.partition(b"\x00")
     if rest.strip(b"\x00"):
-        raise PayloadError("payload.unsafe_name", f"a member's name has a NUL in it: {shown(field.rstrip(bytes(1)))}; rename it")
+        raise PayloadError(
+            "payload.unsafe_name", f"a member's name has a NUL in it: {shown(field.rstrip(bytes(1)))}; rename it"
+        )
     return text
 
 

@@ -277,15 +277,14 @@ def _source(path: str, sha256: str | None) -> Any:
 
 def _leave_values(submission: "Submission", result: Result) -> None:
     """A run of a directory leaves flat output.json and variables.json in it, for local use (contracts §4)."""
+    from .prepare import LEFT_BY_A_RUN
     from .submission import Folder
     from .wire import exactjson
 
     if not isinstance(submission.source, Folder) or result.state is Outcome.REJECTED:
         return
-    for name, value in (
-        ("output.json", result.output),
-        ("variables.json", {**submission.variables, **result.variables}),
-    ):
+    values = (result.output, {**submission.variables, **result.variables})
+    for name, value in zip(LEFT_BY_A_RUN, values, strict=True):
         path = os.path.join(submission.source.path, name)
         try:
             with open(path, "wb") as file:

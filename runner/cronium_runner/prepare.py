@@ -29,6 +29,9 @@ from .manifest import Manifest
 from .submission import DEFAULT_TIMEOUT, Archive, Folder, Source, Submission
 from .values import BundledValues
 
+LEFT_BY_A_RUN: Final = ("output.json", "variables.json")
+"""What a local run of a folder leaves in it (contracts §4): results, so no part of what identifies the folder."""
+
 _EVENT_KEYS: Final = {
     # The event object's field: what the manifest's metadata, or an event that was handed over, may call it.
     "id": "eventId",
@@ -138,6 +141,8 @@ def source_digest(source: Source) -> str:
             folders.sort()
             for name in sorted(files):
                 path = os.path.join(folder, name)
+                if os.path.relpath(path, source.path) in LEFT_BY_A_RUN:
+                    continue
                 with open(path, "rb") as file:
                     digest.update(os.fsencode(os.path.relpath(path, source.path)) + b"\0")
                     digest.update(bytes.fromhex(payload.digest_of(file)))

@@ -37,7 +37,7 @@ def become_subreaper() -> None:
         _ctypes.call_function(prctl, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
-def start_script(argv: Sequence[str], *, environment: Mapping[str, str], stdout: int, stderr: int) -> int:
+def start_script(argv: list[str], *, environment: Mapping[str, str], stdout: int, stderr: int) -> int:
     """Starts the script in our working directory, in a session of its own, with standard input from /dev/null.
 
     Returns its pid; the script has begun by then. Raises NotExecutableError when the kernel refuses to execute it.

@@ -1,5 +1,6 @@
 """Payload: every hostile archive is refused by its own code, touches nothing outside and leaves nothing behind."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -10,7 +11,8 @@ import stat
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import payload_bytes as pb
@@ -31,13 +33,13 @@ def repeated(count: int) -> bytes:
 
 
 def cve_2025_4517() -> bytes:
-    """Folders of maximal length so that a resolved path passes PATH_MAX, links up through them, a file through those."""
+    """Folders so long that a resolved path passes PATH_MAX, links up through them, a file through those."""
     parts = []
     path = b""
     for letter in b"abcdefghijklmnop":
         path += LONG + b"/"
         parts.append(gnu_long_name(path) + folder(b"x"))
-        parts.append(header(bytes([letter]), 0, b"2", link=LONG))
+        parts.append(member(b"K", LONG + b"\0", kind=b"K") + header(bytes([letter]), 0, b"2"))
     parts.append(header(b"escape", 0, b"2", link=b"a/b/c/../../../../outside"))
     parts.append(member(b"escape/owned", b"x"))
     return pb.archive(*parts)
@@ -195,7 +197,11 @@ HOSTILE: list[tuple[str, Callable[[], bytes], str]] = [
     ("zeros in a GNU name", lambda: pb.zeros(200 << 20, header(b"L", 200 << 20, b"L")), "payload.too_large"),
     ("zeros after the end", lambda: pb.zeros(200 << 20, GOOD), "payload.ratio"),
     ("100,000 entries", lambda: pb.archive(repeated(100_000)), "payload.too_many_entries"),
-    ("100,000 pax headers", lambda: pb.archive(pax({b"comment": b"c"}) * 100_000), "payload.too_many_entries"),
+    (
+        "10,001 pax headers",
+        lambda: pb.archive(*(pax({b"comment": os.urandom(99).hex().encode()}) for _ in range(10_001))),
+        "payload.too_many_entries",
+    ),
 ]
 
 
@@ -233,10 +239,10 @@ def test_there_are_enough_hostile_payloads() -> None:
     assert len({name for name, _, _ in HOSTILE}) == len(HOSTILE) >= 100
 
 
-BOMBS = [case for case in HOSTILE if "zeros" in case[0] or "00,000" in case[0] or "very deep" in case[0]]
+BOMBS = [case for case in HOSTILE if "zeros in" in case[0] or ",00" in case[0] or "very deep" in case[0]]
 
 UNPACK_IN_LITTLE_MEMORY = """
-import resource, sys, zlib, os
+import os, sys
 sys.path[:0] = sys.argv[3:]
 from cronium_runner import payload
 from cronium_runner.errors import RunnerError
@@ -248,7 +254,9 @@ try:
     print("unpacked", end=" ")
 except RunnerError as error:
     print(error.code, end=" ")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - idle)
+# Not getrusage: its maximum survives exec and so would be the test process's own.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:")).split()[1]
+print(int(peak) * 1024 - idle)
 """
 
 
@@ -269,10 +277,9 @@ def memory_of_unpacking(tmp_path: Path, content: bytes) -> tuple[str, int]:
 
 @pytest.mark.parametrize(("build", "code"), [case[1:] for case in BOMBS], ids=[case[0] for case in BOMBS])
 def test_bombs_need_little_memory(tmp_path: Path, build: Callable[[], bytes], code: str) -> None:
-    assert memory_of_unpacking(tmp_path, build())[0] == code
-    shutil.rmtree(tmp_path / "work")
-    # ru_maxrss of a new process may start at its parent's; statm at the peak is what the second figure bounds.
-    assert memory_of_unpacking(tmp_path, build())[1] < 64 << 20
+    said, above_idle = memory_of_unpacking(tmp_path, build())
+    assert said == code
+    assert above_idle < 16 << 20  # four times better than promised
 
 
 def test_a_large_honest_payload_needs_little_memory(tmp_path: Path) -> None:
@@ -305,7 +312,7 @@ def test_files_folders_and_modes(tmp_path: Path) -> None:
                 folder(b"lib/", magic=GNU),
                 member(b"lib/a.py", b"a = 1\n", mode=0o666, magic=GNU),
                 member(b"deep/er/b", b"", mode=0o010, magic=V7),
-                folder(b"deep", mode_field=b"0000000\0") if False else header(b"deep", 0, b"5", 0),
+                header(b"deep", 0, b"5", 0),
                 header(b"old/", 0, b"\x00", magic=V7),
                 member(b"._script.sh", b"resource fork"),
                 member(b"lib/._a.py", b"resource fork"),
@@ -323,7 +330,8 @@ def test_files_folders_and_modes(tmp_path: Path) -> None:
         str(tmp_path),
     )
     assert names == [
-        "script.sh", "lib/a.py", "deep/er/b", "some/where/with prefix", "name/ü", "g" * 150, "sized", "sized in base 256",
+        "script.sh", "lib/a.py", "deep/er/b", "some/where/with prefix", "name/ü", "g" * 150, "sized",
+        "sized in base 256",
     ]  # fmt: skip
     assert (tmp_path / "sized").read_bytes() == b"abc"
     assert (tmp_path / "sized in base 256").read_bytes() == b"ab"
@@ -338,7 +346,7 @@ def test_files_folders_and_modes(tmp_path: Path) -> None:
 FILES = {
     "manifest.yaml": b"version: v1\nentrypoint: script.sh\n",
     "script.sh": b"#!/bin/sh\necho hi\n",
-    "lib/" + "n" * 120 + "/" + "m" * 120 + ".txt": bytes(range(256)) * 1000,
+    "lib/" + "n" * 120 + "/" + "m" * 80 + ".txt": bytes(range(256)) * 1000,
     "ünï/empty": b"",
 }
 
@@ -449,12 +457,9 @@ def test_damaged_payloads_never_crash(tmp_path: Path, data: st.DataObject) -> No
             tar[start + 148 : start + 156] = b"%06o\x00 " % sum(block)
     work = tmp_path / "work"
     work.mkdir()
-    try:
+    with contextlib.suppress(PayloadError):
         payload.unpack(io.BytesIO(pb.gzipped(bytes(tar))), str(work))
-    except RunnerError as error:
-        assert error.code.startswith("payload.")
-    finally:
-        payload.remove_tree(str(work))
+    payload.remove_tree(str(work))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -657,25 +662,38 @@ REMOVE = (
 )
 
 
-def remove_as(user: int | None, work: Path, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[bytes]:
+def remove_with(work: Path, *prefix: str) -> subprocess.CompletedProcess[bytes]:
     runner = str(Path(tree.__file__).parents[1])
     return subprocess.run(
-        [*prefix, sys.executable, "-c", REMOVE, str(work), runner], user=user, stderr=subprocess.PIPE, timeout=60
+        [*prefix, sys.executable, "-c", REMOVE, str(work), runner], stderr=subprocess.PIPE, timeout=60
     )
 
 
-@pytest.fixture
-def shared_tmp() -> Path:
-    """A folder that another user can reach, which pytest's own is not."""
-    import tempfile
+def remove_as_nobody(work: Path) -> int:
+    """In a forked child, as another user may not be allowed to start this interpreter."""
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        try:
+            payload.remove_tree(str(work))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
+
+@pytest.fixture
+def shared_tmp() -> Iterator[Path]:
+    """A folder that another user can reach, which pytest's own is not."""
     path = Path(tempfile.mkdtemp(prefix="cronium-test-"))
     path.chmod(0o777)
     yield path
     shutil.rmtree(path, ignore_errors=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="permissions don't stop anybody but root from becoming another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user whom permissions stop")
 def test_removal_opens_what_the_script_closed(shared_tmp: Path) -> None:
     work = shared_tmp / "work"
     for name in ("none", "search", "read", "outer/inner"):
@@ -686,12 +704,7 @@ def test_removal_opens_what_the_script_closed(shared_tmp: Path) -> None:
         (work / name).chmod(mode)
     os.chown(work, 65534, 65534)
     work.chmod(0o500)
-    code = subprocess.run([sys.executable, "-c", "import sys"], user=65534, stderr=subprocess.DEVNULL).returncode
-    if code:
-        # This interpreter lies in a folder that others cannot read: another one runs the same file.
-        pytest.skip("this Python cannot be started by another user")
-    done = remove_as(65534, work)
-    assert done.returncode == 0, done.stderr
+    assert remove_as_nobody(work) == 0
     assert not work.exists()
 
 
@@ -702,8 +715,8 @@ def test_removal_does_not_enter_a_mount(tmp_path: Path) -> None:
     (outside / "kept").touch()
     (work / "mounted").mkdir(parents=True)
     (work / "file").touch()
-    done = remove_as(
-        None, work, ("unshare", "-m", "sh", "-c", f'mount --bind "{outside}" "{work}/mounted" && exec "$0" "$@"')
+    done = remove_with(
+        work, "unshare", "-m", "sh", "-c", f'mount --bind "{outside}" "{work}/mounted" && exec "$0" "$@"'
     )
     if b"mount:" in done.stderr or b"unshare:" in done.stderr:
         pytest.skip("mounting is not allowed here")
