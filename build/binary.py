@@ -105,7 +105,10 @@ def unpacked_wheel(environment: dict[str, str]) -> Path:
     """The distribution as a host would get it, so that a file missing from the wheel is missing here too."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheels, target = WORK / "wheel", WORK / "target"
-    run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(ROOT)], environment)
+    run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(ROOT)],
+        environment,
+    )
     (wheel,) = wheels.glob("*.whl")
     run([*pip, "install", "--no-deps", "--no-compile", "--target", str(target), str(wheel)], environment)
     return target
@@ -169,7 +172,7 @@ for name in modules:
 
 
 def carried_modules() -> set[str]:
-    from PyInstaller.archive.readers import CArchiveReader
+    from PyInstaller.archive.readers import CArchiveReader  # type: ignore[import-untyped]
 
     form = WORK / "frozen" / "installed"
     carried = set(CArchiveReader(str(form / "cronium-runner")).open_embedded_archive("PYZ.pyz").toc)

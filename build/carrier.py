@@ -10,9 +10,40 @@ So nothing that runs a job depends on the extraction directory, which vanishes w
 
 import os
 import sys
+import zlib
 
 from cronium_runner import bundle, location
 from cronium_runner.environment import login_environment
+
+TYPE_CHECKING = False  # typing's own would cost every start the import of typing
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def reader(carried: bundle.Bundle, source: str) -> "Callable[[str], bytes]":
+    """What gives the content of each file: from the extraction directory, or from the pack in our own executable."""
+    packed: dict[str, bytes] = {}
+
+    def read(path: str) -> bytes:
+        if not packed:
+            packed.update(unpacked(carried))
+        if path in packed:
+            return packed[path]
+        with open(bundle.extracted_path(source, path), "rb") as file:
+            return file.read()
+
+    return read
+
+
+def unpacked(carried: bundle.Bundle) -> dict[str, bytes]:
+    with open(sys.executable, "rb") as file:
+        _, mark, pack = file.read().partition(bundle.PACK_MARK)
+    content = zlib.decompressobj().decompress(pack) if mark else b""
+    files, offset = {}, 0
+    for path, size in carried.packed:
+        files[path] = content[offset : offset + size]
+        offset += size
+    return files
 
 
 def main() -> int:
@@ -20,7 +51,7 @@ def main() -> int:
     carried = bundle.read(os.path.join(source, bundle.CONTENTS))
 
     def install(directory: str) -> str:
-        bundle.place(carried, source, directory, extracted=True)
+        bundle.place(carried, directory, reader(carried, source))
         return os.path.join(directory, bundle.EXECUTABLE)
 
     try:

@@ -11,15 +11,27 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pytest
+
 from cronium_runner.helpers import HELPER_NAMES, HelperError, execute, parse
 from cronium_runner.values import BundledValues
 
 ROOT = Path(__file__).resolve().parents[1]
 HELPERS = ROOT / "helpers" / "cronium_helpers"
 PYTHONS = ("python3.6", "python3.7", "python3.8", "python3.9", "python3.10", "python3.11", "python3.12", "python3.13")
+
+
+Run = Callable[..., dict[str, Any]]
+
+
+class Client(NamedTuple):
+    """A way to call helpers from a script: `extension` says in which language."""
+
+    name: str
+    extension: str
+    environment: dict[str, str]
 
 
 def compiled_client(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -38,13 +38,14 @@ def _load():
 
     path = _folder() + "/cronium.py"
     loaded = sys.modules.get("cronium")
-    found = loaded and getattr(loaded, "__spec__", None) or importlib.util.find_spec("cronium")
+    found = (loaded and getattr(loaded, "__spec__", None)) or importlib.util.find_spec("cronium")
     if found and found.origin and os.path.realpath(found.origin) == os.path.realpath(path):
-        import cronium
+        import cronium  # type: ignore[import-not-found, unused-ignore]
 
         return cronium
     spec = importlib.util.spec_from_file_location("cronium", path)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -61,7 +62,7 @@ def _run_next_sitecustomize():
         if entry in ours:
             sys.path[position] = blind
     try:
-        import sitecustomize  # noqa: F401
+        import sitecustomize  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
     except ImportError:
         # Also when the next one fails over a module it lacks: `site` would report that, so it still must.
         if not _is_missing(sys.exc_info()[1]):

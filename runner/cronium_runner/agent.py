@@ -380,12 +380,7 @@ class Agent:
 
     def _start(self, conversation: _Conversation) -> None:
         assert conversation.submission is not None
-        # Everything of ours that a supervisor must not hold open: it would keep ends alive that others wait for.
-        inherited = [self._signals_read, self._signals_write]
-        inherited += [other.watch.fileno() for other in self._conversations.values() if other.watch is not None]
-        inherited += [kept.fileno() for kept in self._detached.values()]
-        inherited += [descriptor for descriptor in (self._source, self._sink) if descriptor > 2]
-        pid, watch = start_supervisor(self._state, conversation.submission, close_in_child=tuple(inherited))
+        pid, watch = start_supervisor(self._state, conversation.submission)
         conversation.pid = pid
         conversation.verdict = GuardianReader()
         self._supervisors[pid] = conversation.submission.execution_id

@@ -72,7 +72,6 @@ class GzipStream:
         self._zlib = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         self._packed = len(self._first)
         self._unpacked = 0
-        self._has_more_output = False
         self._buffer = b""
         self._at = 0
 
@@ -123,11 +122,9 @@ class GzipStream:
             raise PayloadError("payload.unreadable", f"cannot read the payload: {error.strerror}") from None
 
     def _decompress(self) -> bytes:
-        # zlib can hold finished output although it has taken all the input, so it is asked again before more
-        # is read.
         packed = self._first or self._zlib.unconsumed_tail
         self._first = b""
-        if not packed and not self._has_more_output:
+        if not packed:
             packed = self._read(_INPUT_CHUNK)
             self._packed += len(packed)
             if not packed:
@@ -139,7 +136,6 @@ class GzipStream:
             raise PayloadError(
                 "payload.damaged", f"the payload's gzip data is damaged ({reason}); send it again"
             ) from None
-        self._has_more_output = len(piece) == _OUTPUT_CHUNK
         self._count(len(piece))
         if self._zlib.eof:
             self._refuse_trailing_data()

@@ -1,8 +1,8 @@
-"""The installed form of the runner: the list of what belongs to it, and how it gets into a directory, whole or not at all.
+"""The installed form of the runner: what belongs to it, and how it gets into a directory, whole or not at all.
 
 A bundle is a directory with `cronium-runner`, `_internal/` and `helpers/`, and a file `contents` that lists them.
-The one-file binary carries the same files; there they lie as PyInstaller extracts them, without the `_internal`
-folder, because the one-file executable needs most of them itself and nothing is carried twice.
+The one-file binary carries the same files: those that it needs itself (libpython, for one) as PyInstaller extracts
+them at each start, the others in one pack that is only read when something has to be installed.
 
 Imports `os` and what is built in, because it is part of every one-file start. Where a bundle goes is in `location`.
 """
@@ -16,21 +16,22 @@ from . import location
 
 TYPE_CHECKING = False  # typing's own would cost the one-file start-up the import of typing
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 EXECUTABLE = "cronium-runner"
 LIBRARIES = "_internal"
 HELPERS = "helpers"
 CONTENTS = "contents"
 MAGIC = "cronium-runner bundle 1"
-BLOCK = 1024 * 1024
+PACK_MARK = b"cronium-runner pack 1\n"
 
 
 class Bundle:
     """A list of contents: who this build is, and its entries.
 
     Text, one item a line: the magic line; version, build id, commit and build time separated by spaces; then
-    `f MODE SIZE PATH` for a file and `l TARGET PATH` for a symbolic link, sorted by path. No path has a space.
+    `l TARGET PATH` for a symbolic link, `f MODE SIZE PATH` for a file, `p MODE SIZE PATH` for one that the one-file
+    binary has in its pack; in the order of the pack. No path has a space.
     """
 
     def __init__(self, text: str) -> None:
@@ -39,8 +40,11 @@ class Bundle:
             raise location.UnusableError("its list of contents is of another kind")
         self.text = text
         self.version, self.build_id, self.commit, self.built_at = identity.split(" ")
-        self.files = [(path, int(mode, 8), int(size)) for _, mode, size, path in _fields(lines, "f")]
-        self.links = [(path, target) for _, target, path in _fields(lines, "l")]
+        fields = [line.split(" ") for line in lines]
+        self.links = [(path, target) for _, target, path in (f for f in fields if f[0] == "l")]
+        files = [f for f in fields if f[0] in ("f", "p")]
+        self.files = [(path, int(mode, 8), int(size)) for _, mode, size, path in files]
+        self.packed = [(path, int(size)) for kind, _, size, path in files if kind == "p"]
 
     @property
     def folder(self) -> str:
@@ -70,8 +74,8 @@ def extracted_path(source: str, path: str) -> str:
     return os.path.join(source, path.removeprefix(LIBRARIES + "/"))
 
 
-def place(bundle: Bundle, source: str, directory: str, *, extracted: bool) -> None:
-    """Make `directory` the installed form, from `source` (a bundle, or with `extracted` a one-file extraction).
+def place(bundle: Bundle, directory: str, read_file: Callable[[str], bytes]) -> None:
+    """Make `directory` the installed form. `read_file` gives the content of a file by its path in the bundle.
 
     Written beside it under a name of our own and renamed, so that it is there whole or not at all, and any number
     of processes may do this at once: one rename wins, the others find it complete. Raises UnusableError, OSError.
@@ -82,7 +86,7 @@ def place(bundle: Bundle, source: str, directory: str, *, extracted: bool) -> No
     os.mkdir(temporary, location.PRIVATE)
     try:
         os.chmod(temporary, location.PRIVATE)
-        _fill(bundle, source, temporary, extracted)
+        _fill(bundle, temporary, read_file)
         _rename(bundle, temporary, directory)
     except BaseException:
         remove(temporary)
@@ -109,29 +113,32 @@ def remove(directory: str) -> None:
     _quietly(os.rmdir, directory)
 
 
-def _fill(bundle: Bundle, source: str, directory: str, extracted: bool) -> None:
+def _fill(bundle: Bundle, directory: str, read_file: Callable[[str], bytes]) -> None:
     for path, mode, size in bundle.files:
-        origin = extracted_path(source, path) if extracted else os.path.join(source, path)
-        destination = os.path.join(directory, path)
-        os.makedirs(os.path.dirname(destination), location.PRIVATE, exist_ok=True)
-        if _copy(origin, destination, mode) != size:
-            raise location.UnusableError(f"{origin} has changed since it was unpacked")
+        content = read_file(path)
+        if len(content) != size:
+            raise location.UnusableError(f"{path} is not as it was built: get the runner again")
+        _write(os.path.join(directory, path), content, mode)
     for path, target in bundle.links:
         destination = os.path.join(directory, path)
-        os.makedirs(os.path.dirname(destination), location.PRIVATE, exist_ok=True)
+        _make_folder(os.path.dirname(destination))
         os.symlink(target, destination)
-    with open(os.path.join(directory, CONTENTS), "x", encoding="ascii") as file:
-        file.write(bundle.text)
+    _write(os.path.join(directory, CONTENTS), bundle.text.encode("ascii"), 0o600)
 
 
-def _copy(origin: str, destination: str, mode: int) -> int:
-    """Copy one file and return how many bytes it has. sendfile, because a one-file start waits for it."""
-    copied = 0
-    with open(origin, "rb") as reader, open(destination, "xb") as writer:
-        while sent := os.sendfile(writer.fileno(), reader.fileno(), None, BLOCK):
-            copied += sent
-        os.fchmod(writer.fileno(), mode)
-    return copied
+def _make_folder(path: str) -> None:
+    """With the mode we want, whatever the umask: os.makedirs heeds a mode for the last folder only."""
+    if not os.path.isdir(path):
+        _make_folder(os.path.dirname(path))
+        os.mkdir(path)
+        os.chmod(path, location.PRIVATE)
+
+
+def _write(path: str, content: bytes, mode: int) -> None:
+    _make_folder(os.path.dirname(path))
+    with open(path, "xb") as file:
+        file.write(content)
+        os.fchmod(file.fileno(), mode)
 
 
 def _rename(bundle: Bundle, temporary: str, directory: str) -> None:
@@ -161,10 +168,6 @@ def _is_same_build(bundle: Bundle, directory: str) -> bool:
         return read(os.path.join(directory, CONTENTS)).text == bundle.text
     except (OSError, ValueError, location.UnusableError):
         return False
-
-
-def _fields(lines: list[str], kind: str) -> Iterator[list[str]]:
-    return (line.split(" ") for line in lines if line.startswith(kind + " "))
 
 
 def _quietly(action: Callable[..., object], *paths: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
-from .errors import RunnerError
+from .errors import InputError, RunnerError
 from .wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, Outcome, Result, exit_status
 
 if TYPE_CHECKING:
@@ -246,27 +246,31 @@ def version(as_json: bool) -> None:
 
 
 def _submission(options: dict[str, Any]) -> "Submission":
-    from . import arguments
+    from .arguments import read
     from .submission import Submission, new_execution_id
+    from .wire import words
 
     chosen = options["execution_id"]
     if chosen is None and "CRONIUM_WORK_DIR" not in os.environ:
         # Inside a job the variable names the job itself; a nested run is an execution of its own.
         chosen = os.environ.get("CRONIUM_EXECUTION_ID")
-    event = arguments.json_object(options["event_text"], "--event") if options["event_text"] is not None else {}
-    return Submission(
-        execution_id=new_execution_id() if chosen is None else chosen,
-        source=_source(options["payload"], options["sha256"]),
-        has_input=options["input_text"] is not None,
-        input=None if options["input_text"] is None else arguments.json_value(options["input_text"], "--input"),
-        variables=arguments.variables(options["variables"]),
-        secrets=arguments.secrets(options["secrets"]),
-        event=event,
-        args=options["args"] or None,
-        timeout=options["timeout"],
-        on_disconnect=options["on_disconnect"],
-        keep_work=options["keep"],
-    )
+    input_text, event_text = options["input_text"], options["event_text"]
+    try:
+        return Submission(
+            execution_id=new_execution_id() if chosen is None else chosen,
+            source=_source(options["payload"], options["sha256"]),
+            has_input=input_text is not None,
+            input=None if input_text is None else words.json_value(input_text, "--input", read),
+            variables=words.variables(options["variables"]),
+            secrets=words.secrets(options["secrets"], os.environ, read),
+            event={} if event_text is None else words.json_object(event_text, "--event", read),
+            args=options["args"] or None,
+            timeout=options["timeout"],
+            on_disconnect=options["on_disconnect"],
+            keep_work=options["keep"],
+        )
+    except words.WordError as error:
+        raise InputError(error.message, error.code) from None
 
 
 def _source(path: str, sha256: str | None) -> Any:

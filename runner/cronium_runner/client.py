@@ -5,6 +5,7 @@ bytes and an exit status come back. It starts once per helper call, so it import
 of ours.
 """
 
+import fcntl
 import os
 import socket
 import sys
@@ -37,7 +38,7 @@ def _call(words: list[bytes]) -> int:
     if not path:
         raise _FailedError(f"{name} works only inside a job: CRONIUM_SOCKET is not set")
     output = bytearray()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    with _above_standard_streams(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
         try:
             connection.connect(path)
         except OSError as error:
@@ -56,6 +57,14 @@ def _call(words: list[bytes]) -> int:
                 elif kind == b"X":
                     _write_output(output)
                     return content[0] if content else 1
+
+
+def _above_standard_streams(connection: socket.socket) -> socket.socket:
+    """A caller may have closed a standard stream; the connection must not take its place."""
+    if connection.fileno() > 2:
+        return connection
+    with connection:
+        return socket.socket(fileno=fcntl.fcntl(connection, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
 def _counted(word: bytes) -> bytes:

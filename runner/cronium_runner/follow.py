@@ -4,6 +4,7 @@ Everything is read from the directory. A watch connection to the supervisor says
 "I am gone"; so a follower in the agent, on the command line and after a lost connection are the same thing.
 """
 
+import contextlib
 import os
 import socket
 from typing import Any, Final
@@ -83,6 +84,9 @@ def final_result(execution: ExecutionDirectory) -> dict[str, Any] | None:
         return result
     for record in history:
         process.end_orphans(record.get("script"))
+    if isinstance(claim.get("socket"), str):
+        with contextlib.suppress(OSError):
+            os.unlink(claim["socket"])
     lost = Result(
         execution_id=execution.id,
         state=Outcome.LOST,

@@ -24,18 +24,13 @@ from .wire import exactjson
 from .wire.results import Outcome, Result
 
 
-def start_supervisor(
-    state: StateDirectory, submission: Submission, *, close_in_child: tuple[int, ...] = ()
-) -> tuple[int, socket.socket]:
-    """Forks a supervisor for the submission. Returns its pid and our end of the pair, which blocks.
-
-    `close_in_child` are descriptors of ours that the supervisor must not keep open.
-    """
+def start_supervisor(state: StateDirectory, submission: Submission) -> tuple[int, socket.socket]:
+    """Forks a supervisor for the submission. Returns its pid and our end of the pair, which blocks."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     pid = os.fork()
     if pid == 0:
         ours.close()
-        _supervise(state, submission, theirs, close_in_child)
+        _supervise(state, submission, theirs)
     theirs.close()
     return pid, ours
 
@@ -52,13 +47,11 @@ def rejected(submission_id: str, job_id: str | None, error: RunnerError) -> Resu
     )
 
 
-def _supervise(
-    state: StateDirectory, submission: Submission, guardian: socket.socket, close_in_child: tuple[int, ...]
-) -> NoReturn:
+def _supervise(state: StateDirectory, submission: Submission, guardian: socket.socket) -> NoReturn:
     """The supervisor's whole life. Never returns into the guardian's code."""
     status = 0
     try:
-        _detach(close_in_child)
+        _detach(guardian.fileno())
         _prepare_and_run(state, submission, guardian)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it must be told and must not unwind further
         status = 1
@@ -67,14 +60,20 @@ def _supervise(
         os._exit(status)
 
 
-def _detach(close_in_child: tuple[int, ...]) -> None:
-    """A session of its own, no descriptor of the channel or the terminal, default signals."""
+def _detach(kept: int) -> None:
+    """A session of its own, default signals, and no descriptor but the pair's.
+
+    Neither of the guardian's own (ends of other pairs that it waits for) nor of those it was started with: they
+    would reach the script, or keep somebody's pipe open for as long as it runs.
+    """
     os.setsid()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    for descriptor in close_in_child:
-        os.close(descriptor)
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 2 and descriptor != kept:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(descriptor)
     null = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
@@ -98,7 +97,7 @@ def _prepare_and_run(state: StateDirectory, submission: Submission, guardian: so
         guardian.sendall(b"claimed\n")
         Supervisor(prepared, submission, guardian).run()
         with contextlib.suppress(OSError):
-            guardian.setblocking(True)
+            # Never waited for: a guardian that doesn't read now learns the same from the pair's end.
             guardian.sendall(b"finished\n")
     except NotExecutableError as error:
         # Nothing has run, so the id is given back like in any other rejection.

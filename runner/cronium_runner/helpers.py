@@ -91,7 +91,7 @@ class _Verb(NamedTuple):
 
 
 def parse(words: Sequence[bytes]) -> Request:
-    """The call that `words` make; word 0 is the helper's name. Raises `UsageError`, or `HelperError` for a bad value."""
+    """The call that `words` make; word 0 is its name. Raises `UsageError`, for bad UTF-8 `HelperError`."""
     texts = [_text(word, "an argument") for word in words]
     name = texts[0] if texts else ""
     verb = _VERBS.get(name)
@@ -127,7 +127,7 @@ def parse(words: Sequence[bytes]) -> Request:
 
 
 def execute(request: Request, values: Values, stdin: bytes | None = None) -> Answer:
-    """Do what `request` asks. `stdin` is wanted exactly when `request.needs_stdin`. Never raises for a script's mistake."""
+    """Do what `request` asks; `stdin` is wanted when `request.needs_stdin`. A failed call is an `Answer` too."""
     try:
         return Answer(0, stdout=request.verb.run(request, values, stdin or b""))
     except HelperError as error:
@@ -309,14 +309,12 @@ _DOTTED: Final[dict[str, _Verb]] = {
 
 
 def _spellings(verb_name: str) -> tuple[str, ...]:
-    """`cronium.getVariable`, and for shells that take no dot in a name `cronium_getVariable`, `cronium_get_variable`."""
+    """`cronium.getVariable`, and without a dot `cronium_getVariable` and `cronium_get_variable`."""
     snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in verb_name)
     return tuple(dict.fromkeys((f"cronium.{verb_name}", f"cronium_{verb_name}", f"cronium_{snake}")))
 
 
-_VERBS: Final[dict[str, _Verb]] = {
-    spelling: verb for verb in _DOTTED.values() for spelling in _spellings(verb.name)
-}
+_VERBS: Final[dict[str, _Verb]] = {spelling: verb for verb in _DOTTED.values() for spelling in _spellings(verb.name)}
 
 HELPER_NAMES: Final[tuple[str, ...]] = tuple(_VERBS)
 """Every spelling under which a helper is called: for each of them the helper folder has a link."""

@@ -48,7 +48,9 @@ def own_bundle() -> bundle.Bundle | None:
     try:
         return bundle.read(os.path.join(os.path.dirname(executable), bundle.CONTENTS))
     except (OSError, ValueError, location.UnusableError) as error:
-        raise _unusable(f"{executable} is not beside its list of contents ({error}): install the runner again") from error
+        raise _unusable(
+            f"{executable} is not beside its list of contents ({error}): install the runner again"
+        ) from error
 
 
 def install(directory: str | None) -> str:
@@ -69,7 +71,7 @@ def install(directory: str | None) -> str:
         return executable
     try:
         location.make_parent(destination)
-        bundle.place(own, source, destination, extracted=False)
+        bundle.place(own, destination, functools.partial(_read, source))
     except (OSError, location.UnusableError) as error:
         raise _unusable(f"the runner cannot be installed in {destination}: {error}") from error
     return os.path.join(destination, bundle.EXECUTABLE)
@@ -94,25 +96,32 @@ def _located(_root: str | None, client: str | None) -> HelperFolder:
     executable = installed_executable()
     if executable is not None:
         return HelperFolder.below(os.path.join(os.path.dirname(executable), bundle.HELPERS))
+    files = _source_files(client)
     try:
-        return HelperFolder.below(location.first_usable(lambda root: _make_from_source(root, client)))
+        return HelperFolder.below(location.first_usable(lambda root: _make_from_source(root, files)))
     except location.UnusableError as error:
         raise _unusable(location.advice(error)) from error
 
 
-def _make_from_source(root: str, client: str | None) -> str:
-    """The helper folder of a runner that has no bundle, named by what is in it, so a change makes a new one."""
+def _source_files(client: str | None) -> dict[str, bytes]:
+    """The files of a helper folder by their paths in it; `client` names a compiled client for it."""
     from cronium_helpers import FOLDER
-
-    from .helpers import HELPER_NAMES
 
     files = {f"python/{name}": (FOLDER / name).read_bytes() for name in _PYTHON_FILES}
     files |= {f"node/{name}": (FOLDER / name).read_bytes() for name in _NODE_FILES}
-    if client:
+    if not client:
+        return files | {"client": _launcher(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))}
+    try:
         with open(client, "rb") as file:
-            files["client"] = file.read()
-    else:
-        files["client"] = _launcher(os.path.dirname(os.path.dirname(__file__)))
+            return files | {"client": file.read()}
+    except OSError as error:
+        raise _unusable(f"{CLIENT_VARIABLE} names {client}, which cannot be read: {error.strerror}") from error
+
+
+def _make_from_source(root: str, files: dict[str, bytes]) -> str:
+    """The helper folder of a runner that has no bundle, named by what is in it, so a change makes a new one."""
+    from .helpers import HELPER_NAMES
+
     digest = hashlib.sha256("\n".join(HELPER_NAMES).encode())
     for name, content in sorted(files.items()):
         digest.update(b"\0%s\0%d\0" % (name.encode(), len(content)) + content)
@@ -126,7 +135,7 @@ def _make_from_source(root: str, client: str | None) -> str:
         for name, content in files.items():
             with open(os.path.join(temporary, name), "xb") as file:
                 file.write(content)
-        os.chmod(os.path.join(temporary, "client"), 0o755)
+        os.chmod(os.path.join(temporary, "client"), location.PRIVATE)
         for name in HELPER_NAMES:
             os.symlink("../client", os.path.join(temporary, "bin", name))
         os.rename(temporary, directory)
@@ -148,6 +157,11 @@ def _launcher(packages: str) -> bytes:
     program += "sys.exit(main(sys.argv[1:]))"
     words = shlex.join([sys.executable, "-I", "-S", "-c", program, packages])
     return f'#!/bin/sh\nexec {words} "$0" "$@"\n'.encode()
+
+
+def _read(directory: str, path: str) -> bytes:
+    with open(os.path.join(directory, path), "rb") as file:
+        return file.read()
 
 
 def _unusable(message: str) -> RunnerError:

@@ -272,8 +272,9 @@ def remove_tree(path: str) -> None:
 
 def write_durably(path: str, content: bytes) -> None:
     """Writes a file so that after a crash it is complete or absent. The directory's own fsync is the caller's."""
-    temporary = path + ".new"
-    opened = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    # A name of its own: two followers that find the same execution lost both write its result.
+    temporary = f"{path}.{os.urandom(4).hex()}.new"
+    opened = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         view = memoryview(content)
         while view:

@@ -41,7 +41,10 @@ def roots() -> list[str]:
     except KeyError:  # a uid without an account, as in some containers
         home = ""
     if home.startswith("/") and os.path.isdir(home):
-        found += [os.path.join(home, ".local/lib/cronium-runner"), os.path.join(home, ".cache/cronium-runner")]
+        found += [
+            os.path.join(home, ".local/lib/cronium-runner"),
+            os.path.join(home, ".cache/cronium-runner"),
+        ]
     parents = [parent.format(uid=uid) for parent in PROBED]
     return found + [os.path.join(parent, f"cronium-runner-{uid}") for parent in parents if os.path.isdir(parent)]
 
@@ -87,7 +90,7 @@ def make_parent(path: str) -> None:
 
 
 def check_executable(path: str) -> None:
-    """Files in the directory `path` may be executed, so it is on no file system mounted noexec. Raises UnusableError."""
+    """Files in the directory `path` can be executed: it is not mounted noexec. Raises UnusableError."""
     if os.statvfs(path).f_flag & os.ST_NOEXEC:
         raise UnusableError(f"{path} is on a file system mounted noexec")
 
@@ -117,4 +120,3 @@ def advice(failure: UnusableError) -> str:
 
 def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
-

@@ -4,6 +4,7 @@ Writing never raises: when the disk refuses, the script goes on and the loss is 
 Who reads the spool, and when, is `follow`'s matter.
 """
 
+import errno
 import hashlib
 import os
 from typing import Final
@@ -14,6 +15,8 @@ DEFAULT_CAP: Final = 1024 * 1024 * 1024
 """Bytes a stream (contracts §10). More output than that in one job is a runaway, not a log."""
 TAIL: Final = 64 * 1024
 """Bytes of the end that are kept beside a truncated head: the last words say why a job failed."""
+RESERVE: Final = 1024 * 1024
+"""Bytes of the file system that no spool takes: the result, which says that the disk was full, must still fit."""
 
 
 class Spool:
@@ -53,9 +56,12 @@ class Spool:
                 self._file = os.open(
                     self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
                 )
-            view = memoryview(piece)
-            while kept < len(piece):
+            allowed = min(len(piece), _room(self._file))
+            view = memoryview(piece)[:allowed]
+            while kept < allowed:
                 kept += os.write(self._file, view[kept:])
+            if allowed < len(piece):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self.error = error
         self._size += kept
@@ -84,6 +90,13 @@ class Spool:
                 os.fsync(file.fileno())
         except OSError as error:
             self.error = error
+
+
+def _room(file: int) -> int:
+    """Bytes that a spool may still take on the file system of `file`."""
+    found = os.fstatvfs(file)
+    free = found.f_bfree if os.geteuid() == 0 else found.f_bavail  # root may use the blocks reserved for it
+    return max(0, free * found.f_frsize - RESERVE)
 
 
 def _private(path: str, flags: int) -> int:

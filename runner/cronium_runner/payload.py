@@ -16,6 +16,7 @@ from .tree import Tree, remove_tree
 
 __all__ = [
     "copy_directory",
+    "copy_script",
     "digest_of",
     "member_name",
     "open_payload",
@@ -216,6 +217,14 @@ def copy_directory(source: str, directory: int | str) -> list[str]:
                     with tree.new_file(name, bool(found.st_mode & 0o100)) as file:
                         _copy_file(os.path.join(source, name), file)
         return sorted(tree.files)
+
+
+def copy_script(source: str, directory: int | str) -> str:
+    """Copy one script (or what a link to one names) into `directory`; answers its name there. Raises PayloadError."""
+    name = member_name(os.fsencode(os.path.basename(source)))
+    with Tree(directory) as tree, tree.new_file(name, os.access(source, os.X_OK)) as file:
+        _copy_file(os.path.realpath(source), file)
+    return name
 
 
 def _listing(source: str, folder: str) -> list[tuple[str, os.stat_result]]:

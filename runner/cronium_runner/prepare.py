@@ -6,7 +6,6 @@ so that a rejection leaves nothing behind and the id free. Nothing of the payloa
 
 import hashlib
 import os
-import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -165,9 +164,7 @@ def _fill(stage: Stage, source: Source) -> tuple[Manifest, str]:
         if isinstance(source, Folder):
             members = payload.copy_directory(source.path, stage.work)
         else:
-            name = os.path.basename(source.path)
-            shutil.copy(source.path, os.path.join(stage.work, name))
-            return Manifest("v1", None, name), digest
+            return Manifest("v1", None, payload.copy_script(source.path, stage.work)), digest
     name = manifest.find_manifest(members)
     with open(os.path.join(stage.work, name), "rb") as file:
         parsed = manifest.parse_manifest(file.read(strict_yaml.MAX_BYTES + 1), name=name, members=members)

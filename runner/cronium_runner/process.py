@@ -13,15 +13,8 @@ from .errors import NotExecutableError
 
 PR_SET_CHILD_SUBREAPER: Final = 36  # <linux/prctl.h>
 
-_RESTORED_SIGNALS: Final = (
-    signal.SIGPIPE,
-    signal.SIGXFSZ,  # Python ignores these two, and an ignored signal stays ignored over exec
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGCHLD,
-    signal.SIGQUIT,
-)
+_RESTORED_SIGNALS: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+"""An ignored signal stays ignored over exec: Python ignores two, and whoever started us may ignore any."""
 
 
 def become_subreaper() -> None:

@@ -6,6 +6,7 @@ strays, drain. How processes are found and signalled is `process`'s, how bytes a
 """
 
 import contextlib
+import errno
 import functools
 import os
 import resource
@@ -360,8 +361,18 @@ class Supervisor:
             error_code=code,
             error_message=message,
         )
-        self._execution.write_result(result.to_json())
+        self._write_result(result)
         return result
+
+    def _write_result(self, result: Result) -> None:
+        try:
+            self._execution.write_result(result.to_json())
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # The script's own files would go a moment later anyway; what became of it matters more than `--keep`.
+            self._execution.remove_work()
+            self._execution.write_result(result.to_json())
 
     def _explain(self, state: Outcome) -> tuple[str | None, str | None]:
         for stream, spool in self._spools.items():

@@ -51,10 +51,8 @@ class BundledValues:
 
     def create_files(self) -> None:
         """Create the folder (0700) and its input, variables and context files. Raises `OSError`."""
-        try:
+        if not os.path.isdir(self._folder):  # it is there in local use: a directory that was run before
             os.mkdir(self._folder, 0o700)
-        except FileExistsError:
-            pass  # local use: a directory that was run before
         event = self._event
         self._write("input.json", {"data": self._input})
         self._write("variables.json", self._variables)

@@ -1,4 +1,4 @@
-"""The command-line clients, compiled and fallback, against PROTOCOL.md: what they send, and what they make of answers."""
+"""The command-line clients, compiled and fallback, against PROTOCOL.md."""
 
 import os
 import subprocess
@@ -18,9 +18,9 @@ def helper(request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pyt
     return str(link)
 
 
-def run(helper: str, *arguments: "str | bytes", socket: str | None = None, **options: object) -> (
-    "subprocess.CompletedProcess[bytes]"
-):
+def run(
+    helper: str, *arguments: "str | bytes", socket: str | None = None, **options: object
+) -> "subprocess.CompletedProcess[bytes]":
     env = {name: value for name, value in os.environ.items() if name != "CRONIUM_SOCKET"}
     if socket is not None:
         env["CRONIUM_SOCKET"] = socket
@@ -114,7 +114,9 @@ def test_standard_input_that_cannot_be_read_is_no_empty_value(tmp_path: Path, he
     complains(ran, b"standard input cannot be read")
 
 
-@pytest.mark.parametrize("head", [b"", b"O", record(b"O", b"half an answer"), record(b"O", b"12345")[:-1], record(b"X")[:2]])
+@pytest.mark.parametrize(
+    "head", [b"", b"O", record(b"O", b"half an answer"), record(b"O", b"12345")[:-1], record(b"X")[:2]]
+)
 def test_a_supervisor_that_goes_away(tmp_path: Path, helper: str, head: bytes) -> None:
     with supervisor(tmp_path, lambda call: call.send(head)) as path:
         complains(run(helper, socket=path), b"gone")

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from cronium_runner.values import BundledValues
 from helper_clients import Call, helper_folder, interpreters, record, supervisor, with_grammar
+
+from cronium_runner.values import BundledValues
 
 PYTHONS = list(interpreters())
 
@@ -24,9 +25,9 @@ def folder(tmp_path: Path) -> Path:
     return helper_folder(tmp_path / "helpers")
 
 
-def run(python: str, folder: Path, *arguments: str, socket: str = "", path: str = "", cwd: Path | None = None) -> (
-    "subprocess.CompletedProcess[str]"
-):
+def run(
+    python: str, folder: Path, *arguments: str, socket: str = "", path: str = "", cwd: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
     env = {**os.environ, "PYTHONPATH": f"{folder}:{path}" if path else str(folder), "CRONIUM_SOCKET": socket}
     return subprocess.run(
         [python, *arguments], env=env, cwd=cwd, capture_output=True, text=True, check=False, timeout=60
@@ -127,7 +128,9 @@ def _without_pythonpath() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-NEXT = "import sys\nprint('next', __file__.rpartition('/')[2], __spec__.name)\nsys.path.insert(0, '/inserted')\nFLAG = 1\n"
+NEXT = (
+    "import sys\nprint('next', __file__.rpartition('/')[2], __spec__.name)\nsys.path.insert(0, '/inserted')\nFLAG = 1\n"
+)
 
 
 def test_the_next_sitecustomize_runs_as_if_ours_were_not_there(tmp_path: Path, folder: Path, python: str) -> None:
@@ -143,7 +146,9 @@ def test_the_next_sitecustomize_runs_as_if_ours_were_not_there(tmp_path: Path, f
 
 
 @pytest.mark.parametrize("broken", ["import no_such_module_at_all\n", "1/0\n"])
-def test_a_next_sitecustomize_that_fails_is_reported_as_ever(tmp_path: Path, folder: Path, broken: str, python: str) -> None:
+def test_a_next_sitecustomize_that_fails_is_reported_as_ever(
+    tmp_path: Path, folder: Path, broken: str, python: str
+) -> None:
     following = tmp_path / "following"
     following.mkdir()
     (following / "sitecustomize.py").write_text(broken)

@@ -4,6 +4,9 @@ import json
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cronium_runner.wire.exactjson import (
     MAX_DEPTH,
     NotJSONError,
@@ -13,8 +16,6 @@ from cronium_runner.wire.exactjson import (
     encode,
     loads,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -63,11 +64,11 @@ def test_compact_and_unescaped() -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "NaN", "[Infinity]", "-Infinity", "{", "01", "'x'", "1 2", "\ufeff1", "nul"])
 def test_not_json(text: str) -> None:
-    with pytest.raises(NotJSONError, match="^not JSON: "):
+    with pytest.raises(NotJSONError, match=r"^not JSON: "):
         loads(text)
 
 
-@pytest.mark.parametrize("text", [r'"\ud800"', r'{"\uDC00":1}', "\"\ud800\"", b'"\xff"'])
+@pytest.mark.parametrize("text", [r'"\ud800"', r'{"\uDC00":1}', '"\ud800"', b'"\xff"'])
 def test_no_unicode_text(text: "str | bytes") -> None:
     with pytest.raises(UnsupportedJSONError):
         loads(text)

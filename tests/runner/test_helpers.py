@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cronium_runner.helpers import HELPER_NAMES, Answer, HelperError, execute, parse
 from cronium_runner.values import BundledValues
 from cronium_runner.wire.exactjson import dumps, loads
-from hypothesis import given
-from hypothesis import strategies as st
 
 INPUT = (
     '{"text":"a\\nb","number":12345678901234567890123.10,"none":null,"config":{"hosts":["h0",{"port":22}],"x.y":1},'

@@ -375,6 +375,7 @@ def test_alias_bombs_have_their_code() -> None:
     assert refusal(EXPENSIVE["merge bomb"]).code == "manifest.alias"
     assert refusal(EXPENSIVE["deep list"]).code == "manifest.too_large"
     assert refusal(EXPENSIVE["too large"]).code == "manifest.too_large"
+    assert refusal(EXPENSIVE["many items"]).code == "manifest.too_large"
 
 
 @settings(max_examples=500, deadline=None)

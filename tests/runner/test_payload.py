@@ -657,6 +657,16 @@ def test_removal_of_any_depth(tmp_path: Path) -> None:
     assert not work.exists()
 
 
+def test_removal_of_many_folders(tmp_path: Path) -> None:
+    """More than one read of the directory returns, so that moved ones turn up while it is still being read."""
+    work = tmp_path / "work"
+    for number in range(3000):
+        (work / f"folder-{number}").mkdir(parents=True)
+        (work / f"folder-{number}" / "file").touch()
+    payload.remove_tree(str(work))
+    assert not work.exists()
+
+
 REMOVE = (
     "import sys; sys.path[:0] = sys.argv[2:]; from cronium_runner.tree import remove_tree; remove_tree(sys.argv[1])"
 )

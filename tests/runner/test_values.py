@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from cronium_runner.helpers import HelperError
 from cronium_runner.values import BundledValues
 from cronium_runner.wire.exactjson import loads
@@ -30,9 +31,7 @@ def test_a_job_that_does_nothing_costs_three_files(tmp_path: Path) -> None:
 
 def test_the_files_say_what_was_handed_over(tmp_path: Path) -> None:
     event = {"id": 7, "name": "Nightly", "executionId": "e1", "jobId": "j1", "trigger": "schedule", "user": "u"}
-    started(
-        tmp_path, input=loads('{"n":1.10}'), variables={"A": "ü"}, event=event, environment={"K": "v"}
-    )
+    started(tmp_path, input=loads('{"n":1.10}'), variables={"A": "ü"}, event=event, environment={"K": "v"})
     assert (tmp_path / "input.json").read_bytes() == b'{"data":{"n":1.10}}'
     assert (tmp_path / "variables.json").read_bytes() == '{"A":"ü"}'.encode()
     assert loads((tmp_path / "context.json").read_bytes()) == {
@@ -88,7 +87,7 @@ def test_a_folder_that_is_there_already_is_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("change", "file"), [("set_variable", "variables.json"), ("merge_output", "output.json")])
 def test_a_failed_write_changes_nothing(tmp_path: Path, change: str, file: str) -> None:
-    """A real failure: the file size limit, in a process of its own, with room for a small file but not for a big one."""
+    """A real failure: the file size limit, in a process of its own, with room for small files only."""
     script = f"""
 import resource, signal
 from cronium_runner.values import BundledValues

@@ -1,0 +1,18 @@
+"""Files and standard input for the words of the command line (`cronium_runner.wire.words`)."""
+
+import sys
+from pathlib import Path
+
+from cronium_runner.wire.words import WordError
+
+
+def read(path: str) -> bytes | None:
+    """A file's content, or standard input for `-`; None when there is no such file."""
+    if path == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(path).read_bytes() if Path(path).is_file() else None
+    except OSError as error:  # unreadable, or JSON too long to be a file's name
+        if error.filename is None or not Path(path).name:
+            return None
+        raise WordError(f"cannot read {path[:60]}: {error.strerror}", "input.invalid") from None

@@ -1,0 +1,294 @@
+"""The controller's end of the channel to one host's agent: frames of wire/PROTOCOL.md over one SSH session.
+
+It keeps conversations apart and notices when the channel is gone. What is said in them is `dispatch`'s matter.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections import deque
+from typing import Any, Final
+
+import asyncssh
+
+from cronium_runner.wire import frames
+from cronium_runner.wire.frames import Frame, Kind, ProtocolError
+
+from .connection import Connection, acknowledge_quickly
+from .errors import ChannelLostError, ControllerError
+
+GREETING_SECONDS: Final = 20.0
+"""From starting the agent to its magic line: heavy rc files and a cold disk included."""
+_STDERR_KEPT: Final = 4096
+
+_log = logging.getLogger("cronium.channel")
+
+
+class AgentNotStartedError(Exception):
+    """The command did not turn out to be an agent. `exit_status` is the shell's, `printed` what came instead."""
+
+    def __init__(self, exit_status: int | None, printed: bytes) -> None:
+        super().__init__(f"exit status {exit_status}")
+        self.exit_status = exit_status
+        self.printed = printed
+
+
+class Conversation:
+    """One channel number: frames to send, frames to await. Ends with `close`, or when the channel is lost."""
+
+    def __init__(self, channel: "AgentChannel", number: int) -> None:
+        self._channel = channel
+        self._number = number
+        self._arrived: deque[Frame] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_closed = False
+
+    def send(self, kind: Kind, body: dict[str, Any]) -> None:
+        """Sends one JSON frame."""
+        self._channel.send(frames.encode_json(kind, self._number, body))
+
+    async def send_payload(self, pieces: Any) -> None:
+        """Sends a payload's pieces and its end, as fast as the connection takes them."""
+        for piece in pieces:
+            self._channel.send(frames.encode(Kind.PAYLOAD, self._number, piece))
+            await self._channel.wait_writable()
+        self._channel.send(frames.encode(Kind.PAYLOAD, self._number))
+
+    def grant(self, stream: int, count: int) -> None:
+        """Lets the agent send `count` more bytes of a stream."""
+        self._channel.send(frames.encode_credit(self._number, stream, count))
+
+    async def receive(self) -> Frame | None:
+        """The next frame; None once the conversation was closed by us.
+
+        Raises ChannelLostError when the channel is gone and nothing is left to read.
+        """
+        while not self._arrived:
+            if self._is_closed:
+                return None
+            if self._channel.lost is not None:
+                raise ChannelLostError(self._channel.lost, host=self._channel.host_name)
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._arrived.popleft()
+
+    def close(self) -> None:
+        """Frees the channel number; frames that still arrive for it are dropped, and `receive` waits no longer."""
+        self._is_closed = True
+        self._arrived.clear()
+        self._channel.forget(self._number)
+        self.wake()
+
+    def deliver(self, frame: Frame) -> None:
+        """Takes a frame from the channel."""
+        self._arrived.append(frame)
+        self.wake()
+
+    def wake(self) -> None:
+        """Lets whoever awaits a frame look again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class AgentChannel:
+    """An agent that is running on a host and answering."""
+
+    def __init__(self, host_name: str) -> None:
+        self.host_name = host_name
+        self.lost: str | None = None
+        """Why the channel is gone, once it is."""
+        self.agent: dict[str, Any] = {}
+        """What the agent said of itself in HELLO."""
+        self.frames_sent = 0
+        self._reader = frames.FrameReader()
+        self._greeting: frames.GreetingReader | None = frames.GreetingReader()
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._numbers = itertools.count(1)
+        self._conversations: dict[int, Conversation] = {}
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._ssh: asyncssh.SSHClientChannel[bytes] | None = None
+        self._stderr = bytearray()
+        self._last_heard = time.monotonic()
+        self._pinging: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<AgentChannel {self.host_name} {self.lost or 'open'} conversations={len(self._conversations)}>"
+
+    @classmethod
+    async def open(cls, connection: Connection, command: str) -> "AgentChannel":
+        """Starts the agent by `command`. Raises AgentNotStartedError when something else answers, or nothing does."""
+        channel = cls(connection.host.name)
+        hurrying = asyncio.ensure_future(acknowledge_quickly(connection))
+        try:
+            ssh, _ = await connection.ssh.create_session(
+                lambda: _Session(channel), command, encoding=None, request_pty=False
+            )
+            channel._ssh = ssh
+            await asyncio.wait_for(channel._ready, GREETING_SECONDS)
+        except TimeoutError:
+            channel.lose("no greeting")
+            raise AgentNotStartedError(None, channel.printed()) from None
+        except (asyncssh.Error, OSError) as error:
+            raise ChannelLostError(f"no session on the connection: {error}", host=connection.host.name) from None
+        finally:
+            hurrying.cancel()
+        lowest, highest = channel.agent.get("protocol", [0, 0])
+        if not lowest <= frames.PROTOCOL <= highest:
+            channel.close()
+            older = "runner" if highest < frames.PROTOCOL else "controller"
+            raise ControllerError(
+                "channel.version",
+                f"the agent speaks protocol {lowest} to {highest}, we speak {frames.PROTOCOL}; update the {older}",
+                host=connection.host.name,
+            )
+        channel.send(frames.encode_json(Kind.HELLO, 0, {"protocol": frames.PROTOCOL}))
+        channel._pinging = asyncio.ensure_future(channel._ping())
+        return channel
+
+    def converse(self) -> Conversation:
+        """A new conversation."""
+        number = next(self._numbers)
+        self._conversations[number] = Conversation(self, number)
+        return self._conversations[number]
+
+    def forget(self, number: int) -> None:
+        """Drops a conversation."""
+        self._conversations.pop(number, None)
+
+    def send(self, frame: bytes) -> None:
+        """Queues bytes for the agent. Raises ChannelLostError when there is none any more."""
+        if self.lost is not None or self._ssh is None:
+            raise ChannelLostError(self.lost or "the channel is not open", host=self.host_name)
+        self.frames_sent += 1
+        try:
+            self._ssh.write(frame)
+        except (asyncssh.Error, OSError) as error:
+            self.lose(str(error))
+            raise ChannelLostError(str(error), host=self.host_name) from None
+
+    async def wait_writable(self) -> None:
+        """Waits until the connection takes more."""
+        await self._writable.wait()
+
+    def close(self) -> None:
+        """Ends the channel. The agent stays as guardian until its executions have ended."""
+        if self._ssh is not None:
+            with contextlib.suppress(asyncssh.Error, OSError):
+                self._ssh.write_eof()
+            self._ssh.close()
+        self.lose("closed by us")
+
+    def lose(self, reason: str) -> None:
+        """The channel is gone: whoever waits learns it."""
+        if self.lost is not None:
+            return
+        self.lost = reason
+        self._writable.set()
+        if self._pinging is not None:
+            self._pinging.cancel()
+        if not self._ready.done():
+            status = None if self._ssh is None else self._ssh.get_exit_status()
+            self._ready.set_exception(AgentNotStartedError(status, self.printed()))
+            self._ready.exception()  # retrieved: nobody may be waiting when the connection itself failed
+        for conversation in self._conversations.values():
+            conversation.wake()
+
+    def printed(self) -> bytes:
+        """What the host's shell printed instead of a greeting, for the error message."""
+        before = b"" if self._greeting is None else bytes(self._greeting.printed[-_STDERR_KEPT:])
+        return before + bytes(self._stderr)
+
+    def hear(self, piece: bytes) -> None:
+        """Takes bytes of the agent's standard output."""
+        self._last_heard = time.monotonic()
+        try:
+            if self._greeting is not None:
+                rest = self._greeting.feed(piece)
+                if rest is None:
+                    return
+                self._greeting = None
+                piece = rest
+            for frame in self._reader.feed(piece):
+                self._take(frame)
+        except ProtocolError as error:
+            _log.warning("channel_protocol_error", extra={"host": self.host_name, "reason": str(error)})
+            self.close()
+            self.lose(str(error))
+
+    def hear_stderr(self, piece: bytes) -> None:
+        """Takes bytes of the agent's standard error; the last few are kept for messages."""
+        self._stderr += piece
+        del self._stderr[:-_STDERR_KEPT]
+
+    def pause_writing(self) -> None:
+        """The connection's buffer is full."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """The connection takes bytes again."""
+        self._writable.set()
+
+    def _take(self, frame: Frame) -> None:
+        if frame.channel != 0:
+            conversation = self._conversations.get(frame.channel)
+            if conversation is not None:
+                conversation.deliver(frame)
+            return
+        match frame.kind:
+            case Kind.HELLO:
+                self.agent = frame.json()
+                if not self._ready.done():
+                    self._ready.set_result(None)
+            case Kind.PING:
+                self.send(frames.encode(Kind.PONG, 0, frame.body[:16]))
+            case Kind.ERROR:
+                told = frame.json()
+                self.lose(f"the agent gave up: {told.get('message')} [{told.get('code')}]")
+            case _:
+                pass  # PONG, or a kind of a newer agent
+
+    async def _ping(self) -> None:
+        """Keeps the silence short, and ends a channel that is silent anyway."""
+        while True:
+            await asyncio.sleep(frames.PING_SECONDS)
+            silence = time.monotonic() - self._last_heard
+            if silence >= frames.SILENCE_SECONDS:
+                self.close()
+                self.lose(f"the host has been silent for {silence:.0f} s")
+                return
+            if silence >= frames.PING_SECONDS:
+                with contextlib.suppress(ChannelLostError):
+                    self.send(frames.encode(Kind.PING, 0))
+
+
+class _Session(asyncssh.SSHClientSession[bytes]):
+    """What asyncssh calls; passes everything on."""
+
+    def __init__(self, channel: AgentChannel) -> None:
+        self._channel = channel
+        self._ssh: Any = None
+
+    def connection_made(self, chan: Any) -> None:
+        self._ssh = chan
+        self._channel._ssh = chan
+
+    def data_received(self, data: bytes, datatype: Any) -> None:
+        if datatype is None:
+            self._channel.hear(data)
+        else:
+            self._channel.hear_stderr(data)
+
+    def pause_writing(self) -> None:
+        self._channel.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._channel.resume_writing()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._channel.lose(str(exc) if exc else "the agent's channel was closed")

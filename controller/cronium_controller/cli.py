@@ -1,0 +1,322 @@
+"""The `cronium` command (contracts §9): arguments in, the Python API does it, results on standard output.
+
+A thin user of `dispatch`. The one place on the controller's side that turns outcomes and errors into exit statuses.
+Heavy imports happen in the commands, so that `--help` and completion stay quick.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cronium_runner import __version__
+from cronium_runner.wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, EXIT_UNREACHABLE
+from cronium_runner.wire.words import WordError
+
+from .errors import ControllerError
+
+if TYPE_CHECKING:
+    from .dispatch import Controller
+    from .hosts import Host
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(context_settings=_HELP)
+def cronium() -> None:
+    """Run scripts on remote Linux hosts: started at most once, nothing lost when a connection dies.
+
+    \b
+    Examples:
+      cronium run --host deploy@web01 ./disk-usage.sh
+      cronium run --host web01:2222 ./backup.sh --input '{"target": "/srv"}' --var REGION=eu
+      cronium attach exec_20260102_030405_0123456789ab
+    """
+
+
+def _reaching(function: Any) -> Any:
+    """Options that say how hosts are reached."""
+    options = [
+        click.option("--identity", "-i", metavar="KEY", help="Private key; else the agent's and SSH's usual ones."),
+        click.option("--known-hosts", metavar="FILE", help="Instead of ~/.ssh/known_hosts."),
+        click.option(
+            "--host-keys",
+            type=click.Choice(["accept-new", "strict", "off"]),
+            default="accept-new",
+            show_default=True,
+            help="accept-new records an unknown key and refuses a changed one.",
+        ),
+        click.option("--binary", metavar="FILE", help="The runner to deploy, instead of the one in dist/."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@cronium.command(context_settings=_HELP)
+@click.argument("script", metavar="SCRIPT|DIR|PAYLOAD", type=click.Path())
+@click.argument("args", nargs=-1, metavar="[-- ARGS]")
+@click.option("--host", required=True, metavar="[USER@]ADDR[:PORT]", help="Where; an alias of ~/.ssh/config will do.")
+@_reaching
+@click.option("--input", "input_text", metavar="FILE|JSON", help="What cronium.input reads; - is standard input.")
+@click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable; repeatable.")
+@click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="NAME[=@FILE]",
+    help="A variable that is kept in memory only: from FILE, standard input (=@-), or the environment.",
+)
+@click.option("--event", "event_text", metavar="FILE|JSON", help="What cronium.event reads.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="For the script alone; one hour by default.")
+@click.option("--execution-id", metavar="ID", help="Start at most once under this id; again, it attaches.")
+@click.option(
+    "--on-disconnect",
+    type=click.Choice(["continue", "cancel"]),
+    default="continue",
+    show_default=True,
+    help="What happens to the script when this connection is lost.",
+)
+@click.option("--detach", is_flag=True, help="Return as soon as the host has taken it; prints the id.")
+@click.option("--json", "as_json", is_flag=True, help="Print only the result, as one JSON object.")
+def run(host: str, script: str, detach: bool, as_json: bool, **options: Any) -> None:
+    """Run a script, a directory with a manifest, or a payload on a host. Its exit status becomes ours.
+
+    \b
+    124 timeout, 125 the runner failed, 126 not executable, 127 interpreter not found, 130 cancelled,
+    255 the host was not reached or the outcome is unknown, 128+n death by signal n.
+
+    \b
+    Examples:
+      cronium run --host web01 ./report.py -- --since yesterday
+      cronium run --host web01 ./slow.sh --detach --execution-id nightly-2026-01-02
+    """
+    from cronium_runner.wire import words
+
+    from . import payloads, show
+    from .arguments import read
+    from .dispatch import Job
+
+    input_text, event_text = options["input_text"], options["event_text"]
+
+    async def submit_and_show(controller: "Controller", where: "Host") -> int:
+        given = {} if input_text is None else {"input": words.json_value(input_text, "--input", read)}
+        job = Job(
+            payload=payloads.load(script),
+            variables=words.variables(options["variables"]),
+            secrets=words.secrets(options["secrets"], os.environ, read),
+            event={} if event_text is None else words.json_object(event_text, "--event", read),
+            args=options["args"] or None,
+            timeout=options["timeout"],
+            execution_id=options["execution_id"],
+            on_disconnect=options["on_disconnect"],
+            **given,
+        )
+        execution = await controller.submit(where, job, follow=not detach)
+        if detach:
+            await execution.wait_accepted()
+            execution.detach()
+            click.echo(execution.id)
+            return 0
+        return await show.follow(execution, as_json=as_json)
+
+    _run(host, options, submit_and_show, as_json=as_json)
+
+
+@cronium.command(context_settings=_HELP)
+@click.option("--host", required=True, metavar="[USER@]ADDR[:PORT]", help="Where.")
+@_reaching
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def deploy(host: str, as_json: bool, **options: Any) -> None:
+    """Put the runner on a host, if it is not there. `run` does that by itself.
+
+    \b
+    Example:
+      cronium deploy --host deploy@web01
+    """
+    from . import show
+
+    async def put(controller: "Controller", where: "Host") -> int:
+        done = await controller.deploy(where)
+        if as_json:
+            show.print_json({"host": where.name, "path": done.path, "uploadedBytes": done.uploaded_bytes})
+        elif done.uploaded_bytes:
+            click.echo(f"{where}: installed {done.path} ({done.uploaded_bytes / 1e6:.1f} MB by {done.method})")
+        else:
+            click.echo(f"{where}: {done.path} is there")
+        return 0
+
+    _run(host, options, put, as_json=as_json)
+
+
+@cronium.command(context_settings=_HELP)
+@click.argument("execution_id", metavar="ID")
+@_reaching
+@click.option("--offset", "offsets", type=(int, int), default=(0, 0), help="Bytes of stdout and stderr seen already.")
+@click.option("--json", "as_json", is_flag=True, help="Print only the result, as one JSON object.")
+def attach(execution_id: str, offsets: tuple[int, int], as_json: bool, **options: Any) -> None:
+    """Follow an execution from any later process, to its end. An interrupt cancels it, a second one leaves.
+
+    \b
+    Example:
+      cronium attach exec_20260102_030405_0123456789ab
+    """
+    from . import show
+
+    async def follow(controller: "Controller", where: "Host") -> int:
+        execution = await controller.attach(execution_id, where, offsets=offsets)
+        return await show.follow(execution, as_json=as_json)
+
+    _run_known(execution_id, options, follow, as_json=as_json)
+
+
+@cronium.command(context_settings=_HELP)
+@click.argument("execution_id", metavar="ID")
+@_reaching
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def status(execution_id: str, as_json: bool, **options: Any) -> None:
+    """Ask the host how an execution stands."""
+    from . import show
+
+    async def ask(controller: "Controller", where: "Host") -> int:
+        found = await controller.status(execution_id, where)
+        if as_json:
+            show.print_json(found)
+        else:
+            show.print_status(found, where)
+        return 0
+
+    _run_known(execution_id, options, ask, as_json=as_json)
+
+
+@cronium.command(context_settings=_HELP)
+@click.argument("execution_id", metavar="ID")
+@_reaching
+@click.option("--stream", type=click.Choice(["stdout", "stderr"]), help="Only this one; both by default.")
+@click.option("--offset", type=click.IntRange(min=0), default=0, show_default=True, help="Begin at this byte.")
+@click.option("--raw", is_flag=True, help="Every byte as the script wrote it; else invalid UTF-8 is made visible.")
+def logs(execution_id: str, stream: str | None, offset: int, raw: bool, **options: Any) -> None:
+    """Print what an execution has written so far, and return.
+
+    \b
+    Example:
+      cronium logs exec_20260102_030405_0123456789ab --stream stdout --raw > report.bin
+    """
+    from . import show
+
+    async def print_logs(controller: "Controller", where: "Host") -> int:
+        execution = await controller.attach(execution_id, where, offsets=(offset, offset), follow=False)
+        await show.print_pieces(execution, only=stream, raw=raw)
+        return 0
+
+    _run_known(execution_id, options, print_logs, as_json=False)
+
+
+@cronium.command(context_settings=_HELP)
+@click.argument("execution_id", metavar="ID")
+@_reaching
+def cancel(execution_id: str, **options: Any) -> None:
+    """End an execution: SIGTERM, five seconds, SIGKILL. Returns when nothing of it is left."""
+
+    async def end(controller: "Controller", where: "Host") -> int:
+        execution = await controller.attach(execution_id, where)
+        execution.cancel()
+        result = await execution.result()
+        click.echo(f"{execution_id}: {result.state}", err=True)
+        return 0
+
+    _run_known(execution_id, options, end, as_json=False)
+
+
+@cronium.command(context_settings=_HELP)
+def version() -> None:
+    """Print the version."""
+    click.echo(f"cronium {__version__}")
+
+
+def _run(host_text: str, options: dict[str, Any], work: Any, *, as_json: bool) -> None:
+    """Runs `work` with a controller and the host, and ends with its exit status."""
+    from .hosts import parse_host
+
+    _finish(_with_controller(lambda: parse_host(host_text, identity=options["identity"]), options, work), as_json)
+
+
+def _run_known(execution_id: str, options: dict[str, Any], work: Any, *, as_json: bool) -> None:
+    """The same for the host that an execution was submitted to."""
+    from .store import Store
+
+    def recorded() -> "Host":
+        store = Store()
+        record = store.find(execution_id)
+        store.close()
+        if record is None:
+            raise ControllerError(
+                "execution.not_found",
+                f"no execution '{execution_id}' was submitted from here; on its host, `cronium-runner status` may know it",
+            )
+        return record.host
+
+    _finish(_with_controller(recorded, options, work), as_json)
+
+
+async def _with_controller(find_host: Any, options: dict[str, Any], work: Any) -> int:
+    from .connection import Access
+    from .dispatch import Controller
+    from .hostkeys import HostKeyPolicy, default_known_hosts
+    from .install import Runners
+
+    access = Access(
+        host_keys=HostKeyPolicy(options["host_keys"]),
+        known_hosts=options["known_hosts"] or os.environ.get("CRONIUM_KNOWN_HOSTS") or default_known_hosts(),
+        passphrase=_ask_passphrase if sys.stdin.isatty() else None,
+        warn=lambda sentence: click.echo(f"cronium: warning: {sentence}", err=True),
+    )
+    where = find_host()
+    async with Controller(access=access, runners=Runners(options["binary"])) as controller:
+        status: int = await work(controller, where)
+        return status
+
+
+def _ask_passphrase(key: str) -> str:
+    answer: str = click.prompt(f"Passphrase for {key}", hide_input=True, err=True)
+    return answer
+
+
+def _finish(work: Coroutine[Any, Any, int], as_json: bool) -> None:
+    from . import show
+
+    try:
+        try:
+            status = asyncio.run(work)
+        except WordError as error:
+            raise ControllerError(error.code, error.message) from None
+    except ControllerError as error:
+        if as_json:
+            show.print_json(
+                {"host": error.host, "state": "rejected", "error": {"code": error.code, "message": error.message}}
+            )
+        click.echo(f"cronium: {error.message} [{error.code}]", err=True)
+        status = error.exit_status
+    except KeyboardInterrupt:
+        status = EXIT_CANCELLED
+    sys.exit(status)
+
+
+def main() -> None:
+    """The `cronium` command."""
+    try:
+        cronium.main(standalone_mode=False, prog_name="cronium")
+    except click.exceptions.Exit as leaving:
+        sys.exit(leaving.exit_code)
+    except click.ClickException as error:
+        # Misuse is never mistaken for a script that ended with 2.
+        error.show()
+        sys.exit(EXIT_RUNNER_FAILED)
+    except click.Abort:
+        sys.exit(EXIT_CANCELLED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone
+        sys.exit(EXIT_UNREACHABLE)

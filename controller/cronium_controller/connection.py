@@ -1,0 +1,169 @@
+"""One SSH connection to one host: opened over asyncssh, host key checked, dead peers noticed.
+
+Knows nothing of runners and executions. Every foreign exception on the way to a connection ends here.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import asyncssh
+
+from .errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError
+from .hostkeys import HostKeyCheck, HostKeyPolicy, default_known_hosts
+from .hosts import Host
+
+CONNECT_SECONDS: Final = 10.0
+KEEPALIVE_SECONDS: Final = 30
+KEEPALIVE_COUNT: Final = 4
+"""Contracts §8: a dead peer is noticed after about two and a half minutes."""
+_QUICK_ACK_ROUNDS: Final = 25
+
+_log = logging.getLogger("cronium.connection")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How hosts are reached: host-key policy and file, timeouts in seconds, who is asked for a key's passphrase."""
+
+    host_keys: HostKeyPolicy = HostKeyPolicy.ACCEPT_NEW
+    known_hosts: str = field(default_factory=default_known_hosts)
+    connect_timeout: float = CONNECT_SECONDS
+    passphrase: Callable[[str], str] | None = None
+    warn: Callable[[str], None] = _log.warning
+
+
+@dataclass(frozen=True, slots=True)
+class CommandOutput:
+    """What a raw command on the host said. `exit_status` is None when the connection ended before it did."""
+
+    exit_status: int | None
+    stdout: bytes
+    stderr: bytes
+
+
+class Connection:
+    """An open connection. `transport` names the route it took."""
+
+    transport = "direct"
+
+    def __init__(self, host: Host, ssh: asyncssh.SSHClientConnection) -> None:
+        self.host = host
+        self.ssh = ssh
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.host} {'closed' if self.is_closed() else 'open'}>"
+
+    def is_closed(self) -> bool:
+        """Whether it can be used no longer."""
+        return bool(self.ssh.is_closed())
+
+    async def run(self, command: str, *, stdin: bytes = b"", timeout: float = 30.0) -> CommandOutput:
+        """Runs a short command. Raises UnreachableError when the connection fails, also in the middle.
+
+        A NUL in a command would make the server end the whole connection, so it is refused here.
+        """
+        if "\0" in command:
+            raise ControllerError("host.config", "a command cannot contain a NUL byte", host=self.host.name)
+        try:
+            done = await asyncio.wait_for(
+                self.ssh.run(command, input=stdin, encoding=None, stdin=asyncssh.PIPE), timeout
+            )
+        except TimeoutError:
+            raise UnreachableError(
+                "host.unreachable", f"a command took longer than {timeout:g} s", host=self.host.name
+            ) from None
+        except (asyncssh.Error, OSError) as error:
+            raise UnreachableError("host.unreachable", _reason(error), host=self.host.name) from None
+        return CommandOutput(done.exit_status, _bytes(done.stdout), _bytes(done.stderr))
+
+    async def close(self) -> None:
+        """Ends the connection; executions on the host go on."""
+        self.ssh.close()
+        with contextlib.suppress(TimeoutError, asyncssh.Error, OSError):
+            await asyncio.wait_for(self.ssh.wait_closed(), 5)
+
+
+async def open_connection(host: Host, access: Access) -> Connection:
+    """Connects and authenticates. Raises HostKeyError, AuthenticationError or UnreachableError, each with the fix."""
+    check = HostKeyCheck(access.host_keys, access.known_hosts, access.warn)
+
+    class Client(asyncssh.SSHClient):
+        def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+            del addr  # the key belongs to the name; one host may have many addresses
+            return check.accept(host, port, key)
+
+    options: dict[str, Any] = {
+        "known_hosts": check.trusted,
+        "client_factory": Client,
+        "connect_timeout": access.connect_timeout,
+        "login_timeout": 2 * access.connect_timeout,
+        "keepalive_interval": KEEPALIVE_SECONDS,
+        "keepalive_count_max": KEEPALIVE_COUNT,
+    }
+    if host.port is not None:
+        options["port"] = host.port
+    if host.user is not None:
+        options["username"] = host.user
+    if host.identity is not None:
+        if not os.path.isfile(os.path.expanduser(host.identity)):
+            raise ControllerError("host.config", f"no private key at {host.identity}", host=host.name)
+        options["client_keys"] = [os.path.expanduser(host.identity)]
+    if access.passphrase is not None:
+        options["passphrase"] = access.passphrase
+    try:
+        ssh = await asyncssh.connect(host.address, **options)
+    except asyncssh.PermissionDenied as error:
+        raise AuthenticationError(
+            "host.auth_failed",
+            f"the host refused our authentication ({_reason(error)}); check the user and offer a key with --identity",
+            host=host.name,
+        ) from None
+    except asyncssh.HostKeyNotVerifiable as error:
+        code, sentence = check.problem or ("host.key_changed", _reason(error))
+        raise HostKeyError(code, sentence, host=host.name) from None
+    except asyncssh.KeyImportError as error:
+        raise ControllerError(
+            "host.config", f"the private key cannot be used: {_reason(error)}", host=host.name
+        ) from None
+    except (TimeoutError, asyncssh.Error, OSError) as error:
+        raise UnreachableError(
+            "host.unreachable", f"cannot connect to {host.address}: {_reason(error)}", host=host.name
+        ) from None
+    _log.info("ssh_connection_established", extra={"host": host.name})
+    return Connection(host, ssh)
+
+
+async def acknowledge_quickly(connection: Connection) -> None:
+    """Sends TCP acknowledgements at once for a while.
+
+    sshd keeps Nagle's algorithm on until a session has started; with our delayed acknowledgements the first channel of
+    a connection would wait 40 ms. The kernel switches quick acknowledgements off again by itself, hence the repetition.
+    """
+    sock = connection.ssh.get_extra_info("socket")
+    if not isinstance(sock, socket.socket) and not hasattr(sock, "setsockopt"):
+        return
+    for _ in range(_QUICK_ACK_ROUNDS):
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        except OSError:  # not TCP, or closed
+            return
+        await asyncio.sleep(0.001)
+
+
+def _bytes(output: Any) -> bytes:
+    return bytes(output) if output else b""
+
+
+def _reason(error: BaseException) -> str:
+    """What an exception says, without its class; never empty."""
+    if isinstance(error, TimeoutError | asyncio.TimeoutError) and not str(error):
+        return "no answer in time"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return getattr(error, "reason", "") or str(error) or type(error).__name__

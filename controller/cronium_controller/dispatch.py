@@ -1,0 +1,319 @@
+"""The Python API: executions on hosts, submitted, followed and found again.
+
+    async with Controller() as controller:
+        execution = await controller.submit(parse_host("web01"), Job(load("backup.sh"), input={"target": "/srv"}))
+        async for piece in execution.pieces():
+            ...
+        result = await execution.result()
+
+An execution is written down here before it is sent, and starts at most once on its host. What isn't known is
+`unknown`; nothing is ever submitted a second time by this module.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from cronium_runner.wire import frames
+from cronium_runner.wire.frames import Frame, Kind
+from cronium_runner.wire.names import is_execution_id
+from cronium_runner.wire.results import Outcome, Result
+
+from .channel import AgentChannel, Conversation
+from .connection import Access, Connection, open_connection
+from .errors import ChannelLostError, ControllerError, RefusedError
+from .hosts import Host
+from .install import Deployment, Runners, deploy, start_agent
+from .payloads import Payload
+from .store import Store
+
+_ABSENT: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be executed. `timeout` is in seconds; secrets are variables that are never stored or shown."""
+
+    payload: Payload
+    input: Any = _ABSENT
+    variables: dict[str, Any] = field(default_factory=dict)
+    secrets: dict[str, Any] = field(default_factory=dict, repr=False)
+    event: dict[str, Any] = field(default_factory=dict)
+    args: tuple[str, ...] | None = None
+    timeout: float | None = None
+    execution_id: str | None = None
+    job_id: str | None = None
+    on_disconnect: str = "continue"
+
+    def submission(self, execution_id: str, *, follow: bool) -> dict[str, Any]:
+        """The body of a SUBMIT frame."""
+        body: dict[str, Any] = {"executionId": execution_id, "sha256": self.payload.sha256, "follow": follow}
+        if self.input is not _ABSENT:
+            body["input"] = self.input
+        optional = {
+            "variables": self.variables,
+            "secrets": self.secrets,
+            "event": self.event,
+            "args": None if self.args is None else list(self.args),
+            "timeout": self.timeout,
+            "jobId": self.job_id,
+        }
+        body.update({key: value for key, value in optional.items() if value})
+        if self.on_disconnect != "continue":
+            body["onDisconnect"] = self.on_disconnect
+        return body
+
+
+class Piece(NamedTuple):
+    """Output as it comes: the stream (`names.STDOUT` or `STDERR`), its offset in the stream, and bytes."""
+
+    stream: int
+    offset: int
+    data: bytes
+
+
+class Execution:
+    """An execution on a host, as seen from here. Its life does not depend on this object."""
+
+    def __init__(
+        self, execution_id: str, host: Host, transport: str, conversation: Conversation, store: Store, job: Job | None
+    ) -> None:
+        self.id = execution_id
+        self.host = host
+        self.offsets = [0, 0]
+        """Bytes of stdout and stderr that have been handed out: where to attach again."""
+        self.was_started: bool | None = None
+        """Whether this submission started it; False when the id existed, None while that is not known."""
+        self._transport = transport
+        self._conversation = conversation
+        self._store = store
+        self._job = job
+        self._result: Result | None = None
+        self._is_over = False
+
+    def __repr__(self) -> str:
+        return f"<Execution {self.id} on {self.host}{'' if self._result is None else f' {self._result.state}'}>"
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The output from here on. Ends with the execution, or when the channel is lost: then the result is `unknown`."""
+        while not self._is_over:
+            try:
+                frame = await self._conversation.receive()
+                piece = None if frame is None else await self._take(frame)
+            except ChannelLostError as error:
+                self._lose(error)
+                return
+            if piece is not None:
+                yield piece
+                self._grant(piece)
+
+    async def result(self) -> Result:
+        """Waits for the end, stores the result, and lets the host know that we have it.
+
+        Raises RefusedError when the submission was refused, in which case nothing was started.
+        """
+        async for _ in self.pieces():
+            pass
+        assert self._result is not None
+        return self._result
+
+    def cancel(self) -> None:
+        """Asks the host to end the execution: SIGTERM, grace, SIGKILL. `result` tells when nothing of it is left."""
+        self._conversation.send(Kind.CANCEL, {})
+
+    def detach(self) -> None:
+        """Follows no longer, and `pieces` ends, wherever it waits; the execution goes on and can be attached to by its id."""
+        self._is_over = True
+        with contextlib.suppress(ChannelLostError):
+            self._conversation.send(Kind.DETACH, {})
+        self._conversation.close()
+
+    async def wait_accepted(self) -> bool:
+        """Waits until the host has claimed the id; whether it was started by this submission."""
+        while self.was_started is None and not self._is_over:
+            frame = await self._conversation.receive()
+            if frame is not None:
+                await self._take(frame)
+        return bool(self.was_started)
+
+    async def _take(self, frame: Frame) -> Piece | None:
+        match frame.kind:
+            case Kind.DATA:
+                stream, offset, data = frames.decode_data(frame.body)
+                self.offsets[stream - 1] = offset + len(data)
+                return Piece(stream, offset, data)
+            case Kind.ACCEPTED:
+                self.was_started = bool(frame.json().get("started"))
+                self._store.note_state(self.id, "accepted")
+            case Kind.WANT_PAYLOAD:
+                assert self._job is not None
+                await self._conversation.send_payload(self._job.payload.pieces())
+            case Kind.FINISHED:
+                self._finish(Result.from_json(frame.json()))
+            case Kind.REFUSED:
+                told = frame.json()
+                self._is_over = True
+                self._conversation.close()
+                self._store.note_state(self.id, "refused")
+                raise RefusedError(str(told.get("code")), str(told.get("message")), host=self.host.name)
+        return None
+
+    def _grant(self, piece: Piece) -> None:
+        with contextlib.suppress(ChannelLostError):  # the next receive says so
+            self._conversation.grant(piece.stream, len(piece.data))
+
+    def _finish(self, told: Result) -> None:
+        self._is_over = True
+        self._result = told.on(self.host.name, self._transport)
+        self._store.finish(self._result, time.time())
+        try:
+            if told.state is not Outcome.REJECTED:
+                self._conversation.send(Kind.ACKNOWLEDGE, {"executionId": self.id})
+                self._store.note_acknowledged(self.id)
+        except ChannelLostError:
+            pass  # kept on the host until somebody acknowledges it
+        self._conversation.close()
+
+    def _lose(self, error: ChannelLostError) -> None:
+        self._is_over = True
+        self._store.note_state(self.id, Outcome.UNKNOWN.value)
+        self._result = Result(
+            execution_id=self.id,
+            state=Outcome.UNKNOWN,
+            job_id=None if self._job is None else self._job.job_id,
+            host=self.host.name,
+            transport=self._transport,
+            error_code=error.code,
+            error_message=f"{error.message}; the execution may still be running. Look with: cronium attach {self.id}",
+        )
+
+
+@dataclass(slots=True)
+class _Reached:
+    """A host that we are connected to, with its agent."""
+
+    connection: Connection
+    agent: AgentChannel
+    deployment: Deployment | None
+
+
+class Controller:
+    """Reaches hosts and runs jobs on them. One connection and one agent a host, kept while it is open."""
+
+    def __init__(
+        self, *, store: Store | None = None, access: Access | None = None, runners: Runners | None = None
+    ) -> None:
+        self.store = store or Store()
+        self._owns_store = store is None
+        self._access = access or Access()
+        self._runners = runners or Runners()
+        self._reached: dict[Host, asyncio.Task[_Reached]] = {}
+        self.connections_opened = 0
+
+    async def __aenter__(self) -> "Controller":
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends all connections. Executions go on."""
+        for opening in self._reached.values():
+            if not opening.done():
+                opening.cancel()
+            elif not opening.cancelled() and opening.exception() is None:
+                reached = opening.result()
+                reached.agent.close()
+                await reached.connection.close()
+        self._reached.clear()
+        if self._owns_store:
+            self.store.close()
+
+    async def submit(self, host: Host, job: Job, *, follow: bool = True) -> Execution:
+        """Submits a job. It is written down first; when this returns, the submission is on its way.
+
+        With `follow=False` no output is sent here, only the result. Raises UnreachableError, DeployError, StoreError.
+        """
+        execution_id = job.execution_id or new_execution_id()
+        if not is_execution_id(execution_id):
+            raise ControllerError(
+                "execution.id_invalid",
+                f"{execution_id!r} is not an execution id: use 1 to 64 letters, digits, '.', '_' or '-', "
+                "not beginning with '.' or '-'",
+            )
+        reached = await self._reach(host)
+        self.store.record(execution_id, host, job.payload.sha256, job.payload.label, time.time())
+        conversation = reached.agent.converse()
+        conversation.send(Kind.SUBMIT, job.submission(execution_id, follow=follow))
+        return Execution(execution_id, host, reached.connection.transport, conversation, self.store, job)
+
+    async def attach(
+        self, execution_id: str, host: Host, *, offsets: tuple[int, int] = (0, 0), follow: bool = True
+    ) -> Execution:
+        """Follows an execution that exists on the host, from the given offsets of stdout and stderr on."""
+        reached = await self._reach(host)
+        conversation = reached.agent.converse()
+        conversation.send(Kind.ATTACH, {"executionId": execution_id, "offsets": list(offsets), "follow": follow})
+        execution = Execution(execution_id, host, reached.connection.transport, conversation, self.store, None)
+        execution.offsets = list(offsets)
+        return execution
+
+    async def status(self, execution_id: str, host: Host) -> dict[str, Any]:
+        """How an execution stands on its host. Raises RefusedError when the host knows nothing of it."""
+        reached = await self._reach(host)
+        conversation = reached.agent.converse()
+        conversation.send(Kind.STATUS, {"executionId": execution_id})
+        try:
+            frame = await conversation.receive()
+        finally:
+            conversation.close()
+        assert frame is not None, "nobody else closes this conversation"
+        told = frame.json()
+        if frame.kind != Kind.STATUS:
+            raise RefusedError(str(told.get("code")), str(told.get("message")), host=host.name)
+        status: dict[str, Any] = told["executions"][0]
+        return status
+
+    async def deploy(self, host: Host) -> Deployment:
+        """Makes sure that the runner is on the host; says where, and how many bytes that took."""
+        connection = await open_connection(host, self._access)
+        self.connections_opened += 1
+        try:
+            deployment, _ = await deploy(connection, self._runners)
+        finally:
+            await connection.close()
+        return deployment
+
+    async def _reach(self, host: Host) -> _Reached:
+        """The host's connection and agent, opened by whoever asks first and shared by all others."""
+        opening = self._reached.get(host)
+        if opening is not None and opening.done():
+            is_usable = not opening.cancelled() and opening.exception() is None and opening.result().agent.lost is None
+            if not is_usable:
+                opening = None
+        if opening is None:
+            opening = asyncio.ensure_future(self._open(host))
+            self._reached[host] = opening
+        return await asyncio.shield(opening)
+
+    async def _open(self, host: Host) -> _Reached:
+        connection = await open_connection(host, self._access)
+        self.connections_opened += 1
+        try:
+            agent, deployment = await start_agent(connection, self._runners)
+        except BaseException:
+            await connection.close()
+            raise
+        return _Reached(connection, agent, deployment)
+
+
+def new_execution_id() -> str:
+    """A fresh id: readable in a listing, and never the same twice."""
+    return f"exec_{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}_{os.urandom(6).hex()}"

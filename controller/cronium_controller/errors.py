@@ -1,0 +1,63 @@
+"""What can go wrong between the operator and a host. Each error says what happened, where, and what to do about it.
+
+Exceptions of asyncssh, the operating system and the database are translated once, where they arise; nothing above
+`connection`, `channel`, `install` and `store` ever sees them. `cli` alone turns these into exit statuses.
+"""
+
+from cronium_runner.wire.codes import CODES
+from cronium_runner.wire.results import EXIT_RUNNER_FAILED, EXIT_UNREACHABLE
+
+
+class ControllerError(Exception):
+    """`code` is one of `wire.codes.CODES`; `host` is the host's name, or None when none was involved."""
+
+    exit_status = EXIT_RUNNER_FAILED
+
+    def __init__(self, code: str, message: str, *, host: str | None = None) -> None:
+        assert code in CODES, f"unlisted error code {code!r}"
+        super().__init__(message if host is None else f"{host}: {message}")
+        self.code = code
+        self.message = str(self)
+        self.host = host
+
+
+class UnreachableError(ControllerError):
+    """No usable connection to the host, so nothing was started there."""
+
+    exit_status = EXIT_UNREACHABLE
+
+
+class HostKeyError(UnreachableError):
+    """The host's key is not the one we know, or not one we may accept. Final: nothing was sent."""
+
+
+class AuthenticationError(UnreachableError):
+    """The host refused us. Final: trying again gets an address banned."""
+
+
+class DeployError(ControllerError):
+    """The runner could not be put on the host, or doesn't start there."""
+
+
+class ChannelLostError(ControllerError):
+    """The agent's channel ended. What has happened on the host since is unknown, never failed or succeeded."""
+
+    exit_status = EXIT_UNREACHABLE
+
+    def __init__(self, message: str, *, host: str | None = None) -> None:
+        super().__init__("channel.lost", message, host=host)
+
+
+class RefusedError(ControllerError):
+    """The agent refused a request. Nothing was started by it."""
+
+
+class PayloadError(ControllerError):
+    """The script, directory or payload cannot be made into a payload."""
+
+
+class StoreError(ControllerError):
+    """The controller's database cannot be used."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("store.unusable", message)

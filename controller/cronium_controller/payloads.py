@@ -1,0 +1,128 @@
+"""Payloads: a script, a directory or a ready tar.gz as bytes with a digest. Equal content has an equal SHA-256.
+
+Nothing of an execution goes into a payload: no input, no variables, no token. So it is the same for all executions and
+all hosts, and a host that has its digest needs no bytes.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import stat
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Final
+
+from cronium_runner.wire.frames import DATA_PIECE
+
+from .errors import PayloadError
+
+IN_MEMORY: Final = 8 * 1024 * 1024
+"""A payload up to this size is built in memory, a larger one in a temporary file."""
+_MANIFESTS: Final = ("manifest.yaml", "manifest.yml")
+_LEFT_BY_A_LOCAL_RUN: Final = ("output.json", "variables.json")
+
+
+class Payload:
+    """A payload's bytes, wherever they are. `label` is what a person calls it."""
+
+    def __init__(self, label: str, file: IO[bytes]) -> None:
+        self.label = label
+        self._file = file
+        digest = hashlib.sha256()
+        file.seek(0)
+        while piece := file.read(1024 * 1024):
+            digest.update(piece)
+        self.sha256 = digest.hexdigest()
+        self.size = file.tell()
+
+    def __repr__(self) -> str:
+        return f"<Payload {self.label} {self.sha256[:12]} {self.size} bytes>"
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes, in pieces as large as a frame likes them."""
+        offset = 0
+        while True:
+            self._file.seek(offset)
+            piece = self._file.read(DATA_PIECE)
+            if not piece:
+                return
+            offset += len(piece)
+            yield piece
+
+
+def load(path: str | os.PathLike[str]) -> Payload:
+    """A payload from a script, a directory with a manifest, or a tar.gz. Raises PayloadError with the path and the fix."""
+    given = Path(path)
+    try:
+        if given.is_dir():
+            return _from_directory(given)
+        with given.open("rb") as file:
+            is_gzip = file.read(2) == b"\x1f\x8b"
+        return _from_archive(given) if is_gzip else _from_script(given)
+    except FileNotFoundError:
+        raise PayloadError("payload.not_found", f"no script, directory or payload at {given}") from None
+    except OSError as error:
+        raise PayloadError("payload.unreadable", f"cannot read {error.filename or given}: {error.strerror}") from None
+
+
+def _from_archive(path: Path) -> Payload:
+    payload = Payload(path.name, path.open("rb"))
+    sidecar = path.with_name(path.name + ".sha256")
+    if sidecar.exists():
+        stated = sidecar.read_text("utf-8", "replace").split()
+        if not stated or stated[0].lower().lstrip("\\") != payload.sha256:
+            raise PayloadError(
+                "payload.digest_mismatch",
+                f"{path} has SHA-256 {payload.sha256}, which is not what {sidecar.name} says; build it again",
+            )
+    return payload
+
+
+def _from_script(path: Path) -> Payload:
+    # A JSON text is a YAML scalar too, so any file name comes out as it went in.
+    manifest = f"version: v1\nentrypoint: {json.dumps(path.name, ensure_ascii=False)}\n".encode()
+    return _build(path.name, [("manifest.yaml", manifest), (path.name, path)])
+
+
+def _from_directory(path: Path) -> Payload:
+    if not any((path / name).is_file() for name in _MANIFESTS):
+        raise PayloadError("manifest.missing", f"{path} has no manifest.yaml; write one, or give the script itself")
+    members: list[tuple[str, bytes | Path]] = []
+    for folder, folders, files in os.walk(path):
+        folders.sort()
+        for name in sorted([*files, *(each for each in folders if os.path.islink(os.path.join(folder, each)))]):
+            file = Path(folder, name)
+            member = file.relative_to(path).as_posix()
+            if not stat.S_ISREG(file.lstat().st_mode):
+                raise PayloadError(
+                    "payload.unsafe_type", f"{file} is a link or special file; a payload holds only regular files"
+                )
+            if member not in _LEFT_BY_A_LOCAL_RUN:
+                members.append((member, file))
+    return _build(path.resolve().name, members)
+
+
+def _build(label: str, members: list[tuple[str, bytes | Path]]) -> Payload:
+    """The archive of the members: sorted, no times, no owners, so that only names, content and the x bit count."""
+    target: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - the payload owns it
+    with (
+        gzip.GzipFile(filename="", mode="wb", fileobj=target, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w|", format=tarfile.GNU_FORMAT) as archive,
+    ):
+        for name, content in sorted(members, key=lambda member: member[0].encode()):
+            entry = tarfile.TarInfo(name)
+            entry.mode = 0o644
+            if isinstance(content, bytes):
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+                continue
+            with content.open("rb") as file:
+                found = os.fstat(file.fileno())
+                entry.size = found.st_size
+                entry.mode = 0o755 if found.st_mode & stat.S_IXUSR else 0o644
+                archive.addfile(entry, file)
+    return Payload(label, target)

@@ -1,0 +1,191 @@
+"""What the controller remembers: each execution, before it is submitted and until it is forgotten.
+
+SQLAlchemy Core over SQLite. Nothing here talks to a host. Secrets are never stored.
+"""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sql
+
+from cronium_runner.wire import exactjson
+from cronium_runner.wire.results import Result
+
+from .errors import StoreError
+from .hosts import Host
+
+SCHEMA_VERSION: Final = 1
+
+_metadata = sql.MetaData()
+_executions = sql.Table(
+    "executions",
+    _metadata,
+    sql.Column("id", sql.String(64), primary_key=True),
+    sql.Column("host", sql.String, nullable=False),
+    sql.Column("address", sql.String, nullable=False),
+    sql.Column("port", sql.Integer),
+    sql.Column("user", sql.String),
+    sql.Column("identity", sql.String),
+    sql.Column("payload_sha256", sql.String(64), nullable=False),
+    sql.Column("label", sql.String, nullable=False),
+    sql.Column("state", sql.String, nullable=False),
+    sql.Column("submitted_at", sql.Float, nullable=False),
+    sql.Column("finished_at", sql.Float),
+    sql.Column("result", sql.LargeBinary),
+    sql.Column("is_acknowledged", sql.Boolean, nullable=False, default=False),
+    sql.Index("executions_by_time", "submitted_at"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One execution as the controller knows it. Times are seconds since the epoch."""
+
+    id: str
+    host: Host
+    payload_sha256: str
+    label: str
+    state: str
+    submitted_at: float
+    finished_at: float | None
+    result: Result | None
+    is_acknowledged: bool
+
+
+def default_path() -> Path:
+    """CRONIUM_CONTROLLER_STATE, else the user's state folder."""
+    chosen = os.environ.get("CRONIUM_CONTROLLER_STATE")
+    if chosen:
+        return Path(chosen) / "controller.db"
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(base) / "cronium" / "controller.db"
+
+
+class Store:
+    """The database. One per process; its calls take well under a millisecond and are made inline."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Opens or creates it. Raises StoreError."""
+        self.path = path or default_path()
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Created by us first, so that it is never open to others, whatever the umask.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            if stat.S_IMODE(self.path.stat().st_mode) & 0o077:
+                raise StoreError(f"{self.path} is open to other users; make it yours alone with: chmod 600 {self.path}")
+            self._engine = sql.create_engine(f"sqlite:///{self.path}", poolclass=sql.pool.StaticPool)
+            self._connection = self._engine.connect()
+            self._prepare()
+        except (OSError, sql.exc.SQLAlchemyError) as error:
+            raise StoreError(
+                f"the database {self.path} cannot be used: {error}; mend it or set CRONIUM_CONTROLLER_STATE"
+            ) from None
+
+    def _prepare(self) -> None:
+        execute = self._connection.exec_driver_sql
+        execute("PRAGMA busy_timeout = 5000")
+        execute("PRAGMA journal_mode = WAL")
+        # NORMAL survives a crash of ours at any point. A power loss of this machine can take back the last commits, and
+        # then an id was forgotten that the host still knows; the host, not this table, makes a start happen once.
+        execute("PRAGMA synchronous = NORMAL")
+        found = execute("PRAGMA user_version").scalar_one()
+        if found > SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.path} was written by a newer cronium (schema {found}, we know {SCHEMA_VERSION}); update this one"
+            )
+        if found < SCHEMA_VERSION:
+            _metadata.create_all(self._connection)
+            execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._connection.commit()
+
+    def close(self) -> None:
+        """Closes the database."""
+        self._connection.close()
+        self._engine.dispose()
+
+    def record(self, execution_id: str, host: Host, payload_sha256: str, label: str, now: float) -> None:
+        """Writes down an execution that is about to be submitted. An id that is known stays as it is."""
+        row = {
+            "id": execution_id,
+            "host": host.name,
+            "address": host.address,
+            "port": host.port,
+            "user": host.user,
+            "identity": host.identity,
+            "payload_sha256": payload_sha256,
+            "label": label,
+            "state": "submitted",
+            "submitted_at": now,
+            "is_acknowledged": False,
+        }
+        self._write(sql.insert(_executions).prefix_with("OR IGNORE"), row)
+
+    def note_state(self, execution_id: str, state: str) -> None:
+        """Writes down how an execution stands while there is no result."""
+        self._write(_NOTE_STATE, {"key": execution_id, "new_state": state})
+
+    def finish(self, result: Result, now: float) -> None:
+        """Writes down the result."""
+        self._write(
+            _FINISH,
+            {
+                "key": result.execution_id,
+                "new_state": result.state.value,
+                "now": now,
+                "json": exactjson.encode(result.to_json()),
+            },
+        )
+
+    def note_acknowledged(self, execution_id: str) -> None:
+        """The host knows that we have the result."""
+        self._write(_NOTE_ACKNOWLEDGED, {"key": execution_id})
+
+    def find(self, execution_id: str) -> Record | None:
+        """What is known of an execution."""
+        row = self._connection.execute(sql.select(_executions).where(_executions.c.id == execution_id)).one_or_none()
+        self._connection.rollback()
+        return None if row is None else _record(row)
+
+    def recent(self, limit: int = 50) -> list[Record]:
+        """The last executions, newest first."""
+        newest = sql.select(_executions).order_by(_executions.c.submitted_at.desc()).limit(limit)
+        rows = self._connection.execute(newest).all()
+        self._connection.rollback()
+        return [_record(row) for row in rows]
+
+    def _write(self, statement: Any, values: dict[str, Any]) -> None:
+        try:
+            self._connection.execute(statement, values)
+            self._connection.commit()
+        except sql.exc.SQLAlchemyError as error:
+            self._connection.rollback()
+            raise StoreError(f"the database {self.path} cannot be written: {error}") from None
+
+
+_BY_KEY = _executions.c.id == sql.bindparam("key")
+_NOTE_STATE = (
+    sql.update(_executions).where(_BY_KEY, _executions.c.result.is_(None)).values(state=sql.bindparam("new_state"))
+)
+_FINISH = (
+    sql.update(_executions)
+    .where(_BY_KEY)
+    .values(state=sql.bindparam("new_state"), finished_at=sql.bindparam("now"), result=sql.bindparam("json"))
+)
+_NOTE_ACKNOWLEDGED = sql.update(_executions).where(_BY_KEY).values(is_acknowledged=True)
+
+
+def _record(row: Any) -> Record:
+    return Record(
+        id=row.id,
+        host=Host(row.host, row.address, row.port, row.user, row.identity),
+        payload_sha256=row.payload_sha256,
+        label=row.label,
+        state=row.state,
+        submitted_at=row.submitted_at,
+        finished_at=row.finished_at,
+        result=None if row.result is None else Result.from_json(exactjson.loads(row.result)),
+        is_acknowledged=row.is_acknowledged,
+    )

@@ -1,0 +1,81 @@
+"""What the words of both command lines stand for: JSON or a file of it, NAME=VALUE, and where a secret comes from.
+
+`cronium run` and `cronium-runner run` take the same options, so they are understood once, here. Files and standard
+input are read by the caller's `read`: its argument is a path or `-`, its answer None when there is no such file.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from . import exactjson
+
+Read = Callable[[str], bytes | None]
+
+
+class WordError(Exception):
+    """A word that cannot be used. `code` is one of `codes.CODES`."""
+
+    def __init__(self, message: str, code: str = "usage.invalid") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def json_value(text: str, option: str, read: Read) -> Any:
+    """The value of `FILE|JSON`: an existing file wins, `-` is standard input. Raises WordError naming the option."""
+    content = read(text)
+    where = f"neither an existing file nor JSON: {text[:60]!r}" if content is None else text
+    try:
+        return exactjson.loads(text if content is None else content)
+    except ValueError as error:
+        raise WordError(f"{option}: {where}: {error}", "input.invalid") from None
+
+
+def json_object(text: str, option: str, read: Read) -> dict[str, Any]:
+    """Like `json_value`, for an option that takes an object."""
+    value = json_value(text, option, read)
+    if not isinstance(value, dict):
+        raise WordError(f'{option}: a JSON object is needed, like \'{{"id": "7"}}\'', "input.invalid")
+    return value
+
+
+def variables(words: Iterable[str]) -> dict[str, Any]:
+    """NAME=VALUE words as a mapping; a later one wins. Values are texts."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name or not equals:
+            raise WordError(f"--var {word!r}: write NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def secrets(words: Iterable[str], environment: Mapping[str, str], read: Read) -> dict[str, Any]:
+    """Secrets from files, standard input or the environment; never from the words themselves, which `ps` shows."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, origin = word.partition("=")
+        if not name or (equals and not origin.startswith("@")):
+            # The value must not be repeated here: it would end in a terminal's history and in logs.
+            raise WordError(
+                f"--secret {name}: give NAME, NAME=@FILE or NAME=@-; a value on a command line is seen by others"
+            )
+        found[name] = _from_file(name, origin[1:], read) if equals else _from_environment(name, environment)
+    return found
+
+
+def _from_file(name: str, path: str, read: Read) -> str:
+    content = read(path)
+    if content is None:
+        raise WordError(f"--secret {name}: there is no file {path}", "input.invalid")
+    try:
+        return content.decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError:
+        raise WordError(f"--secret {name}: the value is not UTF-8", "input.invalid") from None
+
+
+def _from_environment(name: str, environment: Mapping[str, str]) -> str:
+    value = environment.get(name)
+    if value is None:
+        raise WordError(f"--secret {name}: no environment variable of that name; set it, or give {name}=@FILE")
+    return value

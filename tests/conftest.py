@@ -1,0 +1,37 @@
+"""What tests of several folders share: hosts to run on. Each ends by checking that nothing was left behind."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runner_process import Host
+
+
+@pytest.fixture(scope="session")
+def install_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the helper folder is made, once a session: it is the same for every test."""
+    return tmp_path_factory.mktemp("install", numbered=False)
+
+
+@pytest.fixture
+def host(tmp_path: Path, install_directory: Path) -> Iterator[Host]:
+    """A host of this test's own."""
+    made = Host(tmp_path, install_directory)
+    yield made
+    made.check_nothing_left()
+
+
+@pytest.fixture(scope="module")
+def shared_host(tmp_path_factory: pytest.TempPathFactory, install_directory: Path) -> Iterator[Host]:
+    """A host that the tests of one module share, for those that only look at their own execution."""
+    made = Host(tmp_path_factory.mktemp("shared"), install_directory)
+    yield made
+    made.check_nothing_left()
+
+
+@pytest.fixture
+def as_root() -> None:
+    """Skips unless root: for what only root can prepare."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can prepare this")

@@ -1,0 +1,348 @@
+"""The one-file binary as a host gets it: it installs itself once, where it may trust the place, and runs there."""
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.frozen
+
+ROOT = Path(__file__).resolve().parents[2]
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount file systems or to be another user")
+
+
+@pytest.fixture(scope="session")
+def binary() -> Path:
+    named = os.environ.get("CRONIUM_TEST_BINARY")
+    found = [Path(named)] if named else sorted((ROOT / "dist").glob(f"cronium-runner-*-linux-{os.uname().machine}"))
+    if not found:
+        pytest.skip("there is no runner binary in dist/; scripts/build makes it")
+    return found[-1]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "installed here"
+
+
+@pytest.fixture
+def environment(tmp_path: Path, root: Path) -> dict[str, str]:
+    """A login that installs into `root` and extracts into a TMPDIR of its own, with no trace of this test run."""
+    (tmp_path / "tmp").mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CRONIUM_", "_PYI_", "PYTHON"))}
+    return kept | {
+        "CRONIUM_INSTALL_DIR": str(root),
+        "TMPDIR": str(tmp_path / "tmp"),
+        "CRONIUM_STATE_DIR": str(tmp_path / "state"),
+    }
+
+
+def run(*command: object, environment: dict[str, str], **options: object) -> subprocess.CompletedProcess[str]:
+    words = [str(word) for word in command]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def installations(root: Path) -> list[Path]:
+    return sorted(root.iterdir())
+
+
+@pytest.fixture
+def executable(binary: Path, root: Path, environment: dict[str, str]) -> Path:
+    """The installed executable."""
+    assert run(binary, "version", environment=environment).returncode == 0
+    (installed,) = installations(root)
+    return installed / "cronium-runner"
+
+
+def test_first_use_installs_privately(binary: Path, root: Path, environment: dict[str, str]) -> None:
+    done = run(binary, "version", environment=environment | {"HOME": "/nonexistent"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"\d+\.\d+\.\d+", done.stdout)
+    (installed,) = installations(root)
+    assert re.fullmatch(r"\d+\.\d+\.\d+[^-]*-[0-9a-f]{12}", installed.name)
+    for folder, _, files in os.walk(root):
+        found = os.lstat(folder)
+        assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (os.geteuid(), 0o700)
+        for name in files:
+            assert not os.lstat(os.path.join(folder, name)).st_mode & 0o077 or os.path.islink(
+                os.path.join(folder, name)
+            )
+
+
+def test_umask_makes_no_difference(binary: Path, root: Path, environment: dict[str, str]) -> None:
+    for umask in (0o000, 0o777):
+        assert run(binary, "version", environment=environment, umask=umask).returncode == 0
+        shutil.rmtree(root)
+
+
+def test_second_use_installs_nothing(binary: Path, executable: Path, environment: dict[str, str]) -> None:
+    before = {path: path.lstat().st_mtime_ns for path in executable.parent.rglob("*")}
+    inode = executable.stat().st_ino
+    assert run(binary, "version", environment=environment).returncode == 0
+    assert executable.stat().st_ino == inode
+    assert {path: path.lstat().st_mtime_ns for path in executable.parent.rglob("*")} == before
+
+
+def test_damaged_installation_is_made_whole(binary: Path, executable: Path, environment: dict[str, str]) -> None:
+    next(executable.parent.rglob("_socket*.so")).unlink()
+    assert run(binary, "version", environment=environment).returncode == 0
+    assert list(executable.parent.rglob("_socket*.so"))
+    assert installations(executable.parent.parent) == [executable.parent]
+
+
+def test_twenty_first_uses_at_once(binary: Path, root: Path, environment: dict[str, str]) -> None:
+    with ThreadPoolExecutor(20) as threads:
+        results = list(threads.map(lambda _: run(binary, "version", environment=environment), range(20)))
+    assert [(done.returncode, done.stderr) for done in results] == [(0, "")] * 20
+    assert len({done.stdout for done in results}) == 1
+    assert len(installations(root)) == 1
+
+
+def test_install_into_a_named_directory(binary: Path, root: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    goal = tmp_path / "opt" / "runner"
+    done = run(binary, "install", goal, environment=environment)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(goal / "cronium-runner"), "")
+    assert not root.exists()
+    other = tmp_path / "copy"
+    done = run(goal / "cronium-runner", "install", other, environment=environment)
+    assert (done.returncode, done.stdout.strip()) == (0, str(other / "cronium-runner"))
+    assert run(other / "cronium-runner", "version", environment=environment).returncode == 0
+
+
+def test_install_keeps_out_of_a_directory_in_use(binary: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    goal = tmp_path / "goal"
+    goal.mkdir(mode=0o700)
+    (goal / "letter").write_text("mine")
+    done = run(binary, "install", goal, environment=environment)
+    assert done.returncode == 125
+    assert "already holds something else" in done.stderr
+    assert [path.name for path in tmp_path.glob("goal*")] == ["goal"]
+    assert (goal / "letter").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["link", "open to others", "file"])
+def test_untrustworthy_root_is_refused(
+    kind: str, binary: Path, root: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    if kind == "link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        root.symlink_to(tmp_path / "elsewhere")
+    elif kind == "file":
+        root.write_text("")
+    else:
+        root.mkdir()
+        root.chmod(0o777)
+    done = run(binary, "version", environment=environment)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr.startswith("cronium-runner: the runner cannot be installed because")
+    assert str(root) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@as_root
+def test_somebody_elses_directory_is_refused(binary: Path, root: Path, environment: dict[str, str]) -> None:
+    root.mkdir(mode=0o700)
+    os.chown(root, 65534, 65534)
+    done = run(binary, "version", environment=environment)
+    assert done.returncode == 125
+    assert "belongs to uid 65534" in done.stderr
+
+
+@as_root
+def test_link_in_place_of_the_installation_is_refused(
+    binary: Path, executable: Path, environment: dict[str, str]
+) -> None:
+    """Also when what it points to looks right: it could be exchanged after we looked."""
+    aside = executable.parent.with_name("aside")
+    executable.parent.rename(aside)
+    executable.parent.symlink_to(aside)
+    done = run(binary, "version", environment=environment)
+    assert done.returncode == 125
+    assert "is not a directory" in done.stderr
+
+
+@as_root
+@pytest.mark.parametrize(("option", "reason"), [("noexec", "noexec"), ("ro", "Read-only")])
+def test_unusable_file_system_is_named(
+    option: str, reason: str, binary: Path, root: Path, environment: dict[str, str]
+) -> None:
+    root.mkdir(mode=0o700)
+    script = 'mount -t tmpfs -o mode=0700,$OPTION none "$CRONIUM_INSTALL_DIR" && exec "$0" version'
+    done = run("unshare", "-m", "sh", "-c", script, binary, environment=environment | {"OPTION": option})
+    assert done.returncode == 125
+    assert str(root) in done.stderr
+    assert reason in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@as_root
+def test_falls_back_when_home_forbids_execution(binary: Path, environment: dict[str, str]) -> None:
+    environment = {name: value for name, value in environment.items() if name != "CRONIUM_INSTALL_DIR"}
+    script = """
+        mount -t tmpfs -o noexec none "$1" && mount -t tmpfs none /var/tmp || exit 99
+        "$0" version && ls /var/tmp/cronium-runner-0 && ls -A "$1/.local/lib/cronium-runner"
+    """
+    home = os.path.expanduser("~root")
+    shutil.copy(binary, Path(environment["TMPDIR"]) / "runner")
+    done = run(
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        script,
+        Path(environment["TMPDIR"]) / "runner",
+        home,
+        environment=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2  # the version, and one installation, which is not below home
+
+
+SLOW = """#!/bin/sh
+echo started
+while [ ! -e "$GO" ]; do sleep 0.05; done
+cronium.setVariable DONE yes
+echo over
+exit 7
+"""
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def slow_job(binary: Path, tmp_path: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    script = tmp_path / "slow.sh"
+    script.write_text(SLOW)
+    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
+        process = subprocess.Popen(
+            [binary, "run", script], env=environment | {"GO": str(tmp_path / "go")}, stdout=out, stderr=err
+        )
+    wait_until(lambda: b"started" in (tmp_path / "out").read_bytes() or process.poll() is not None)
+    assert process.poll() is None, (tmp_path / "err").read_text()
+    yield process
+    (tmp_path / "go").touch()
+    process.wait(30)
+
+
+def extractions(environment: dict[str, str]) -> list[Path]:
+    return list(Path(environment["TMPDIR"]).glob("_MEI*"))
+
+
+def test_job_outlives_the_extraction_directory(
+    slow_job: subprocess.Popen[bytes], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    assert len(extractions(environment)) == 1
+    shutil.rmtree(extractions(environment)[0])
+    (tmp_path / "go").touch()
+    assert slow_job.wait(30) == 7
+    assert (tmp_path / "out").read_bytes() == b"started\nover\n"
+    said = (tmp_path / "err").read_text().splitlines()
+    assert [line for line in said if not line.startswith("[PYI-")] == []  # the parent may miss what it has to remove
+
+
+def test_job_outlives_the_one_file_parent(
+    slow_job: subprocess.Popen[bytes], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    slow_job.send_signal(signal.SIGKILL)
+    slow_job.wait(30)
+    for left in extractions(environment):
+        shutil.rmtree(left)
+    (tmp_path / "go").touch()
+    wait_until(lambda: (tmp_path / "out").read_bytes().endswith(b"over\n"))
+
+
+@pytest.mark.parametrize("form", ["one-file", "installed"])
+@pytest.mark.parametrize("library_path", [None, "/some/where"])
+def test_script_sees_no_trace_of_the_bootloader(
+    form: str,
+    library_path: str | None,
+    binary: Path,
+    executable: Path,
+    tmp_path: Path,
+    environment: dict[str, str],
+) -> None:
+    script = tmp_path / "show.sh"
+    script.write_text("#!/bin/sh\nenv\n")
+    if library_path is not None:
+        environment = environment | {"LD_LIBRARY_PATH": library_path}
+    done = run(binary if form == "one-file" else executable, "run", script, environment=environment)
+    assert done.returncode == 0, done.stderr
+    seen = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert not [name for name in seen if name.startswith(("_PYI", "_MEI", "PYINSTALLER")) or name.endswith("_ORIG")]
+    assert seen.get("LD_LIBRARY_PATH") == library_path
+    assert "_MEI" not in done.stdout
+    assert "CRONIUM_INSTALL_DIR" not in seen
+
+
+def test_helpers_and_exit_status_of_the_script(executable: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/sh\ncronium.input name\ncronium_output answer 42\nexit 3\n")
+    done = run(executable, "run", script, "--input", '{"name": "Ada"}', environment=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "Ada\n", "")
+
+
+def test_answers_under_a_helpers_name(executable: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    """Where there is no compiled client, the helper names are links to the runner itself."""
+    link = tmp_path / "cronium.input"
+    link.symlink_to(executable)
+    done = run(link, environment=environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: cronium.input")
+
+
+def test_help_is_there(executable: Path, environment: dict[str, str]) -> None:
+    """click makes it of docstrings, which an optimised build would have dropped."""
+    done = run(executable, "run", "--help", environment=environment)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) > 10
+
+
+def test_a_login_in_another_encoding(executable: Path, environment: dict[str, str]) -> None:
+    for locale in ("C", "POSIX", "de_DE.ISO-8859-15", "ja_JP.EUC-JP", "xx_nonsense"):
+        done = run(executable, "version", environment=environment | {"LC_ALL": locale})
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_module_is_in_the_binary(executable: Path) -> None:
+    """Each module of the package, and each that these load when they are imported, is carried or built in."""
+    readers = pytest.importorskip("PyInstaller.archive.readers")
+    carried = set(readers.CArchiveReader(str(executable)).open_embedded_archive("PYZ.pyz").toc) | {"struct"}
+    carried |= {path.name.split(".")[0] for path in executable.parent.rglob("*.so")}
+    with zipfile.ZipFile(executable.parent / "_internal" / "base_library.zip") as library:
+        names = (name.removesuffix(".pyc").removesuffix("/__init__") for name in library.namelist())
+        carried |= {name.replace("/", ".") for name in names}
+    packages = ROOT / "runner" / "cronium_runner"
+    ours = {
+        ".".join(path.relative_to(packages.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in packages.rglob("*.py")
+    }
+    assert ours - carried == set()
+    program = "import sys; before = set(sys.modules)\nfor name in sys.argv[1:]: __import__(name)\n"
+    program += "print(*(set(sys.modules) - before))"
+    done = run(sys.executable, "-c", program, *sorted(ours), environment=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    optional = {"_hashlib", "_uuid", "_bz2", "bz2", "_compression", "_lzma", "lzma", "unicodedata"}
+    optional |= {"_yaml", "yaml._yaml", "yaml.cyaml", "typing.io", "typing.re"}
+    loaded = set(done.stdout.split()) - optional
+    assert loaded - carried - set(sys.builtin_module_names) == set()
+
+
+def test_checksum_sidecar(binary: Path) -> None:
+    digest = hashlib.sha256(binary.read_bytes()).hexdigest()
+    assert Path(f"{binary}.sha256").read_text() == f"{digest}  {binary.name}\n"

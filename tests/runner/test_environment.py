@@ -1,0 +1,127 @@
+"""The script's environment: what is taken out, what is put in, and in which order."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cronium_runner.environment import DEFAULT_PATH, for_interpreter, login_environment, script_environment
+from cronium_runner.install import HelperFolder
+
+OWN = {"CRONIUM_HELPER_MODE": "bundled", "CRONIUM_WORK_DIR": "/w"}
+HELPERS = HelperFolder(bin="/h/bin", python="/h/python", node="/h/node")
+
+
+def made(
+    login: dict[str, str], manifest: dict[str, str] | None = None, execution: dict[str, str] | None = None
+) -> dict[str, str]:
+    return script_environment(login, manifest=manifest or {}, own=OWN, helper_bin="/h/bin", execution=execution)
+
+
+def test_bootloader_traces_are_removed_and_its_changes_undone() -> None:
+    login = {
+        "LD_LIBRARY_PATH": "/x/_internal:/mine",
+        "LD_LIBRARY_PATH_ORIG": "/mine",
+        "_PYI_ARCHIVE_FILE": "/x/cronium-runner",
+        "_PYI_PARENT_PROCESS_LEVEL": "1",
+        "_MEIPASS2": "/tmp/_MEI1",
+        "PYINSTALLER_RESET_ENVIRONMENT": "1",
+        "LANG": "C",
+    }
+    assert login_environment(login) == {"LD_LIBRARY_PATH": "/mine", "LANG": "C"}
+
+
+def test_library_path_that_only_the_bootloader_set_is_removed() -> None:
+    assert login_environment({"LD_LIBRARY_PATH": "/x/_internal", "_PYI_ARCHIVE_FILE": "/x/r"}) == {}
+
+
+def test_empty_library_path_of_the_login_stays_empty() -> None:
+    login = {"LD_LIBRARY_PATH": "/x", "LD_LIBRARY_PATH_ORIG": "", "_PYI_ARCHIVE_FILE": "/x/r"}
+    assert login_environment(login) == {"LD_LIBRARY_PATH": ""}
+
+
+def test_library_path_is_the_logins_own_without_a_bootloader() -> None:
+    login = {"LD_LIBRARY_PATH": "/mine", "LD_LIBRARY_PATH_ORIG": "/also mine"}
+    assert login_environment(login) == login
+
+
+def test_later_layers_win() -> None:
+    login = {"A": "login", "B": "login", "C": "login", "PATH": "/bin"}
+    manifest = {"B": "manifest", "C": "manifest", "CRONIUM_WORK_DIR": "/evil"}
+    seen = made(login, manifest, {"C": "execution"})
+    assert seen == OWN | {"A": "login", "B": "manifest", "C": "execution", "PATH": "/h/bin:/bin"}
+
+
+def test_the_runners_own_settings_and_the_token_are_not_handed_on() -> None:
+    names = (
+        "API_TOKEN",
+        "API_ENDPOINT",
+        "STATE_DIR",
+        "INSTALL_DIR",
+        "HELPER_CLIENT",
+        "EXECUTION_ID",
+        "ANYTHING",
+    )
+    seen = made({f"CRONIUM_{name}": "secret" for name in names})
+    assert "secret" not in seen.values()
+    assert {name for name in seen if name.startswith("CRONIUM_")} == set(OWN)
+
+
+@pytest.mark.parametrize("login", [{}, {"PATH": ""}])
+def test_a_login_without_path_still_finds_commands(login: dict[str, str]) -> None:
+    assert made(login)["PATH"] == f"/h/bin:{DEFAULT_PATH}"
+
+
+def test_the_manifests_path_comes_after_the_helpers() -> None:
+    assert made({"PATH": "/bin"}, {"PATH": "/opt/bin"})["PATH"] == "/h/bin:/opt/bin"
+
+
+def test_bash_env_is_the_logins_own() -> None:
+    assert made({"BASH_ENV": "/etc/b"})["BASH_ENV"] == "/etc/b"
+    assert "BASH_ENV" not in made({})
+
+
+def test_only_python_and_node_get_library_paths() -> None:
+    plain = made({"PYTHONPATH": "/p", "NODE_PATH": "/n", "NODE_OPTIONS": "--no-warnings"})
+    assert for_interpreter(plain, "bash", HELPERS) == plain
+    python = for_interpreter(plain, "python", HELPERS)
+    assert python == plain | {"PYTHONPATH": "/h/python:/p"}
+    node = for_interpreter(plain, "node", HELPERS)
+    assert node == plain | {
+        "NODE_PATH": "/h/node:/n",
+        "NODE_OPTIONS": "--require /h/node/cronium.js --no-warnings",
+    }
+
+
+def test_no_empty_element_which_would_mean_the_current_folder() -> None:
+    assert for_interpreter({"PYTHONPATH": ""}, "python", HELPERS) == {"PYTHONPATH": "/h/python"}
+
+
+def test_inputs_are_left_alone() -> None:
+    login, script = {"PATH": "/bin"}, {"PYTHONPATH": "/p"}
+    made(login)
+    for_interpreter(script, "python", HELPERS)
+    assert (login, script) == ({"PATH": "/bin"}, {"PYTHONPATH": "/p"})
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.parametrize("name", ["plain", "with space", 'quote"d', "back\\slash", 'both \\" of them'])
+def test_node_understands_the_preload(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "cronium.js").write_text("globalThis.loaded = __filename;")
+    (folder / "other.js").write_text("exports.found = true;")
+    environment = for_interpreter(dict(os.environ), "node", HelperFolder("", "", str(folder)))
+    program = "console.log(JSON.stringify([loaded, require('other').found]))"
+    done = subprocess.run(["node", "-e", program], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [str(folder / "cronium.js"), True]
+
+
+def test_python_finds_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "only_here.py").write_text("X = 1")
+    environment = for_interpreter(dict(os.environ), "python", HelperFolder("", str(tmp_path), ""))
+    subprocess.run([sys.executable, "-c", "import only_here"], env=environment, check=True)

@@ -1,0 +1,167 @@
+"""The helper folder of a runner that runs from source, and which directories may hold an installation."""
+
+import multiprocessing
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cronium_runner import bundle, install, location
+from cronium_runner.errors import RunnerError
+from cronium_runner.helpers import HELPER_NAMES
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CRONIUM_INSTALL_DIR", str(tmp_path / "root"))
+    monkeypatch.delenv(install.CLIENT_VARIABLE, raising=False)
+    return tmp_path / "root"
+
+
+def test_helper_folder_has_every_name_and_both_libraries(root: Path) -> None:
+    folder = install.helper_folder()
+    assert set(os.listdir(folder.bin)) == set(HELPER_NAMES)
+    assert set(os.listdir(folder.python)) == {"cronium.py", "sitecustomize.py"}
+    assert set(os.listdir(folder.node)) == {"cronium.js", "cronium.d.ts"}
+    assert os.path.commonpath([*map(str, (folder.bin, folder.python, folder.node)), root]) == str(root)
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+
+
+def test_helper_folder_is_made_once(root: Path) -> None:
+    first = install.helper_folder()
+    made = os.stat(first.bin).st_ino
+    assert install.helper_folder() == first
+    assert os.stat(first.bin).st_ino == made
+    assert len(os.listdir(root)) == 1
+
+
+def test_helper_folder_comes_back_when_it_is_removed() -> None:
+    folder = install.helper_folder()
+    bundle.remove(os.path.dirname(folder.bin))
+    assert not os.path.exists(folder.bin)
+    assert os.path.exists(install.helper_folder().bin)
+
+
+def make_folder(_: int) -> str:
+    return install.helper_folder().bin
+
+
+def test_helper_folder_made_by_many_at_once(root: Path) -> None:
+    with multiprocessing.get_context("fork").Pool(8) as pool:
+        made = pool.map(make_folder, range(16), chunksize=1)
+    assert len(set(made)) == 1
+    assert len(os.listdir(root)) == 1
+
+
+def test_launcher_is_isolated_from_the_jobs_python_settings(tmp_path: Path) -> None:
+    (tmp_path / "socket.py").write_text("raise SystemExit(99)")
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nonexistent"}
+    command = os.path.join(install.helper_folder().bin, "cronium.input")
+    done = subprocess.run([command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: cronium.input")
+
+
+def test_a_named_client_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = tmp_path / "client"
+    client.write_text('#!/bin/sh\nbasename "$0"\n')
+    without = install.helper_folder()
+    monkeypatch.setenv(install.CLIENT_VARIABLE, str(client))
+    folder = install.helper_folder()
+    assert folder != without
+    done = subprocess.run([f"{folder.bin}/cronium.event"], capture_output=True, text=True, check=True)
+    assert done.stdout == "cronium.event\n"
+
+
+def test_a_missing_client_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(install.CLIENT_VARIABLE, "/nonexistent/client")
+    with pytest.raises(RunnerError, match="/nonexistent/client") as caught:
+        install.helper_folder()
+    assert caught.value.code == "install.unusable"
+
+
+def test_there_is_nothing_to_install_from_source(tmp_path: Path) -> None:
+    assert install.installed_executable() is None
+    assert install.own_bundle() is None
+    with pytest.raises(RunnerError, match="scripts/build") as caught:
+        install.install(str(tmp_path / "x"))
+    assert caught.value.code == "install.unusable"
+
+
+@pytest.mark.parametrize("kind", ["link", "open", "file"])
+def test_a_root_that_others_could_change_is_refused(kind: str, root: Path, tmp_path: Path) -> None:
+    if kind == "link":
+        (tmp_path / "real").mkdir(mode=0o700)
+        root.symlink_to(tmp_path / "real")
+    elif kind == "file":
+        root.touch(0o700)
+    else:
+        root.mkdir()
+        root.chmod(0o750)
+    with pytest.raises(RunnerError, match=str(root)) as caught:
+        install.helper_folder()
+    assert caught.value.code == "install.unusable"
+    assert "CRONIUM_INSTALL_DIR" in caught.value.message
+
+
+def test_home_is_the_password_databases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CRONIUM_INSTALL_DIR")
+    expected = location.roots()
+    monkeypatch.setenv("HOME", "/elsewhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert location.roots() == expected
+    assert expected[-1].endswith(f"cronium-runner-{os.geteuid()}")
+
+
+def bundle_of(files: dict[str, bytes]) -> bundle.Bundle:
+    lines = [f"f 0600 {len(content)} {path}" for path, content in files.items()]
+    return bundle.Bundle("\n".join([bundle.MAGIC, "1.0 0123456789ab c t", "l ../a links/b", *lines]) + "\n")
+
+
+def test_placing_a_bundle_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    files = {"a": b"one", "folder/b": b"two"}
+    wanted = bundle_of(files)
+    goal = str(tmp_path / wanted.folder)
+    with pytest.raises(location.UnusableError, match="folder/b"):
+        bundle.place(wanted, goal, lambda path: files[path] if path == "a" else b"")
+    assert os.listdir(tmp_path) == []
+    bundle.place(wanted, goal, files.__getitem__)
+    assert wanted.is_complete(goal)
+    assert os.listdir(tmp_path) == [wanted.folder]
+    assert bundle.read(os.path.join(goal, bundle.CONTENTS)).text == wanted.text
+
+
+@pytest.mark.parametrize("damage", ["missing", "shorter", "mode", "link"])
+def test_a_damaged_bundle_is_noticed_and_replaced(damage: str, tmp_path: Path) -> None:
+    files = {"a": b"one"}
+    wanted = bundle_of(files)
+    goal = tmp_path / wanted.folder
+    bundle.place(wanted, str(goal), files.__getitem__)
+    if damage == "missing":
+        (goal / "a").unlink()
+    elif damage == "shorter":
+        (goal / "a").write_bytes(b"on")
+    elif damage == "mode":
+        (goal / "a").chmod(0o644)
+    else:
+        (goal / "links/b").unlink()
+    assert not wanted.is_complete(str(goal))
+    bundle.place(wanted, str(goal), files.__getitem__)
+    assert wanted.is_complete(str(goal))
+    assert os.listdir(tmp_path) == [wanted.folder]
+
+
+def test_the_one_file_start_stays_light() -> None:
+    """What the carrier imports is paid at every one-file start: nothing that PyInstaller's own start hasn't loaded."""
+    program = "import sys, os, zlib, pwd; before = set(sys.modules)\n"
+    program += "from cronium_runner import bundle, environment, location\nprint(*(set(sys.modules) - before))"
+    path = str(Path(install.__file__).parents[1])
+    command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {path!r})\n{program}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert {name for name in done.stdout.split() if not name.startswith("cronium_runner")} <= {
+        "__future__",
+        "stat",
+    }

@@ -1,0 +1,108 @@
+"""The result object: the shape of contracts §10, its way through JSON, and the exit status each outcome gives."""
+
+from typing import Any
+
+import pytest
+from cronium_runner.wire.results import Outcome, Result, StreamSummary, exit_status
+from hypothesis import given
+from hypothesis import strategies as st
+
+KEYS = [
+    "executionId", "jobId", "host", "state", "exitCode", "signal", "startedAt", "finishedAt", "durationMs", "output",
+    "variables", "condition", "stdout", "stderr", "usage", "strays", "transport", "runnerVersion", "undelivered",
+    "error",
+]  # fmt: skip
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+SUMMARIES = st.builds(
+    StreamSummary, st.integers(0, 2**40), st.booleans(), st.none() | st.text("0123456789abcdef", min_size=64)
+)
+RESULTS = st.builds(
+    Result,
+    execution_id=st.text(min_size=1),
+    state=st.sampled_from(Outcome),
+    job_id=st.none() | st.text(),
+    host=st.none() | st.text(),
+    exit_code=st.none() | st.integers(0, 255),
+    signal=st.none() | st.integers(1, 64),
+    started_at=st.none() | st.text(),
+    finished_at=st.none() | st.text(),
+    duration_ms=st.none() | st.floats(0, 1e9),
+    output=JSON,
+    variables=st.dictionaries(st.text(), JSON, max_size=3),
+    condition=st.none() | st.booleans(),
+    stdout=SUMMARIES,
+    stderr=SUMMARIES,
+    cpu_ms=st.none() | st.floats(0, 1e9),
+    max_rss_kib=st.none() | st.integers(0),
+    strays=st.integers(0, 100),
+    transport=st.none() | st.text(),
+    runner_version=st.none() | st.text(),
+    undelivered=st.integers(0, 100),
+)
+
+
+@given(RESULTS, st.none() | st.tuples(st.text(min_size=1), st.text()))
+def test_a_result_comes_back_from_its_json_as_it_was(result: Result, error: tuple[str, str] | None) -> None:
+    from dataclasses import replace
+
+    if error is not None:
+        result = replace(result, error_code=error[0], error_message=error[1])
+    assert Result.from_json(result.to_json()) == result
+
+
+def test_the_object_has_exactly_the_documented_keys() -> None:
+    shown = Result("e", Outcome.SUCCEEDED).to_json()
+    assert list(shown) == KEYS
+    assert list(shown["stdout"]) == ["bytes", "truncated", "sha256"]
+    assert list(shown["usage"]) == ["cpuMs", "maxRssKiB"]
+
+
+def test_keys_of_a_newer_version_are_ignored_and_missing_ones_default() -> None:
+    result = Result.from_json({"executionId": "e", "state": "failed", "exitCode": 3, "novelty": 1, "stdout": None})
+    assert result == Result("e", Outcome.FAILED, exit_code=3)
+
+
+@pytest.mark.parametrize("value", [{}, {"executionId": "e"}, {"executionId": 1, "state": "failed"}, {"state": "lost"}])
+def test_a_result_without_id_or_state_is_refused(value: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="executionId and state"):
+        Result.from_json(value)
+
+
+def test_a_state_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="superb"):
+        Result.from_json({"executionId": "e", "state": "superb"})
+
+
+def test_the_controller_adds_host_and_route() -> None:
+    there = Result("e", Outcome.SUCCEEDED, exit_code=0).on("web01", "direct")
+    assert (there.host, there.transport, there.exit_code) == ("web01", "direct", 0)
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (Result("e", Outcome.SUCCEEDED, exit_code=0), 0),
+        (Result("e", Outcome.FAILED, exit_code=7), 7),
+        (Result("e", Outcome.FAILED, exit_code=255), 255),
+        (Result("e", Outcome.FAILED, signal=9), 137),
+        (Result("e", Outcome.TIMED_OUT, exit_code=0), 124),
+        (Result("e", Outcome.TIMED_OUT, signal=9), 124),
+        (Result("e", Outcome.CANCELLED, signal=15), 130),
+        (Result("e", Outcome.REJECTED, error_code="payload.damaged"), 125),
+        (Result("e", Outcome.REJECTED), 125),
+        (Result("e", Outcome.REJECTED, error_code="interpreter.not_executable"), 126),
+        (Result("e", Outcome.REJECTED, error_code="interpreter.not_found"), 127),
+        (Result("e", Outcome.LOST), 125),
+        (Result("e", Outcome.LOST, exit_code=0), 125),
+        (Result("e", Outcome.UNKNOWN), 255),
+        (Result("e", Outcome.FAILED), 125),
+        (Result("e", Outcome.SUCCEEDED), 125),
+    ],
+)
+def test_each_outcome_has_its_exit_status(result: Result, expected: int) -> None:
+    assert exit_status(result) == expected
