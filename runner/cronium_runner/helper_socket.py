@@ -117,7 +117,7 @@ class Connection:
                 return
             try:
                 request = helpers.parse(words)
-            except helpers.UsageError as error:
+            except helpers.HelperError as error:
                 self._answer(error.answer)
                 return
             if not request.needs_stdin:

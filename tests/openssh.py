@@ -1,0 +1,145 @@
+"""A private, real OpenSSH server on the loopback interface, with throw-away keys. Used by the tests and by scripts/demo.
+
+It runs as whoever starts it and lets in that account only. Nothing of the system's own SSH configuration is read or
+changed. `stop` ends the server and every session process it started, by pid.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+READY_SECONDS = 10.0
+
+
+def sshd_path() -> str | None:
+    """Where the server program is, or None when it isn't installed."""
+    return shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+class OpenSSHServer:
+    """`environment` is what sessions get in addition; `options` are further lines of sshd_config, in front."""
+
+    def __init__(self, folder: Path, *, environment: dict[str, str] | None = None, options: list[str] | None = None) -> None:
+        self.folder = folder
+        self.port = _free_port()
+        self.identity = folder / "id_ed25519"
+        self.known_hosts = folder / "known_hosts"
+        self.log = folder / "sshd.log"
+        self._environment = environment or {}
+        self._options = options or []
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("host_key", "id_ed25519"):
+            if not (folder / name).exists():
+                subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+        shutil.copy(folder / "id_ed25519.pub", folder / "authorized_keys")
+
+    @property
+    def target(self) -> str:
+        """The host as `cronium --host` takes it."""
+        return f"127.0.0.1:{self.port}"
+
+    def renew_host_key(self) -> None:
+        """Gives the server another host key, as a reinstalled machine, or an impostor, would have."""
+        for name in ("host_key", "host_key.pub"):
+            (self.folder / name).unlink()
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / "host_key"], check=True)
+
+    def start(self) -> None:
+        """Starts it and waits until it greets."""
+        program = sshd_path()
+        assert program is not None, "openssh-server is not installed"
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # its privilege separation directory
+        configuration = [
+            *self._options,
+            f"Port {self.port}",
+            "ListenAddress 127.0.0.1",
+            f"HostKey {self.folder / 'host_key'}",
+            f"AuthorizedKeysFile {self.folder / 'authorized_keys'}",
+            f"PidFile {self.folder / 'sshd.pid'}",
+            "StrictModes no",
+            "UsePAM no",
+            "PasswordAuthentication no",
+            "KbdInteractiveAuthentication no",
+            "PermitRootLogin prohibit-password",
+            "LogLevel VERBOSE",
+        ]
+        if not any(line.startswith("Subsystem") or "internal-sftp" in line for line in self._options):
+            configuration.append("Subsystem sftp internal-sftp")
+        if self._environment:
+            words = " ".join(f'"{name}={value}"' for name, value in self._environment.items())
+            configuration.append(f"SetEnv {words}")
+        (self.folder / "sshd_config").write_text("\n".join(configuration) + "\n")
+        self._process = subprocess.Popen(
+            [program, "-D", "-f", self.folder / "sshd_config", "-E", self.log],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as probe:
+                probe.settimeout(2)
+                if probe.recv(4) == b"SSH-":
+                    return
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.02)
+        self.stop()
+        raise RuntimeError(f"sshd did not start: {self.log.read_text() if self.log.exists() else ''}")
+
+    def stop(self) -> None:
+        """Ends the server and its sessions."""
+        if self._process is None:
+            return
+        sessions = self.session_pids()
+        for pid in [self._process.pid, *sessions]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        self._process.wait(10)
+        self._process = None
+
+    def session_pids(self) -> list[int]:
+        """The server processes of all connections that are open."""
+        if self._process is None:
+            return []
+        found = []
+        waiting = [self._process.pid]
+        while waiting:
+            for task in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
+                with contextlib.suppress(OSError):
+                    children = [int(word) for word in task.read_text().split()]
+                    servers = [pid for pid in children if _command(pid) == "sshd"]
+                    found += servers
+                    waiting += servers
+        return found
+
+    def count_in_log(self, text: str) -> int:
+        """How often the server's log says `text`."""
+        return self.log.read_text(errors="replace").count(text)
+
+    def __enter__(self) -> "OpenSSHServer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
