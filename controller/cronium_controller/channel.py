@@ -16,7 +16,7 @@ import asyncssh
 from cronium_runner.wire import frames
 from cronium_runner.wire.frames import Frame, Kind, ProtocolError
 
-from .connection import Connection, acknowledge_quickly
+from .connection import Connection, acknowledge_quickly, reason
 from .errors import ChannelLostError, ControllerError
 
 GREETING_SECONDS: Final = 20.0
@@ -54,6 +54,8 @@ class Conversation:
         for piece in pieces:
             self._channel.send(frames.encode(Kind.PAYLOAD, self._number, piece))
             await self._channel.wait_writable()
+            if self._arrived:  # refused in the middle, for want of room perhaps: the rest would go nowhere
+                return
         self._channel.send(frames.encode(Kind.PAYLOAD, self._number))
 
     def grant(self, stream: int, count: int) -> None:
@@ -129,15 +131,23 @@ class AgentChannel:
             channel._ssh = ssh
             await asyncio.wait_for(channel._ready, GREETING_SECONDS)
         except TimeoutError:
-            channel.lose("no greeting")
+            channel.close(f"no greeting within {GREETING_SECONDS:g} s")
+            await ssh.wait_closed()  # a server may allow one session only
             raise AgentNotStartedError(None, channel.printed()) from None
         except (asyncssh.Error, OSError) as error:
-            raise ChannelLostError(f"no session on the connection: {error}", host=connection.host.name) from None
+            raise ChannelLostError(
+                f"the connection opens no session ({reason(error)}); does the server allow one (MaxSessions)?",
+                host=connection.host.name,
+            ) from None
         finally:
             hurrying.cancel()
-        lowest, highest = channel.agent.get("protocol", [0, 0])
+        match channel.agent.get("protocol"):
+            case [int(lowest), int(highest)]:
+                pass
+            case _:
+                lowest = highest = 0
         if not lowest <= frames.PROTOCOL <= highest:
-            channel.close()
+            channel.close("no common protocol")
             older = "runner" if highest < frames.PROTOCOL else "controller"
             raise ControllerError(
                 "channel.version",
@@ -173,13 +183,13 @@ class AgentChannel:
         """Waits until the connection takes more."""
         await self._writable.wait()
 
-    def close(self) -> None:
+    def close(self, why: str = "closed by us") -> None:
         """Ends the channel. The agent stays as guardian until its executions have ended."""
+        self.lose(why)
         if self._ssh is not None:
             with contextlib.suppress(asyncssh.Error, OSError):
                 self._ssh.write_eof()
             self._ssh.close()
-        self.lose("closed by us")
 
     def lose(self, reason: str) -> None:
         """The channel is gone: whoever waits learns it."""
@@ -215,8 +225,7 @@ class AgentChannel:
                 self._take(frame)
         except ProtocolError as error:
             _log.warning("channel_protocol_error", extra={"host": self.host_name, "reason": str(error)})
-            self.close()
-            self.lose(str(error))
+            self.close(str(error))
 
     def hear_stderr(self, piece: bytes) -> None:
         """Takes bytes of the agent's standard error; the last few are kept for messages."""
@@ -246,7 +255,7 @@ class AgentChannel:
                 self.send(frames.encode(Kind.PONG, 0, frame.body[:16]))
             case Kind.ERROR:
                 told = frame.json()
-                self.lose(f"the agent gave up: {told.get('message')} [{told.get('code')}]")
+                self.close(f"the agent gave up: {told.get('message')} [{told.get('code')}]")
             case _:
                 pass  # PONG, or a kind of a newer agent
 
@@ -256,8 +265,7 @@ class AgentChannel:
             await asyncio.sleep(frames.PING_SECONDS)
             silence = time.monotonic() - self._last_heard
             if silence >= frames.SILENCE_SECONDS:
-                self.close()
-                self.lose(f"the host has been silent for {silence:.0f} s")
+                self.close(f"the host has been silent for {silence:.0f} s")
                 return
             if silence >= frames.PING_SECONDS:
                 with contextlib.suppress(ChannelLostError):

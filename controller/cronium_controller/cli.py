@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cronium_runner import __version__
-from cronium_runner.wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, EXIT_UNREACHABLE
+from cronium_runner.wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, EXIT_UNREACHABLE, Outcome
 from cronium_runner.wire.words import WordError
 
 from .errors import ControllerError
@@ -117,9 +117,13 @@ def run(host: str, script: str, detach: bool, as_json: bool, **options: Any) -> 
         )
         execution = await controller.submit(where, job, follow=not detach)
         if detach:
-            await execution.wait_accepted()
+            if not execution.is_running:  # rejected, or unknown: say so
+                return await show.follow(execution, as_json=as_json)
             execution.detach()
-            click.echo(execution.id)
+            if as_json:
+                show.print_json({"executionId": execution.id, "host": where.name, "state": "accepted"})
+            else:
+                click.echo(execution.id)
             return 0
         return await show.follow(execution, as_json=as_json)
 
@@ -255,7 +259,7 @@ def _run_known(execution_id: str, options: dict[str, Any], work: Any, *, as_json
         if record is None:
             raise ControllerError(
                 "execution.not_found",
-                f"no execution '{execution_id}' was submitted from here; on its host, `cronium-runner status` may know it",
+                f"no execution '{execution_id}' was submitted from here; its host may know it: cronium-runner status",
             )
         return record.host
 
@@ -295,9 +299,10 @@ def _finish(work: Coroutine[Any, Any, int], as_json: bool) -> None:
             raise ControllerError(error.code, error.message) from None
     except ControllerError as error:
         if as_json:
-            show.print_json(
-                {"host": error.host, "state": "rejected", "error": {"code": error.code, "message": error.message}}
-            )
+            # Where nothing could be asked, what became of an id that was used before isn't known.
+            state = Outcome.UNKNOWN if error.exit_status == EXIT_UNREACHABLE else Outcome.REJECTED
+            told = {"code": error.code, "message": error.message}
+            show.print_json({"host": error.host, "state": state.value, "exitCode": None, "error": told})
         click.echo(f"cronium: {error.message} [{error.code}]", err=True)
         status = error.exit_status
     except KeyboardInterrupt:

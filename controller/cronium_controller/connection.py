@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import asyncssh
 
-from .errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError
+from .errors import AuthenticationError, ControllerError, UnreachableError
 from .hostkeys import HostKeyCheck, HostKeyPolicy, default_known_hosts
 from .hosts import Host
 
@@ -63,23 +63,23 @@ class Connection:
         """Whether it can be used no longer."""
         return bool(self.ssh.is_closed())
 
-    async def run(self, command: str, *, stdin: bytes = b"", timeout: float = 30.0) -> CommandOutput:
-        """Runs a short command. Raises UnreachableError when the connection fails, also in the middle.
+    async def run(self, command: str, *, timeout: float = 30.0) -> CommandOutput:
+        """Runs a short command without input or terminal. Raises UnreachableError when the connection fails midway.
 
         A NUL in a command would make the server end the whole connection, so it is refused here.
         """
         if "\0" in command:
             raise ControllerError("host.config", "a command cannot contain a NUL byte", host=self.host.name)
         try:
-            done = await asyncio.wait_for(
-                self.ssh.run(command, input=stdin, encoding=None, stdin=asyncssh.PIPE), timeout
-            )
+            async with await self.ssh.create_process(command, encoding=None, request_pty=False) as process:
+                process.stdin.write_eof()
+                done = await asyncio.wait_for(process.wait(), timeout)
         except TimeoutError:
             raise UnreachableError(
                 "host.unreachable", f"a command took longer than {timeout:g} s", host=self.host.name
             ) from None
         except (asyncssh.Error, OSError) as error:
-            raise UnreachableError("host.unreachable", _reason(error), host=self.host.name) from None
+            raise UnreachableError("host.unreachable", reason(error), host=self.host.name) from None
         return CommandOutput(done.exit_status, _bytes(done.stdout), _bytes(done.stderr))
 
     async def close(self) -> None:
@@ -90,13 +90,16 @@ class Connection:
 
 
 async def open_connection(host: Host, access: Access) -> Connection:
-    """Connects and authenticates. Raises HostKeyError, AuthenticationError or UnreachableError, each with the fix."""
-    check = HostKeyCheck(access.host_keys, access.known_hosts, access.warn)
+    """Connects and authenticates. Raises HostKeyError, AuthenticationError or UnreachableError, each with the fix.
+
+    One attempt. Jump hosts of ~/.ssh/config are checked by asyncssh: strictly, against ~/.ssh/known_hosts.
+    """
+    check = HostKeyCheck(access.host_keys, access.known_hosts, access.warn, host=host.name)
 
     class Client(asyncssh.SSHClient):
         def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-            del addr  # the key belongs to the name; one host may have many addresses
-            return check.accept(host, port, key)
+            del host, addr, port  # `check.trusted` was asked for the same host just before
+            return check.accept(key)
 
     options: dict[str, Any] = {
         "known_hosts": check.trusted,
@@ -112,31 +115,53 @@ async def open_connection(host: Host, access: Access) -> Connection:
         options["username"] = host.user
     if host.identity is not None:
         if not os.path.isfile(os.path.expanduser(host.identity)):
-            raise ControllerError("host.config", f"no private key at {host.identity}", host=host.name)
+            raise ControllerError(
+                "host.config", f"no private key at {host.identity}; correct --identity", host=host.name
+            )
         options["client_keys"] = [os.path.expanduser(host.identity)]
     if access.passphrase is not None:
         options["passphrase"] = access.passphrase
     try:
-        ssh = await asyncssh.connect(host.address, **options)
+        ssh = await _connect(host, options, check)
     except asyncssh.PermissionDenied as error:
         raise AuthenticationError(
             "host.auth_failed",
-            f"the host refused our authentication ({_reason(error)}); check the user and offer a key with --identity",
+            f"the host refused our authentication ({reason(error)}); check the user and offer a key with --identity",
             host=host.name,
         ) from None
     except asyncssh.HostKeyNotVerifiable as error:
-        code, sentence = check.problem or ("host.key_changed", _reason(error))
-        raise HostKeyError(code, sentence, host=host.name) from None
-    except asyncssh.KeyImportError as error:
+        raise check.explain(reason(error)) from None
+    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
         raise ControllerError(
-            "host.config", f"the private key cannot be used: {_reason(error)}", host=host.name
+            "host.config",
+            f"the private key cannot be used: {reason(error)}; give another with --identity, or use ssh-agent",
+            host=host.name,
+        ) from None
+    except asyncssh.ConfigParseError as error:
+        raise ControllerError(
+            "host.config", f"~/.ssh/config cannot be used: {error}; mend it", host=host.name
         ) from None
     except (TimeoutError, asyncssh.Error, OSError) as error:
         raise UnreachableError(
-            "host.unreachable", f"cannot connect to {host.address}: {_reason(error)}", host=host.name
+            "host.unreachable",
+            f"cannot connect to {host.address}: {reason(error)}; check the address, and that SSH answers there",
+            host=host.name,
         ) from None
     _log.info("ssh_connection_established", extra={"host": host.name})
     return Connection(host, ssh)
+
+
+async def _connect(host: Host, options: dict[str, Any], check: HostKeyCheck) -> asyncssh.SSHClientConnection:
+    """asyncssh asks for the recorded kinds of host key only, and a server that has none of them hangs up in silence.
+
+    Asked for any kind it shows what it has, which `check` then refuses as a changed key.
+    """
+    try:
+        return await asyncssh.connect(host.address, **options)
+    except (asyncssh.ConnectionLost, asyncssh.KeyExchangeFailed):
+        if not check.has_record():
+            raise
+    return await asyncssh.connect(host.address, server_host_key_algs="default", **options)
 
 
 async def acknowledge_quickly(connection: Connection) -> None:
@@ -160,9 +185,9 @@ def _bytes(output: Any) -> bytes:
     return bytes(output) if output else b""
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """What an exception says, without its class; never empty."""
-    if isinstance(error, TimeoutError | asyncio.TimeoutError) and not str(error):
+    if isinstance(error, TimeoutError) and not str(error):
         return "no answer in time"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -14,25 +14,31 @@ import asyncio
 import contextlib
 import os
 import time
+import weakref
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from cronium_runner.wire import frames
-from cronium_runner.wire.frames import Frame, Kind
-from cronium_runner.wire.names import is_execution_id
+from cronium_runner.wire.codes import CODES
+from cronium_runner.wire.frames import CREDIT, Frame, Kind, ProtocolError
+from cronium_runner.wire.names import STREAM_NAMES, is_execution_id
 from cronium_runner.wire.results import Outcome, Result
 
 from .channel import AgentChannel, Conversation
 from .connection import Access, Connection, open_connection
-from .errors import ChannelLostError, ControllerError, RefusedError
+from .errors import ChannelLostError, ControllerError, PayloadError, RefusedError
 from .hosts import Host
 from .install import Deployment, Runners, deploy, start_agent
 from .payloads import Payload
 from .store import Store
 
 _ABSENT: Any = object()
+ACKNOWLEDGE_SECONDS: Final = 5.0
+"""How long leaving waits for hosts to hear that their results are stored; they keep them, should they not hear it."""
+GRANTED_AT_ONCE: Final = CREDIT // 4
+"""Credit is given back in steps: often enough that the host never waits, without a frame for every line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +61,11 @@ class Job:
         body: dict[str, Any] = {"executionId": execution_id, "sha256": self.payload.sha256, "follow": follow}
         if self.input is not _ABSENT:
             body["input"] = self.input
-        optional = {
-            "variables": self.variables,
-            "secrets": self.secrets,
-            "event": self.event,
-            "args": None if self.args is None else list(self.args),
-            "timeout": self.timeout,
-            "jobId": self.job_id,
-        }
-        body.update({key: value for key, value in optional.items() if value})
+        mappings = {"variables": self.variables, "secrets": self.secrets, "event": self.event}
+        body.update({key: value for key, value in mappings.items() if value})
+        args = None if self.args is None else list(self.args)
+        optional = {"args": args, "timeout": self.timeout, "jobId": self.job_id}
+        body.update({key: value for key, value in optional.items() if value is not None})
         if self.on_disconnect != "continue":
             body["onDisconnect"] = self.on_disconnect
         return body
@@ -95,16 +97,17 @@ class Execution:
         self._job = job
         self._result: Result | None = None
         self._is_over = False
+        self._ungranted = dict.fromkeys(STREAM_NAMES, 0)
+        self._acknowledging: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Execution {self.id} on {self.host}{'' if self._result is None else f' {self._result.state}'}>"
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """The output from here on. Ends with the execution, or when the channel is lost: then the result is `unknown`."""
+        """The output from here on. Ends with the execution, or when the channel is lost: then `result` is `unknown`."""
         while not self._is_over:
             try:
-                frame = await self._conversation.receive()
-                piece = None if frame is None else await self._take(frame)
+                piece = await self._receive()
             except ChannelLostError as error:
                 self._lose(error)
                 return
@@ -115,11 +118,13 @@ class Execution:
     async def result(self) -> Result:
         """Waits for the end, stores the result, and lets the host know that we have it.
 
-        Raises RefusedError when the submission was refused, in which case nothing was started.
+        Output that nobody has taken from `pieces` is dropped here; the host keeps it. Raises RefusedError when the
+        host refused, and ChannelLostError when this execution was detached and there is no result to wait for.
         """
         async for _ in self.pieces():
             pass
-        assert self._result is not None
+        if self._result is None:
+            raise ChannelLostError(f"'{self.id}' is not followed any more; attach to it again", host=self.host.name)
         return self._result
 
     def cancel(self) -> None:
@@ -127,19 +132,41 @@ class Execution:
         self._conversation.send(Kind.CANCEL, {})
 
     def detach(self) -> None:
-        """Follows no longer, and `pieces` ends, wherever it waits; the execution goes on and can be attached to by its id."""
+        """Follows no longer, and `pieces` ends, wherever it waits; the execution goes on and can be attached to."""
         self._is_over = True
         with contextlib.suppress(ChannelLostError):
             self._conversation.send(Kind.DETACH, {})
         self._conversation.close()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the host has it and hasn't told its end, as far as we have read."""
+        return self.was_started is not None and not self._is_over
+
     async def wait_accepted(self) -> bool:
-        """Waits until the host has claimed the id; whether it was started by this submission."""
-        while self.was_started is None and not self._is_over:
-            frame = await self._conversation.receive()
-            if frame is not None:
-                await self._take(frame)
+        """Waits until the host has claimed the id, or said why not; whether it was started by this submission.
+
+        The payload travels here, when the host asks for it. Raises RefusedError.
+        """
+        try:
+            while self.was_started is None and not self._is_over:
+                await self._receive()
+        except ChannelLostError as error:
+            self._lose(error)
         return bool(self.was_started)
+
+    async def wait_acknowledged(self) -> None:
+        """Waits until the host knows that its result has been stored here."""
+        if self._acknowledging is not None:
+            await self._acknowledging
+
+    async def _receive(self) -> Piece | None:
+        """Takes one frame. Raises ChannelLostError, also for what is not in the protocol: then we know nothing."""
+        frame = await self._conversation.receive()
+        try:
+            return None if frame is None else await self._take(frame)
+        except (ProtocolError, ValueError) as error:
+            raise ChannelLostError(f"the agent said something unknown: {error}", host=self.host.name) from None
 
     async def _take(self, frame: Frame) -> Piece | None:
         match frame.kind:
@@ -152,7 +179,13 @@ class Execution:
                 self._store.note_state(self.id, "accepted")
             case Kind.WANT_PAYLOAD:
                 assert self._job is not None
-                await self._conversation.send_payload(self._job.payload.pieces())
+                try:
+                    await self._conversation.send_payload(self._job.payload.pieces())
+                except OSError as error:
+                    self.detach()  # the host has not all of it, so it starts nothing
+                    raise PayloadError(
+                        "payload.unreadable", f"{self._job.payload.label} cannot be read any more: {error.strerror}"
+                    ) from None
             case Kind.FINISHED:
                 self._finish(Result.from_json(frame.json()))
             case Kind.REFUSED:
@@ -160,23 +193,35 @@ class Execution:
                 self._is_over = True
                 self._conversation.close()
                 self._store.note_state(self.id, "refused")
-                raise RefusedError(str(told.get("code")), str(told.get("message")), host=self.host.name)
+                raise _refusal(told, self.host)
+            case Kind.STATUS:  # an attach without following has shown all there is
+                self._is_over = True
+                self._conversation.close()
         return None
 
     def _grant(self, piece: Piece) -> None:
-        with contextlib.suppress(ChannelLostError):  # the next receive says so
-            self._conversation.grant(piece.stream, len(piece.data))
+        self._ungranted[piece.stream] += len(piece.data)
+        if self._ungranted[piece.stream] >= GRANTED_AT_ONCE:
+            with contextlib.suppress(ChannelLostError):  # the next receive says so
+                self._conversation.grant(piece.stream, self._ungranted[piece.stream])
+            self._ungranted[piece.stream] = 0
 
     def _finish(self, told: Result) -> None:
         self._is_over = True
         self._result = told.on(self.host.name, self._transport)
         self._store.finish(self._result, time.time())
-        try:
-            if told.state is not Outcome.REJECTED:
-                self._conversation.send(Kind.ACKNOWLEDGE, {"executionId": self.id})
+        if told.state is Outcome.REJECTED:  # the host keeps nothing of it
+            self._conversation.close()
+        else:
+            self._acknowledging = asyncio.ensure_future(self._acknowledge())
+
+    async def _acknowledge(self) -> None:
+        """Nobody waits for this: a result that isn't acknowledged is kept on the host, which is all that happens."""
+        with contextlib.suppress(ChannelLostError):
+            self._conversation.send(Kind.ACKNOWLEDGE, {"executionId": self.id})
+            answer = await self._conversation.receive()
+            if answer is not None and answer.kind == Kind.STATUS:
                 self._store.note_acknowledged(self.id)
-        except ChannelLostError:
-            pass  # kept on the host until somebody acknowledges it
         self._conversation.close()
 
     def _lose(self, error: ChannelLostError) -> None:
@@ -213,6 +258,7 @@ class Controller:
         self._access = access or Access()
         self._runners = runners or Runners()
         self._reached: dict[Host, asyncio.Task[_Reached]] = {}
+        self._executions: weakref.WeakSet[Execution] = weakref.WeakSet()
         self.connections_opened = 0
 
     async def __aenter__(self) -> "Controller":
@@ -225,6 +271,9 @@ class Controller:
 
     async def close(self) -> None:
         """Ends all connections. Executions go on."""
+        with contextlib.suppress(TimeoutError):
+            acknowledging = [execution.wait_acknowledged() for execution in self._executions]
+            await asyncio.wait_for(asyncio.gather(*acknowledging), ACKNOWLEDGE_SECONDS)
         for opening in self._reached.values():
             if not opening.done():
                 opening.cancel()
@@ -237,9 +286,10 @@ class Controller:
             self.store.close()
 
     async def submit(self, host: Host, job: Job, *, follow: bool = True) -> Execution:
-        """Submits a job. It is written down first; when this returns, the submission is on its way.
+        """Submits a job. It is written down first; when this returns, the host has taken it, or the outcome is unknown.
 
-        With `follow=False` no output is sent here, only the result. Raises UnreachableError, DeployError, StoreError.
+        With `follow=False` no output is sent here, only the result. Raises UnreachableError, DeployError, StoreError
+        and RefusedError: after each of these nothing was started.
         """
         execution_id = job.execution_id or new_execution_id()
         if not is_execution_id(execution_id):
@@ -252,17 +302,25 @@ class Controller:
         self.store.record(execution_id, host, job.payload.sha256, job.payload.label, time.time())
         conversation = reached.agent.converse()
         conversation.send(Kind.SUBMIT, job.submission(execution_id, follow=follow))
-        return Execution(execution_id, host, reached.connection.transport, conversation, self.store, job)
+        execution = Execution(execution_id, host, reached.connection.transport, conversation, self.store, job)
+        self._executions.add(execution)
+        await execution.wait_accepted()
+        return execution
 
     async def attach(
         self, execution_id: str, host: Host, *, offsets: tuple[int, int] = (0, 0), follow: bool = True
     ) -> Execution:
-        """Follows an execution that exists on the host, from the given offsets of stdout and stderr on."""
+        """Follows an execution that exists on the host, from the given offsets of stdout and stderr on.
+
+        Without `follow` only what is there now is sent. Raises RefusedError when the host knows nothing of it.
+        """
         reached = await self._reach(host)
         conversation = reached.agent.converse()
         conversation.send(Kind.ATTACH, {"executionId": execution_id, "offsets": list(offsets), "follow": follow})
         execution = Execution(execution_id, host, reached.connection.transport, conversation, self.store, None)
         execution.offsets = list(offsets)
+        self._executions.add(execution)
+        await execution.wait_accepted()
         return execution
 
     async def status(self, execution_id: str, host: Host) -> dict[str, Any]:
@@ -277,7 +335,7 @@ class Controller:
         assert frame is not None, "nobody else closes this conversation"
         told = frame.json()
         if frame.kind != Kind.STATUS:
-            raise RefusedError(str(told.get("code")), str(told.get("message")), host=host.name)
+            raise _refusal(told, host)
         status: dict[str, Any] = told["executions"][0]
         return status
 
@@ -297,11 +355,19 @@ class Controller:
         if opening is not None and opening.done():
             is_usable = not opening.cancelled() and opening.exception() is None and opening.result().agent.lost is None
             if not is_usable:
-                opening = None
+                await self._abandon(opening)
+                return await self._reach(host)
         if opening is None:
             opening = asyncio.ensure_future(self._open(host))
             self._reached[host] = opening
         return await asyncio.shield(opening)
+
+    async def _abandon(self, opening: "asyncio.Task[_Reached]") -> None:
+        """Forgets a host that is not reached any more, and closes what is left of its connection."""
+        for host in [host for host, task in self._reached.items() if task is opening]:
+            del self._reached[host]
+        if not opening.cancelled() and opening.exception() is None:
+            await opening.result().connection.close()
 
     async def _open(self, host: Host) -> _Reached:
         connection = await open_connection(host, self._access)
@@ -312,6 +378,12 @@ class Controller:
             await connection.close()
             raise
         return _Reached(connection, agent, deployment)
+
+
+def _refusal(told: dict[str, Any], host: Host) -> RefusedError:
+    """The agent's refusal as an error. A newer agent may have codes that are not ours."""
+    code = told.get("code")
+    return RefusedError(code if code in CODES else "runner.internal", str(told.get("message")), host=host.name)
 
 
 def new_execution_id() -> str:

@@ -9,9 +9,13 @@ from cronium_runner.wire.results import EXIT_RUNNER_FAILED, EXIT_UNREACHABLE
 
 
 class ControllerError(Exception):
-    """`code` is one of `wire.codes.CODES`; `host` is the host's name, or None when none was involved."""
+    """`code` is one of `wire.codes.CODES`; `host` is the host's name, or None when none was involved.
+
+    `phase` is what was being done, for a program or a log line that tells failures apart by it.
+    """
 
     exit_status = EXIT_RUNNER_FAILED
+    phase = "prepare"
 
     def __init__(self, code: str, message: str, *, host: str | None = None) -> None:
         assert code in CODES, f"unlisted error code {code!r}"
@@ -25,24 +29,46 @@ class UnreachableError(ControllerError):
     """No usable connection to the host, so nothing was started there."""
 
     exit_status = EXIT_UNREACHABLE
+    phase = "connect"
 
 
 class HostKeyError(UnreachableError):
     """The host's key is not the one we know, or not one we may accept. Final: nothing was sent."""
 
+    phase = "host key"
+
+
+class HostKeyChangedError(HostKeyError):
+    """The host's key is not the recorded one, or is marked as revoked."""
+
+    def __init__(self, message: str, *, host: str | None = None) -> None:
+        super().__init__("host.key_changed", message, host=host)
+
+
+class HostKeyUnknownError(HostKeyError):
+    """The host's key is not recorded, and the policy or the file doesn't let us record it."""
+
+    def __init__(self, message: str, *, host: str | None = None) -> None:
+        super().__init__("host.key_unknown", message, host=host)
+
 
 class AuthenticationError(UnreachableError):
     """The host refused us. Final: trying again gets an address banned."""
 
+    phase = "authentication"
+
 
 class DeployError(ControllerError):
     """The runner could not be put on the host, or doesn't start there."""
+
+    phase = "deploy"
 
 
 class ChannelLostError(ControllerError):
     """The agent's channel ended. What has happened on the host since is unknown, never failed or succeeded."""
 
     exit_status = EXIT_UNREACHABLE
+    phase = "channel"
 
     def __init__(self, message: str, *, host: str | None = None) -> None:
         super().__init__("channel.lost", message, host=host)
@@ -50,6 +76,8 @@ class ChannelLostError(ControllerError):
 
 class RefusedError(ControllerError):
     """The agent refused a request. Nothing was started by it."""
+
+    phase = "request"
 
 
 class PayloadError(ControllerError):

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import asyncssh
 
+from .errors import ControllerError, HostKeyChangedError, HostKeyError, HostKeyUnknownError
+
 DEFAULT_PORT: Final = 22
 
 
@@ -33,85 +35,135 @@ def default_known_hosts() -> str:
 
 
 class HostKeyCheck:
-    """The check of one connection: give `trusted` to asyncssh as known_hosts, and ask `accept` about other keys.
+    """The check of one connection: asyncssh asks `trusted` which keys are recorded, and `accept` about any other.
 
-    After a refusal `problem` is (error code, sentence).
+    After a refusal `refusal` says which error it was.
     """
 
-    def __init__(self, policy: HostKeyPolicy, path: str, warn: Callable[[str], None]) -> None:
+    def __init__(self, policy: HostKeyPolicy, path: str, warn: Callable[[str], None], *, host: str) -> None:
         self._policy = policy
         self._path = path
         self._warn = warn
+        self._host = host
         self._recorded: list[asyncssh.SSHKey] = []
-        self.problem: tuple[str, str] | None = None
+        self._without_port: list[asyncssh.SSHKey] = []
+        self._name = host
+        self._accepted: asyncssh.SSHKey | None = None
+        self.refusal: HostKeyError | None = None
+        if policy is not HostKeyPolicy.OFF:
+            self._load()  # a file that can't be read is found before anything is sent
 
     def trusted(self, host: str, _address: str, port: int | None) -> tuple[list[Any], list[Any], list[Any]]:
         """Keys, certificate authorities and revoked keys recorded for the host, as asyncssh wants them."""
         if self._policy is HostKeyPolicy.OFF:
             return [], [], []
-        keys, authorities, revoked = self._read(_name(host, port))
+        self._name = _name(host, port)
+        keys, authorities, revoked = self._read(self._name)
         self._recorded = [*keys, *authorities]
+        if self._name != host and not self._recorded:
+            # As OpenSSH: an entry without a port vouches for the same key on another port, and for no other key.
+            self._without_port, _, revoked_without_port = self._read(host)
+            revoked += revoked_without_port
         return keys, authorities, revoked
 
-    def accept(self, host: str, port: int | None, key: asyncssh.SSHKey) -> bool:
+    def accept(self, key: asyncssh.SSHKey) -> bool:
         """Decides about a key that is not among the trusted ones. Records it when that is the policy."""
-        name = _name(host, port)
-        fingerprint = key.get_fingerprint()
+        if key == self._accepted:  # the same connection renews its keys after a gigabyte, and asks again
+            return True
         if self._policy is HostKeyPolicy.OFF:
             self._warn(
-                f"{name}: host key {fingerprint} accepted unchecked; anybody could be answering (--host-keys off)"
+                f"{self._host}: host key {key.get_fingerprint()} accepted unchecked; "
+                "anybody could be answering (--host-keys off)"
             )
-            return True
-        if self._recorded:
-            self.problem = (
-                "host.key_changed",
-                f"the host's key is now {fingerprint} and not the one in {self._path}; somebody may be in between. "
-                f"If the host was reinstalled, remove the old key with: ssh-keygen -f {self._path} -R '{name}'",
+            accepted = True
+        elif self._recorded:
+            accepted = self._refuse_changed(f"is now {key.get_fingerprint()} and not the one")
+        elif key in self._without_port:
+            accepted = True
+        elif self._policy is HostKeyPolicy.STRICT:
+            self.refusal = HostKeyUnknownError(
+                f"the host's key {key.get_fingerprint()} is not in {self._path} and unknown keys are refused "
+                "(--host-keys strict); compare it with the host's own and add it",
+                host=self._host,
             )
-            return False
-        if self._policy is HostKeyPolicy.STRICT:
-            self.problem = (
-                "host.key_unknown",
-                f"the host's key {fingerprint} is not in {self._path} and unknown keys are refused (--host-keys strict); "
-                "compare it with the host's own and add it",
+            accepted = False
+        else:
+            accepted = self._record(key)
+        self._accepted = key if accepted else None
+        return accepted
+
+    def explain(self, reason: str) -> HostKeyError:
+        """The error for a refusal, also for one that asyncssh decided by itself: `reason` is what it said."""
+        if self.refusal is not None:
+            return self.refusal
+        if "revoked" in reason:
+            self._refuse_changed("is marked as revoked", remove=False)
+        else:
+            self.refusal = HostKeyUnknownError(
+                f"a jump host on the way could not be verified ({reason}); its key must be in ~/.ssh/known_hosts: "
+                "connect to it once with ssh",
+                host=self._host,
             )
-            return False
+        assert self.refusal is not None
+        return self.refusal
+
+    def has_record(self) -> bool:
+        """Whether a key of this host is recorded."""
+        return bool(self._recorded)
+
+    def _refuse_changed(self, what: str, *, remove: bool = True) -> bool:
+        advice = (
+            f"somebody may be in between; if the host was set up anew, remove the old key with: "
+            f"ssh-keygen -f {self._path} -R '{self._name}'"
+            if remove
+            else "do not connect before its administrator has given it a new one"
+        )
+        self.refusal = HostKeyChangedError(f"the host's key {what} in {self._path}; {advice}", host=self._host)
+        return False
+
+    def _load(self) -> asyncssh.SSHKnownHosts | None:
         try:
-            return self._record(name, key)
-        except OSError as error:
-            self.problem = (
-                "host.key_unknown",
-                f"the host's new key could not be recorded in {self._path}: {error.strerror}",
-            )
-            return False
+            return asyncssh.read_known_hosts(self._path)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ControllerError(
+                "host.config", f"{self._path} cannot be read as known_hosts: {error}; mend it", host=self._host
+            ) from None
 
     def _read(self, name: str) -> tuple[list[asyncssh.SSHKey], list[asyncssh.SSHKey], list[asyncssh.SSHKey]]:
-        try:
-            found = asyncssh.read_known_hosts(self._path)
-        except FileNotFoundError:
+        # The name already carries the port: asyncssh's own port argument falls back to entries without one, and then
+        # a key recorded for port 22 would make another machine's key behind a forwarded port a changed one.
+        known = self._load()
+        if known is None:
             return [], [], []
-        # The name already carries the port: asyncssh's own port argument falls back to entries without one, and an
-        # entry for port 22 says nothing about what answers on another.
-        keys, authorities, revoked, *_ = found.match(name, "", None)
+        keys, authorities, revoked, *_ = known.match(name, "", None)
         return list(keys), list(authorities), list(revoked)
 
-    def _record(self, name: str, key: asyncssh.SSHKey) -> bool:
+    def _record(self, key: asyncssh.SSHKey) -> bool:
         """Appends the key, unless another process has recorded one in the meantime: then that one decides."""
-        folder = os.path.dirname(self._path)
-        if folder:
+        try:
+            folder = os.path.dirname(os.path.abspath(self._path))
             with contextlib.suppress(FileExistsError):
                 os.makedirs(folder, mode=0o700)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            recorded, authorities, _ = self._read(name)
-            if recorded or authorities:
-                self._recorded = [*recorded, *authorities]
-                return key in recorded or self.accept(*_split(name), key)
-            content = file.read()
-            line = name.encode() + b" " + key.export_public_key("openssh").split(b" ", 2)[0]
-            line += b" " + key.export_public_key("openssh").split(b" ", 2)[1].strip() + b"\n"
-            file.write((b"" if not content or content.endswith(b"\n") else b"\n") + line)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                recorded, authorities, _ = self._read(self._name)
+                if recorded or authorities:
+                    self._recorded = [*recorded, *authorities]
+                    return key in recorded or self._refuse_changed("is not the one just recorded")
+                content = file.read()
+                algorithm, encoded = key.export_public_key("openssh").split()[:2]
+                line = b" ".join((self._name.encode(), algorithm, encoded)) + b"\n"
+                file.write(line if content.endswith(b"\n") or not content else b"\n" + line)
+        except OSError as error:
+            self.refusal = HostKeyUnknownError(
+                f"the host's new key could not be recorded in {self._path} ({error.strerror}); name another file with "
+                "--known-hosts",
+                host=self._host,
+            )
+            return False
         self._recorded = [key]
         return True
 
@@ -119,10 +171,3 @@ class HostKeyCheck:
 def _name(host: str, port: int | None) -> str:
     """The host as known_hosts spells it: `host`, or `[host]:port` for any port but 22."""
     return host if port in (None, DEFAULT_PORT) else f"[{host}]:{port}"
-
-
-def _split(name: str) -> tuple[str, int | None]:
-    if not name.startswith("["):
-        return name, None
-    host, _, port = name[1:].rpartition("]:")
-    return host, int(port)

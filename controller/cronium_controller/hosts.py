@@ -23,13 +23,13 @@ class Host:
 
 
 def parse_host(text: str, *, identity: str | None = None) -> Host:
-    """A host from `[user@]address[:port]`; an IPv6 address with a port is written `[::1]:22`. Raises ControllerError."""
+    """A host from `[user@]address[:port]`; IPv6 with a port is written `[::1]:22`. Raises ControllerError."""
     user, at, rest = text.rpartition("@")
     address, port = _split_port(rest, text)
     if not address or (at and not user) or any(character.isspace() or character < " " for character in text):
         raise ControllerError("host.config", f"{text!r} is not a host; write [user@]address[:port]")
-    if address.startswith("-"):
-        raise ControllerError("host.config", f"{text!r} is not a host: it begins with '-'")
+    if address.startswith("-") or user.startswith("-"):
+        raise ControllerError("host.config", f"{text!r} is not a host: a part of it begins with '-'")
     return Host(name=rest, address=address, port=port, user=user or None, identity=identity)
 
 
@@ -43,7 +43,7 @@ def _split_port(rest: str, text: str) -> tuple[str, int | None]:
         address, _, port = rest.partition(":")
     else:  # a name, or a bare IPv6 address
         return rest, None
-    if not port:
+    if not port and not rest.endswith(":"):
         return address, None
     if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise ControllerError("host.config", f"{text!r}: {port!r} is not a port from 1 to 65535")

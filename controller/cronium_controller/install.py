@@ -4,6 +4,7 @@ The agent is started directly at the path where this very binary would be; only 
 and the binary uploaded, verified and installed. So a host that has it pays nothing for the question.
 """
 
+import asyncio
 import contextlib
 import hashlib
 import logging
@@ -20,7 +21,7 @@ import asyncssh
 from cronium_runner.wire.names import INSTALL_ROOT
 
 from .channel import AgentChannel, AgentNotStartedError
-from .connection import Connection
+from .connection import Connection, reason
 from .errors import ControllerError, DeployError
 
 MACHINES: Final = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
@@ -28,7 +29,7 @@ UPLOAD_SECONDS: Final = 300.0
 INSTALL_SECONDS: Final = 60.0
 _PIECE: Final = 256 * 1024
 _NAME: Final = re.compile(r"cronium-runner-(?P<version>.+)-linux-(?P<arch>[a-z0-9_]+)")
-_NOT_THERE: Final = (126, 127)
+_MARK: Final = "cronium:"
 
 _log = logging.getLogger("cronium.install")
 
@@ -120,7 +121,8 @@ async def start_agent(connection: Connection, runners: Runners) -> tuple[AgentCh
     except AgentNotStartedError as error:
         raise DeployError(
             "deploy.failed",
-            f"the runner is at {deployment.path} but does not start there: {_excerpt(error.printed, error.exit_status)}",
+            f"the runner is at {deployment.path} but does not start there: "
+            f"{_excerpt(error.printed, error.exit_status)}",
             host=host,
         ) from None
 
@@ -128,10 +130,10 @@ async def start_agent(connection: Connection, runners: Runners) -> tuple[AgentCh
 async def deploy(connection: Connection, runners: Runners) -> tuple[Deployment, RunnerBinary]:
     """Makes sure that the host has the runner. Nothing is uploaded when it has. Raises DeployError."""
     host = connection.host.name
-    looked = await _shell(
-        connection, f"uname -sm; mkdir -p -m 700 {shlex.quote(runners.root)}; ls {shlex.quote(runners.root)}"
-    )
-    words, _, listing = looked.partition("\n")
+    root = shlex.quote(runners.root)
+    # The first line is ours whatever rc files have printed before.
+    looked = await _shell(connection, f"echo {_MARK}; uname -sm; mkdir -p -m 700 {root} && ls {root}")
+    words, _, listing = looked.partition(f"{_MARK}\n")[2].partition("\n")
     system, _, machine = words.partition(" ")
     if system != "Linux":
         raise DeployError("deploy.unsupported", f"runners exist for Linux only; the host says {words!r}", host=host)
@@ -169,7 +171,7 @@ async def _upload(connection: Connection, binary: RunnerBinary, temporary: str) 
     except (asyncssh.ChannelOpenError, asyncssh.SFTPError):
         pass
     except (asyncssh.Error, OSError) as error:
-        raise DeployError("deploy.failed", f"the upload failed: {error}", host=connection.host.name) from None
+        raise DeployError("deploy.failed", f"the upload failed: {reason(error)}", host=connection.host.name) from None
     async with _command_input(connection, f"cat > {shlex.quote(temporary)}") as process:
         with binary.path.open("rb") as file:
             while piece := file.read(_PIECE):
@@ -183,11 +185,13 @@ async def _upload(connection: Connection, binary: RunnerBinary, temporary: str) 
 async def _command_input(connection: Connection, script: str) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
     """A command that is fed through its standard input. Raises DeployError unless it ends with 0."""
     try:
-        process = await connection.ssh.create_process(f"sh -c {shlex.quote(script)}", encoding=None)
-        yield process
-        done = await process.wait(timeout=UPLOAD_SECONDS)
+        command = f"sh -c {shlex.quote(script)}"
+        async with await connection.ssh.create_process(command, encoding=None, request_pty=False) as process:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it ended early; its status says why
+                yield process
+            done = await asyncio.wait_for(process.wait(), UPLOAD_SECONDS)
     except (TimeoutError, asyncssh.Error, OSError) as error:
-        raise DeployError("deploy.failed", f"the upload failed: {error}", host=connection.host.name) from None
+        raise DeployError("deploy.failed", f"the upload failed: {reason(error)}", host=connection.host.name) from None
     if done.exit_status != 0:
         stderr = done.stderr if isinstance(done.stderr, bytes) else b""
         raise DeployError(
@@ -199,11 +203,11 @@ async def _verify(connection: Connection, binary: RunnerBinary, temporary: str) 
     quoted = shlex.quote(temporary)
     printed = await _shell(
         connection,
-        f"if command -v sha256sum >/dev/null; then sha256sum {quoted}; "
+        f"echo {_MARK}; if command -v sha256sum >/dev/null; then sha256sum {quoted}; "
         f"elif command -v openssl >/dev/null; then openssl dgst -sha256 {quoted}; "
         f"elif command -v shasum >/dev/null; then shasum -a 256 {quoted}; else echo none; fi",
     )
-    digests = re.findall(r"\b[0-9a-f]{64}\b", printed)
+    digests = re.findall(r"\b[0-9a-f]{64}\b", printed.partition(f"{_MARK}\n")[2])
     if not digests:
         raise DeployError(
             "deploy.failed",
@@ -230,10 +234,20 @@ async def _shell(connection: Connection, script: str, *, timeout: float = 30.0) 
 
 def _read_binary(path: Path) -> RunnerBinary:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1024 * 1024):
-            digest.update(piece)
-        size = file.tell()
+    sidecar = path.with_name(path.name + ".sha256")
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1024 * 1024):
+                digest.update(piece)
+            size = file.tell()
+        stated = sidecar.read_text("utf-8", "replace").split()[:1] if sidecar.exists() else [digest.hexdigest()]
+    except OSError as error:
+        raise ControllerError("binary.missing", f"the runner binary {path} cannot be read: {error.strerror}") from None
+    if stated != [digest.hexdigest()]:
+        raise DeployError(
+            "deploy.digest_mismatch",
+            f"{path} has SHA-256 {digest.hexdigest()}, which is not what {sidecar.name} says; build it again",
+        )
     matched = _NAME.fullmatch(path.name)
     return RunnerBinary(
         path=path,

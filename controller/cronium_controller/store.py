@@ -14,7 +14,7 @@ import sqlalchemy as sql
 from cronium_runner.wire import exactjson
 from cronium_runner.wire.results import Result
 
-from .errors import StoreError
+from .errors import ControllerError, StoreError
 from .hosts import Host
 
 SCHEMA_VERSION: Final = 1
@@ -74,11 +74,16 @@ class Store:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Created by us first, so that it is never open to others, whatever the umask.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            # Its -wal and -shm get the same mode from SQLite.
             if stat.S_IMODE(self.path.stat().st_mode) & 0o077:
                 raise StoreError(f"{self.path} is open to other users; make it yours alone with: chmod 600 {self.path}")
             self._engine = sql.create_engine(f"sqlite:///{self.path}", poolclass=sql.pool.StaticPool)
             self._connection = self._engine.connect()
-            self._prepare()
+            try:
+                self._prepare()
+            except BaseException:
+                self.close()
+                raise
         except (OSError, sql.exc.SQLAlchemyError) as error:
             raise StoreError(
                 f"the database {self.path} cannot be used: {error}; mend it or set CRONIUM_CONTROLLER_STATE"
@@ -94,9 +99,11 @@ class Store:
         found = execute("PRAGMA user_version").scalar_one()
         if found > SCHEMA_VERSION:
             raise StoreError(
-                f"{self.path} was written by a newer cronium (schema {found}, we know {SCHEMA_VERSION}); update this one"
+                f"{self.path} was written by a newer cronium (schema {found}, we know {SCHEMA_VERSION}); "
+                "install that one, or set CRONIUM_CONTROLLER_STATE"
             )
         if found < SCHEMA_VERSION:
+            execute("BEGIN IMMEDIATE")  # two first starts at once: the second finds the tables made
             _metadata.create_all(self._connection)
             execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         self._connection.commit()
@@ -107,7 +114,11 @@ class Store:
         self._engine.dispose()
 
     def record(self, execution_id: str, host: Host, payload_sha256: str, label: str, now: float) -> None:
-        """Writes down an execution that is about to be submitted. An id that is known stays as it is."""
+        """Writes down an execution that is about to be submitted. The same id again on the same host stays as it is.
+
+        Raises ControllerError (`execution.id_conflict`) for an id that was submitted to another host: it could be
+        found again on one of them only.
+        """
         row = {
             "id": execution_id,
             "host": host.name,
@@ -121,7 +132,15 @@ class Store:
             "submitted_at": now,
             "is_acknowledged": False,
         }
-        self._write(sql.insert(_executions).prefix_with("OR IGNORE"), row)
+        if self._write(_RECORD, row) == 1:
+            return
+        known = self.find(execution_id)
+        if known is not None and _account(known.host) != _account(host):
+            raise ControllerError(
+                "execution.id_conflict",
+                f"execution id '{execution_id}' was already submitted to {known.host}; choose a new id",
+                host=host.name,
+            )
 
     def note_state(self, execution_id: str, state: str) -> None:
         """Writes down how an execution stands while there is no result."""
@@ -156,15 +175,18 @@ class Store:
         self._connection.rollback()
         return [_record(row) for row in rows]
 
-    def _write(self, statement: Any, values: dict[str, Any]) -> None:
+    def _write(self, statement: Any, values: dict[str, Any]) -> int:
+        """Executes and commits; how many rows that changed."""
         try:
-            self._connection.execute(statement, values)
+            changed: int = self._connection.execute(statement, values).rowcount
             self._connection.commit()
+            return changed
         except sql.exc.SQLAlchemyError as error:
             self._connection.rollback()
             raise StoreError(f"the database {self.path} cannot be written: {error}") from None
 
 
+_RECORD = sql.insert(_executions).prefix_with("OR IGNORE")
 _BY_KEY = _executions.c.id == sql.bindparam("key")
 _NOTE_STATE = (
     sql.update(_executions).where(_BY_KEY, _executions.c.result.is_(None)).values(state=sql.bindparam("new_state"))
@@ -175,6 +197,11 @@ _FINISH = (
     .values(state=sql.bindparam("new_state"), finished_at=sql.bindparam("now"), result=sql.bindparam("json"))
 )
 _NOTE_ACKNOWLEDGED = sql.update(_executions).where(_BY_KEY).values(is_acknowledged=True)
+
+
+def _account(host: Host) -> tuple[str | int | None, ...]:
+    """What makes two hosts the same to an execution id: the machine and the account on it."""
+    return host.address, host.port, host.user
 
 
 def _record(row: Any) -> Record:

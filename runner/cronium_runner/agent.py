@@ -16,6 +16,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -165,7 +166,10 @@ class Agent:
         self._poll.unregister(descriptor)
 
     def _send(self, kind: Kind, channel: int, value: dict[str, Any]) -> None:
-        self._unsent += frames.encode_json(kind, channel, value)
+        try:
+            self._unsent += frames.encode_json(kind, channel, value)
+        except ProtocolError as error:
+            raise RunnerError("channel.protocol", f"the answer cannot be sent: {error}; read it on the host") from None
 
     def _flush(self) -> None:
         """Sends what the channel takes, and asks to be told when it takes more."""
@@ -214,14 +218,23 @@ class Agent:
         """All output has been sent: the result follows, or the state when only a look was wanted and it still runs."""
         assert conversation.follower is not None
         execution = conversation.follower.execution
-        result = following.final_result(execution)
-        if result is None and not conversation.wants_future:
-            self._send(Kind.STATUS, conversation.channel, {"executions": [following.status(execution)]})
-        elif result is None:
-            return  # the supervisor is ending: the next turn looks again
+        try:
+            result = following.final_result(execution)
+            if result is None and not conversation.wants_future:
+                self._send(Kind.STATUS, conversation.channel, {"executions": [following.status(execution)]})
+            elif result is None:
+                return  # the supervisor is ending: the next turn looks again
+            else:
+                self._send(Kind.FINISHED, conversation.channel, result)
+        except RunnerError as error:
+            self._refuse(conversation.channel, error)
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # a full disk, a damaged record: this execution's trouble, not the others'
+            self._refuse(conversation.channel, RunnerError("state.unusable", f"{execution.path}: {error}"))
         else:
-            self._send(Kind.FINISHED, conversation.channel, result)
-        self._close(conversation)
+            self._close(conversation)
 
     def _close(self, conversation: _Conversation) -> None:
         """The channel number is free again. A supervisor of ours stays ours: it is reaped when it ends."""
@@ -253,7 +266,8 @@ class Agent:
                     self._detached.pop(pid).close()
                 if execution_id is not None and self._state.is_claimed(execution_id):
                     # Died without a result: its orphans are ours to end, also when nobody follows any more.
-                    following.final_result(ExecutionDirectory(self._state, execution_id))
+                    with contextlib.suppress(OSError, ValueError):
+                        following.final_result(ExecutionDirectory(self._state, execution_id))
 
     def _hear_controller(self) -> None:
         try:
@@ -285,6 +299,9 @@ class Agent:
         # Closing our end of a supervisor's pair tells it that its submitter is gone; it knows what was asked for.
         for conversation in list(self._conversations.values()):
             self._close(conversation)
+        for kept in self._detached.values():
+            kept.close()
+        self._detached.clear()
         null = os.open("/dev/null", os.O_RDWR)
         for descriptor in (self._source, self._sink):
             os.dup2(null, descriptor)
@@ -412,6 +429,7 @@ class Agent:
 
     def _act_on_verdict(self, conversation: _Conversation, before: str | None, reader: GuardianReader) -> None:
         assert conversation.submission is not None
+        assert isinstance(conversation.submission.source, Archive)
         execution_id = conversation.submission.execution_id
         if reader.verdict == "exists":
             self._drop_watch(conversation)
@@ -425,6 +443,10 @@ class Agent:
             self._send(Kind.ACCEPTED, conversation.channel, {"executionId": execution_id, "started": True})
             conversation.follower = following.Follower(self._state.execution(execution_id), conversation.offsets)
         if reader.verdict == "rejected" and reader.rejection is not None:
+            if reader.rejection.error_code == "payload.digest_mismatch":
+                # The cached file has rotted: without it the next submission brings a good one.
+                with contextlib.suppress(OSError):
+                    os.unlink(self._state.payload_path(conversation.submission.source.sha256 or ""))
             self._send(Kind.FINISHED, conversation.channel, reader.rejection.to_json())
             self._close(conversation)
         elif reader.verdict == "finished":
@@ -507,8 +529,13 @@ def _load_what_supervisors_need() -> None:
     manifest.parse_manifest(b"version: v1\nentrypoint: warm\n", members=("warm",))
 
 
-def serve(state: StateDirectory) -> None:
-    """The `agent` command: serves the channel on standard input and output."""
+def serve() -> int:
+    """The `agent` command: serves the channel on standard input and output. Returns its exit status."""
+    try:
+        state = StateDirectory.open()
+    except RunnerError as error:
+        sys.stderr.write(f"cronium-runner: {error.message} [{error.code}]\n")
+        return error.exit_status
     # Descriptors of our own, so that nothing that prints by accident ever lands between two frames.
     source = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
     sink = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
@@ -517,3 +544,4 @@ def serve(state: StateDirectory) -> None:
     os.dup2(2, 1)
     os.close(null)
     Agent(state, source, sink).run()
+    return 0

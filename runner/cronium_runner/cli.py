@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__
 from .errors import InputError, RunnerError
 from .wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, Outcome, Result, exit_status
 
@@ -215,9 +214,8 @@ def cancel(execution_id: str) -> None:
 def agent() -> None:
     """Serve many executions over standard input and output; what the controller starts on a host."""
     from .agent import serve
-    from .jobdir import StateDirectory
 
-    serve(StateDirectory.open())
+    sys.exit(serve())
 
 
 @cronium_runner.command()
@@ -233,16 +231,13 @@ def install(directory: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def version(as_json: bool) -> None:
     """Print version, build time and commit."""
-    from .install import own_bundle
+    from .version import as_json as version_as_json
+    from .version import as_text
 
-    bundle = own_bundle()
-    built, commit = (bundle.built_at, bundle.commit) if bundle else (None, None)
     if as_json:
-        _print_json({"version": __version__, "builtAt": built, "commit": commit})
-    elif bundle:
-        click.echo(f"cronium-runner {__version__} (built {built}, commit {commit})")
+        _print_json(version_as_json())
     else:
-        click.echo(f"cronium-runner {__version__} (from source)")
+        click.echo(as_text())
 
 
 def _submission(options: dict[str, Any]) -> "Submission":
@@ -268,7 +263,7 @@ def _submission(options: dict[str, Any]) -> "Submission":
             timeout=options["timeout"],
             on_disconnect=options["on_disconnect"],
             keep_work=options["keep"],
-        )
+        ).checked()
     except words.WordError as error:
         raise InputError(error.message, error.code) from None
 
@@ -281,8 +276,7 @@ def _source(path: str, sha256: str | None) -> Any:
 
 def _leave_values(submission: "Submission", result: Result) -> None:
     """A run of a directory leaves flat output.json and variables.json in it, for local use (contracts §4)."""
-    from .prepare import LEFT_BY_A_RUN
-    from .submission import Folder
+    from .submission import LEFT_BY_A_RUN, Folder
     from .wire import exactjson
 
     if not isinstance(submission.source, Folder) or result.state is Outcome.REJECTED:
@@ -325,8 +319,11 @@ def _with_text(result: Result) -> dict[str, Any]:
 def _print_json(value: dict[str, Any]) -> None:
     from .wire import exactjson
 
-    sys.stdout.buffer.write(exactjson.encode(value) + b"\n")
-    sys.stdout.buffer.flush()
+    try:
+        sys.stdout.buffer.write(exactjson.encode(value) + b"\n")
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone; the exit status still says it
 
 
 def _say(sentence: str) -> None:
@@ -335,6 +332,7 @@ def _say(sentence: str) -> None:
 
 def main() -> int:
     """The `cronium-runner` command; returns its exit status."""
+    _open_standard_streams()
     try:
         status = cronium_runner.main(standalone_mode=False, prog_name="cronium-runner")
     except click.exceptions.Exit as leaving:
@@ -351,4 +349,19 @@ def main() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone; there is nobody to tell
         return 0
+    except Exception as error:  # noqa: BLE001 - a traceback and its status 1 would pass for a script's failure
+        _say(f"{type(error).__name__}: {error} [runner.internal]")
+        return EXIT_RUNNER_FAILED
     return status if isinstance(status, int) else 0
+
+
+def _open_standard_streams() -> None:
+    """Opens those of descriptors 0 to 2 that we were started without, else a socket of ours would get the number."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - open as long as the process is
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115

@@ -9,8 +9,7 @@ import functools
 import hashlib
 import os
 import sys
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from . import bundle, location
 from .errors import RunnerError
@@ -22,8 +21,7 @@ _PYTHON_FILES: Final = ("cronium.py", "sitecustomize.py")
 _NODE_FILES: Final = ("cronium.js", "cronium.d.ts")
 
 
-@dataclass(frozen=True, slots=True)
-class HelperFolder:
+class HelperFolder(NamedTuple):
     """Three absolute paths: `bin` goes on PATH, `python` on PYTHONPATH, `node` on NODE_PATH."""
 
     bin: str

@@ -4,9 +4,10 @@ Turns a strict YAML tree into one frozen value and refuses what the schema doesn
 line and key. It opens no file and looks at no host: which program an interpreter is, `interpreter` says.
 """
 
+from collections import abc
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from . import strict_yaml
 from .errors import ManifestError
@@ -44,8 +45,7 @@ _KEYS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What a job may use; None is unlimited. Sizes are bytes, `cpu` is cores, `nice` is added to ours."""
 
     memory: int | None = None
@@ -56,8 +56,7 @@ class Limits:
     nice: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     """A checked manifest.
 
     `interpreter` is a canonical name, an argument vector, or None when `interpreter.resolve` shall infer it;
@@ -68,14 +67,14 @@ class Manifest:
     version: str
     interpreter: str | tuple[str, ...] | None
     entrypoint: str
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: abc.Mapping[str, str] = MappingProxyType({})
     args: tuple[str, ...] = ()
     timeout: float | None = None
     limits: Limits | None = None
     expose_api: bool = False
-    metadata: dict[str, Any] = field(default_factory=dict)
-    variables: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    metadata: abc.Mapping[str, Any] = MappingProxyType({})
+    variables: abc.Mapping[str, Any] = MappingProxyType({})
+    warnings: tuple[str, ...] = ()
 
 
 def find_manifest(members: Collection[str]) -> str:
@@ -130,7 +129,7 @@ class _Reader:
             limits=self._optional(read, "limits", self._limits, None),
             expose_api=self._optional(read, "expose_api", self._expose_api, False),
             metadata=self._optional(read, "metadata", self._metadata, {}),
-            warnings=self._warnings,
+            warnings=tuple(self._warnings),
         )
 
     def _flat(self, root: Mapping) -> Manifest:
@@ -161,7 +160,7 @@ class _Reader:
             environment=self._optional(read, "environment", self._environment, {}),
             metadata={new: strict_yaml.value(read[old]) for old, new in _FLAT_METADATA.items() if old in read},
             variables=variables,
-            warnings=self._warnings,
+            warnings=tuple(self._warnings),
         )
 
     # One method for each key

@@ -8,8 +8,7 @@ import hashlib
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from . import (
     __version__,
@@ -25,11 +24,8 @@ from . import (
 from .errors import ManifestError
 from .jobdir import AlreadyClaimedError, ExecutionDirectory, Stage, StateDirectory, utc_now
 from .manifest import Manifest
-from .submission import DEFAULT_TIMEOUT, Archive, Folder, Source, Submission
+from .submission import DEFAULT_TIMEOUT, LEFT_BY_A_RUN, Archive, Folder, Source, Submission
 from .values import BundledValues
-
-LEFT_BY_A_RUN: Final = ("output.json", "variables.json")
-"""What a local run of a folder leaves in it (contracts §4): results, so no part of what identifies the folder."""
 
 _EVENT_KEYS: Final = {
     # The event object's field: what the manifest's metadata, or an event that was handed over, may call it.
@@ -45,8 +41,7 @@ _EVENT_KEYS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A claimed execution, ready to start. `timeout` is in seconds and covers the script alone."""
 
     execution: ExecutionDirectory

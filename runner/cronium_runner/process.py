@@ -70,19 +70,22 @@ def is_alive(who: Any) -> bool:
     return fields is not None and fields[0] not in (b"Z", b"X") and int(fields[19]) == who.get("start")
 
 
-def descendants(root: int) -> list[int]:
-    """Every living descendant of `root`, parents before children. Zombies are left out."""
+def descendants(root: int, *, outside: int | None = None) -> list[int]:
+    """Every living descendant of `root`, parents before children. Zombies and process group `outside` are left out."""
     children: dict[int, list[int]] = {}
-    for pid, state, parent, _ in _processes():
+    members = set()
+    for pid, state, parent, group in _processes():
         if state not in (b"Z", b"X"):
             children.setdefault(parent, []).append(pid)
+            if group == outside:
+                members.add(pid)
     found: list[int] = []
     waiting = [root]
     while waiting:
         below = children.get(waiting.pop(), [])
         found += below
         waiting += below
-    return found
+    return [pid for pid in found if pid not in members]
 
 
 def send_signal(pids: Sequence[int], number: int) -> None:
@@ -94,6 +97,15 @@ def send_signal(pids: Sequence[int], number: int) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
+
+
+def send_signal_to_group(group: int, number: int) -> None:
+    """Signals a process group whose leader we have not yet collected, so that its number cannot have been reused.
+
+    At once, which signals one by one are not: those miss a child that is forked in between.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
 
 
 def end_orphans(script: Any) -> None:

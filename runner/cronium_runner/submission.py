@@ -5,9 +5,9 @@ Only its shape and its checks belong here; preparing it is `prepare`'s.
 
 import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple
 
 from .errors import ExecutionError, InputError
 from .jobdir import invalid_id_sentence
@@ -18,26 +18,26 @@ DEFAULT_TIMEOUT: Final = 3600.0
 MAX_TIMEOUT: Final = 24 * 3600.0
 """Seconds; contracts §8."""
 
+LEFT_BY_A_RUN: Final = ("output.json", "variables.json")
+"""What a local run of a folder leaves in it (contracts §4): results, so no part of what identifies the folder."""
+
 OnDisconnect = Literal["continue", "cancel"]
 
 
-@dataclass(frozen=True, slots=True)
-class Archive:
+class Archive(NamedTuple):
     """A payload file (tar.gz). `sha256` is what it must hash to, or None when nobody said."""
 
     path: str
     sha256: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(NamedTuple):
     """A directory with a manifest, copied into the work directory."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
+class Script(NamedTuple):
     """A single script without a manifest."""
 
     path: str
@@ -46,17 +46,16 @@ class Script:
 Source = Archive | Folder | Script
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """One execution as it was asked for. Secrets stay out of its repr."""
+class Submission(NamedTuple):
+    """One execution as it was asked for. `checked` says whether it can be one."""
 
     execution_id: str
     source: Source
     has_input: bool = False
     input: Any = None
-    variables: dict[str, Any] = field(default_factory=dict)
-    secrets: dict[str, Any] = field(default_factory=dict, repr=False)
-    event: dict[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, Any] = MappingProxyType({})
+    secrets: Mapping[str, Any] = MappingProxyType({})
+    event: Mapping[str, Any] = MappingProxyType({})
     args: tuple[str, ...] | None = None
     """None leaves the manifest's own arguments in force."""
     timeout: float | None = None
@@ -65,7 +64,11 @@ class Submission:
     on_disconnect: OnDisconnect = "continue"
     keep_work: bool = False
 
-    def __post_init__(self) -> None:
+    def __repr__(self) -> str:
+        return f"<Submission {self.execution_id} {self.source!r}>"  # never the secrets
+
+    def checked(self) -> "Submission":
+        """The same submission. Raises ExecutionError or InputError for an id or a timeout that is not possible."""
         if not is_execution_id(self.execution_id):
             raise ExecutionError("execution.id_invalid", invalid_id_sentence(self.execution_id))
         if self.timeout is not None and not 0 < self.timeout <= MAX_TIMEOUT:
@@ -73,6 +76,7 @@ class Submission:
                 f"a timeout of {self.timeout:g} s is not possible: it is above 0 and at most {MAX_TIMEOUT:g} s (24 h)",
                 "usage.invalid",
             )
+        return self
 
     def fingerprint(self, payload_sha256: str) -> str:
         """What makes two submissions of one id the same: the payload and the input."""
@@ -138,4 +142,4 @@ def from_frame(body: dict[str, Any], payload_path: Callable[[str], str]) -> Subm
         timeout=None if timeout is None else float(timeout),
         job_id=body.get("jobId"),
         on_disconnect=on_disconnect,
-    )
+    ).checked()

@@ -240,9 +240,12 @@ class Supervisor:
     def _terminate_tree(self, reason: str) -> None:
         self._move(State.TERMINATING, {"reason": reason})
         self._kill_at = time.monotonic() + GRACE_SECONDS
-        left = process.descendants(os.getpid())
-        process.send_signal(left, signal.SIGTERM)
-        process.send_signal(left, signal.SIGCONT)  # a stopped process hears SIGTERM only when it goes on
+        group = self._script if self._status is None else None
+        left = process.descendants(os.getpid(), outside=group)
+        for number in (signal.SIGTERM, signal.SIGCONT):  # a stopped process hears SIGTERM only when it goes on
+            if group is not None:
+                process.send_signal_to_group(group, number)
+            process.send_signal(left, number)
 
     def _kill_tree(self) -> None:
         """One sweep of SIGKILL; the next follows until no descendant is left."""

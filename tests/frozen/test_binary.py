@@ -19,7 +19,11 @@ import pytest
 pytestmark = pytest.mark.frozen
 
 ROOT = Path(__file__).resolve().parents[2]
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount file systems or to be another user")
+can_mount = (
+    os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode == 0
+)
+mounting = pytest.mark.skipif(not can_mount, reason="needs root and mount namespaces, to mount file systems")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a directory away")
 
 
 @pytest.fixture(scope="session")
@@ -95,9 +99,9 @@ def test_second_use_installs_nothing(binary: Path, executable: Path, environment
 
 
 def test_damaged_installation_is_made_whole(binary: Path, executable: Path, environment: dict[str, str]) -> None:
-    next(executable.parent.rglob("_socket*.so")).unlink()
+    (executable.parent / "helpers" / "client").unlink()
     assert run(binary, "version", environment=environment).returncode == 0
-    assert list(executable.parent.rglob("_socket*.so"))
+    assert (executable.parent / "helpers" / "client").exists()
     assert installations(executable.parent.parent) == [executable.parent]
 
 
@@ -159,7 +163,6 @@ def test_somebody_elses_directory_is_refused(binary: Path, root: Path, environme
     assert "belongs to uid 65534" in done.stderr
 
 
-@as_root
 def test_link_in_place_of_the_installation_is_refused(
     binary: Path, executable: Path, environment: dict[str, str]
 ) -> None:
@@ -172,7 +175,7 @@ def test_link_in_place_of_the_installation_is_refused(
     assert "is not a directory" in done.stderr
 
 
-@as_root
+@mounting
 @pytest.mark.parametrize(("option", "reason"), [("noexec", "noexec"), ("ro", "Read-only")])
 def test_unusable_file_system_is_named(
     option: str, reason: str, binary: Path, root: Path, environment: dict[str, str]
@@ -186,7 +189,7 @@ def test_unusable_file_system_is_named(
     assert len(done.stderr.splitlines()) == 1
 
 
-@as_root
+@mounting
 def test_falls_back_when_home_forbids_execution(binary: Path, environment: dict[str, str]) -> None:
     environment = {name: value for name, value in environment.items() if name != "CRONIUM_INSTALL_DIR"}
     script = """

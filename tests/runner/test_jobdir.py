@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cronium_runner.errors import ExecutionError, StateDirectoryError
+from runner_process import ROOT, Host
+
+from cronium_runner.errors import ExecutionError
 from cronium_runner.jobdir import (
     SOCKET_PATH_LIMIT,
     AlreadyClaimedError,
@@ -19,7 +21,6 @@ from cronium_runner.jobdir import (
     write_durably,
 )
 from cronium_runner.lifecycle import State
-from runner_process import ROOT, Host
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """The table of states holds together, and whatever a real execution writes down follows it."""
 
 import pytest
-from cronium_runner.lifecycle import MOVES, State, has_move
 from runner_process import Host
+
+from cronium_runner.lifecycle import MOVES, State, has_move
 
 
 def test_every_state_has_a_row_and_only_finished_is_final() -> None:

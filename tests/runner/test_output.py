@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cronium_runner.output import TAIL, Spool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from cronium_runner.output import TAIL, Spool
 
 
 def sha256(content: bytes) -> str:

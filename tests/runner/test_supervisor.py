@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,10 @@ print("ready", flush=True)
 """24 descendants that have left the session, the process group and their parents, and don't hear SIGTERM."""
 
 
+NOBODY = 65534
+"""An account without rights that every system has."""
+
+
 # What takes seconds: started together, waited for one by one
 
 
@@ -82,8 +87,42 @@ class Slow:
             process.communicate()
 
 
+def is_executable_by_others(python: str) -> bool:
+    try:
+        command = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+        return subprocess.run(command, user=NOBODY, cwd="/", check=False).returncode == 0
+    except OSError:
+        return False
+
+
 @pytest.fixture(scope="module")
-def slow(shared_host: Host) -> Iterator[Slow]:
+def ordinary(install_directory: Path) -> Iterator[Slow | None]:
+    """DAEMONS started by root for an account that is not: no capability helps its supervisor to find or end them."""
+    pythons = [python for python in (sys.executable, "/usr/bin/python3") if os.geteuid() == 0]
+    executable = next(filter(is_executable_by_others, pythons), None)
+    if executable is None:
+        yield None
+        return
+    import click
+    import yaml
+
+    modules = [Path(module.__file__).parents[1] for module in (click, yaml)]
+    with tempfile.TemporaryDirectory(prefix="ordinary-") as folder:
+        os.chown(folder, NOBODY, NOBODY)
+        host = Host(Path(folder), Path(folder) / "install")
+        host.executable = [executable, "-m", "cronium_runner"]
+        host.environment["PYTHONPATH"] = ":".join(map(str, [ROOT / "runner", ROOT / "helpers", *modules]))
+        host.user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        running = Slow(host)
+        try:
+            running.start("job", DAEMONS, suffix="py")
+            yield running
+        finally:
+            running.stop()
+
+
+@pytest.fixture(scope="module")
+def slow(shared_host: Host, ordinary: Slow | None) -> Iterator[Slow]:
     running = Slow(shared_host)
     try:
         running.start("timeout", IGNORING_TERM, "--timeout", "1")
@@ -232,48 +271,14 @@ def test_descendants_that_left_the_session_and_ignore_term_are_gone_when_the_res
         assert result["strays"] == 24
 
 
-def is_executable_by_others(python: str) -> bool:
-    try:
-        command = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
-        return subprocess.run(command, user=65534, cwd="/", check=False).returncode == 0
-    except OSError:
-        return False
-
-
-def test_descendants_of_an_ordinary_user_are_gone_too(host: Host, as_root: None) -> None:
-    """Run by root for an account that is not: no capability helps the supervisor to find or to end them."""
-    executable = next(
-        (
-            python
-            for python in (sys.executable, "/usr/bin/python3")
-            if is_executable_by_others(python)
-        ),
-        None,
-    )
-    if executable is None:
-        pytest.skip("no Python that an ordinary user may execute")
-    import click
-    import yaml
-
-    folders = [ROOT / "runner", ROOT / "helpers", *(Path(module.__file__).parents[1] for module in (click, yaml))]
-    host.executable = [executable, "-m", "cronium_runner"]
-    host.environment["PYTHONPATH"] = ":".join(map(str, folders))
-    home = Path(host.environment["CRONIUM_STATE_DIR"] + "-home")
-    home.mkdir()
-    os.chown(home, 65534, 65534)
-    for parent in (host.folder, *host.folder.parents):
-        if parent.stat().st_uid == 0 and not parent.stat().st_mode & 0o001:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    host.state = home / "state"
-    host.environment |= {"CRONIUM_STATE_DIR": str(host.state), "CRONIUM_INSTALL_DIR": str(home / "install")}
-    host.user = {"user": 65534, "group": 65534, "extra_groups": []}
-    script = host.script(DAEMONS, "job.py")
-    done = host.run("run", "--execution-id", "job", "--keep", script)
-    assert done.returncode == 0, done.stderr
-    result = host.recorded("job")
-    assert result is not None
+def test_descendants_of_an_ordinary_user_are_gone_too(ordinary: Slow | None) -> None:
+    if ordinary is None:
+        pytest.skip("only root can start it as another account, with a Python that everybody may execute")
+    status, _, stderr, result = ordinary.end("job")
+    assert status == 0, stderr
     assert result["strays"] == 24
-    assert processes_with("CRONIUM_EXECUTION_ID=job\0") == []
+    assert ordinary.host.processes() == []
+    ordinary.host.check_nothing_left()
 
 
 # What a script sees
@@ -477,6 +482,15 @@ def test_a_reader_that_never_reads_does_not_hold_up_the_script(host: Host) -> No
     assert process.poll() is None
     stdout, _ = process.communicate(timeout=PATIENCE)
     assert (stdout, process.returncode) == (bytes(5_000_000), 6)
+
+
+def test_a_child_forked_while_the_group_is_told_to_end_hears_it_too(host: Host) -> None:
+    """Signalling one by one missed it, and it then lived through the whole grace period."""
+    script = host.script("echo ready\nwhile :; do sleep 0.001; done\n")
+    for number in range(10):
+        result = host.run_json("--execution-id", f"job-{number}", "--timeout", "0.05", script)
+        assert result["state"] == "timed_out"
+        assert result["durationMs"] < 4000
 
 
 def test_many_small_writes_to_a_reader_that_never_reads_do_not_hold_up_the_end(host: Host) -> None:

@@ -3,9 +3,10 @@
 The shape is contracts.md §10. What an outcome means for an exit status is decided here, once, for both command lines.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 
 class Outcome(StrEnum):
@@ -20,8 +21,7 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class StreamSummary:
+class StreamSummary(NamedTuple):
     """What the spool of one stream holds: bytes kept, whether some are missing, and their SHA-256 in hex."""
 
     bytes: int = 0
@@ -29,8 +29,7 @@ class StreamSummary:
     sha256: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """One execution's result. Times are ISO 8601 in UTC, durations milliseconds, sizes bytes unless named otherwise."""
 
     execution_id: str
@@ -43,7 +42,7 @@ class Result:
     finished_at: str | None = None
     duration_ms: float | None = None
     output: Any = None
-    variables: dict[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, Any] = MappingProxyType({})
     condition: bool | None = None
     stdout: StreamSummary = StreamSummary()
     stderr: StreamSummary = StreamSummary()
@@ -69,7 +68,7 @@ class Result:
             "finishedAt": self.finished_at,
             "durationMs": self.duration_ms,
             "output": self.output,
-            "variables": self.variables,
+            "variables": dict(self.variables),
             "condition": self.condition,
             "stdout": _summary_to_json(self.stdout),
             "stderr": _summary_to_json(self.stderr),
@@ -90,7 +89,7 @@ class Result:
         execution_id, state = value.get("executionId"), value.get("state")
         if not isinstance(execution_id, str) or not isinstance(state, str):
             raise ValueError("a result needs executionId and state")
-        plain = {f.name for f in fields(cls)} - {"stdout", "stderr", "state", "execution_id"}
+        plain = set(cls._fields) - {"stdout", "stderr", "state", "execution_id"}
         names = {_camel(name): name for name in plain}
         known: dict[str, Any] = {names[key]: item for key, item in value.items() if key in names}
         usage, error = value.get("usage") or {}, value.get("error") or {}
@@ -106,7 +105,7 @@ class Result:
 
     def on(self, host: str, transport: str) -> "Result":
         """The same result with the controller's name for the host and the route it took."""
-        return replace(self, host=host, transport=transport)
+        return self._replace(host=host, transport=transport)
 
 
 EXIT_TIMED_OUT: Final = 124

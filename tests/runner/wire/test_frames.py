@@ -3,10 +3,11 @@
 import struct
 
 import pytest
-from cronium_runner.wire import frames
-from cronium_runner.wire.frames import Frame, FrameReader, GreetingReader, Kind, ProtocolError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cronium_runner.wire import frames
+from cronium_runner.wire.frames import Frame, FrameReader, GreetingReader, Kind, ProtocolError
 
 FRAMES = st.lists(st.tuples(st.integers(0, 255), st.integers(0, 2**32 - 1), st.binary(max_size=300)), max_size=8)
 

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
-from cronium_runner.wire.results import Outcome, Result, StreamSummary, exit_status
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cronium_runner.wire.results import Outcome, Result, StreamSummary, exit_status
 
 KEYS = [
     "executionId", "jobId", "host", "state", "exitCode", "signal", "startedAt", "finishedAt", "durationMs", "output",

@@ -1,0 +1,156 @@
+"""What a no-op job costs in system calls, counted by strace: file-system objects, fsyncs, forks, execs.
+
+On a file system that charges for each new file these numbers are the time of a job (docs: design), so they are
+guarded here and not by a clock.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from runner_process import AgentProcess, Host, wait_until
+
+MOST_OBJECTS = 12
+SYNCS = 3
+FORKS = 2
+
+CALLS = (
+    "trace=mkdir,mkdirat,open,openat,creat,symlink,symlinkat,link,linkat,mknod,mknodat,bind,rename,renameat,renameat2,"
+    "fsync,fdatasync,sync,syncfs,clone,clone3,fork,vfork,execve,execveat"
+)
+SUCCEEDED = re.compile(r"= \d+")
+
+
+@pytest.fixture(autouse=True)
+def strace() -> None:
+    """Skips where processes can't be traced."""
+    found = shutil.which("strace")
+    if found is None:
+        pytest.skip("strace is not installed")
+    if subprocess.run([found, "-f", "-o", os.devnull, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("tracing is not permitted here")
+
+
+@contextmanager
+def traced(pid: int, log: Path) -> Iterator[None]:
+    """Traces a process, and what it forks, while the block runs."""
+    command = ["strace", "-f", "-e", CALLS, "-s", "200", "-o", str(log), "-p", str(pid)]
+    tracer = subprocess.Popen(command, stderr=subprocess.PIPE)
+    try:
+        assert tracer.stderr is not None
+        line = tracer.stderr.readline()
+        assert b"attached" in line, line
+        yield
+    finally:
+        tracer.terminate()
+        tracer.communicate()
+
+
+def calls_in(log: Path) -> list[tuple[str, str]]:
+    """Name and text of each call that succeeded; one that another process interrupted is put together again."""
+    pending: dict[tuple[str, str], str] = {}
+    found = []
+    for line in log.read_text(errors="replace").splitlines():
+        pid, _, text = line.partition(" ")
+        text = text.strip()
+        resumed = re.match(r"<\.\.\. (\w+) resumed>(.*)", text)
+        if resumed:
+            text = pending.pop((pid, resumed[1]), f"{resumed[1]}(") + resumed[2]
+        name = text.partition("(")[0]
+        if text.endswith("<unfinished ...>"):
+            pending[pid, name] = text.removesuffix("<unfinished ...>")
+        elif re.fullmatch(r"\w+", name) and SUCCEEDED.search(text.rpartition(")")[2]):
+            found.append((name, text))
+    return found
+
+
+def made_objects(calls: list[tuple[str, str]]) -> list[str]:
+    """The calls that made a file-system object. Opening a file that is there already makes none."""
+    made = []
+    known: set[str] = set()
+    for name, text in calls:
+        path = (re.search(r'"([^"]*)"', text) or [""])[0]
+        if name in ("open", "openat", "creat"):
+            if ("O_CREAT" in text or name == "creat") and path not in known:
+                known.add(path)
+                made.append(text)
+        elif name == "bind":
+            if "AF_UNIX" in text:
+                made.append(text)
+        elif name.startswith(("mkdir", "symlink", "link", "mknod")):
+            made.append(text)
+    return made
+
+
+def test_a_no_op_job_on_a_warm_agent(host: Host) -> None:
+    payload = host.payload("", interpreter="[/bin/true]")
+    log = host.folder / "trace"
+    with host.agent() as agent:
+        agent.finished(agent.start(payload, "warm"))
+        with traced(agent.process.pid, log):
+            agent.finished(agent.start(payload, "job"))
+            wait_until(lambda: not has_children(agent), "the supervisor to end")
+        assert agent.close() == 0
+    calls = calls_in(log)
+    counts = Counter(name for name, _ in calls)
+    made = made_objects(calls)
+    assert len(made) <= MOST_OBJECTS, "\n".join(made)
+    assert len(made) >= 6, made  # else nothing was traced
+    syncs = [text for name, text in calls if "sync" in name]
+    assert len(syncs) == SYNCS, syncs
+    assert sum(counts[name] for name in ("clone", "clone3", "fork", "vfork")) == FORKS, counts
+    executed = [text for name, text in calls if name.startswith("exec")]
+    assert len(executed) == 1, executed
+    assert '"/bin/true"' in executed[0]
+
+
+def has_children(agent: AgentProcess) -> bool:
+    pid = agent.process.pid
+    return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text().strip())
+
+
+def test_a_warm_submission_is_one_exchange(host: Host) -> None:
+    """All that the agent needs is in the SUBMIT: nothing is asked for, so the job costs one round trip."""
+    payload = host.payload("true\n")
+    with host.agent() as agent:
+        agent.finished(agent.start(payload, "warm"))
+        channel = agent.submit(payload, "job")
+        kinds = []
+        while True:
+            frame = agent.receive()
+            assert frame is not None
+            if frame.channel == channel:
+                kinds.append(frame.kind)
+            if frame.kind == 68:
+                break
+        assert kinds == [65, 68]
+        assert agent.close() == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "files"), [("cronium.input k", 0), ("cronium.event", 0), ("cronium.setVariable A b", 1)]
+)
+def test_a_helper_call_costs_the_supervisor_no_file_but_the_one_it_sets(host: Host, words: str, files: int) -> None:
+    """A set writes a temporary file and renames it: one object, renamed over the other."""
+    script = f"cronium.setVariable X y\necho ready\nuntil [ -e go ]; do sleep 0.02; done\n{words} >/dev/null\n"
+    script += "echo called\nuntil [ -e end ]; do sleep 0.02; done\n"
+    log = host.folder / "trace"
+    with host.agent() as agent:
+        channel = agent.start(host.payload(script), "job", input={"k": 1})
+        claim = host.wait_running("job", b"ready")
+        with traced(claim["supervisor"]["pid"], log):
+            (host.execution("job") / "work/go").touch()
+            wait_until(lambda: b"called" in (host.execution("job") / "stdout").read_bytes(), "the call")
+        (host.execution("job") / "work/end").touch()
+        assert agent.finished(channel)["state"] == "succeeded"
+        assert agent.close() == 0
+    calls = calls_in(log)
+    made = [text for text in made_objects(calls) if "/stdout" not in text]
+    assert len(made) == files, made
+    assert [text for name, text in calls if "sync" in name or name.startswith(("clone", "fork", "vfork", "exec"))] == []
