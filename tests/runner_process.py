@@ -86,7 +86,7 @@ class Host:
     # -- what runs -----------------------------------------------------------------------------------------------
 
     def start(
-        self, *words: str | Path, env: Mapping[str, str | None] | None = None, **options: Any
+        self, *words: object, env: Mapping[str, str | None] | None = None, **options: Any
     ) -> "subprocess.Popen[bytes]":
         """Starts `cronium-runner WORDS`. A value of None in `env` takes the variable away."""
         environment = {**self.environment, **(env or {})}
@@ -94,9 +94,7 @@ class Host:
         options = {"stdin": subprocess.DEVNULL, "cwd": self.folder, **self.user, **options}
         return subprocess.Popen([*self.executable, *map(str, words)], env=given, **options)
 
-    def run(
-        self, *words: str | Path, input: bytes | None = None, **options: Any
-    ) -> "subprocess.CompletedProcess[bytes]":
+    def run(self, *words: object, input: bytes | None = None, **options: Any) -> "subprocess.CompletedProcess[bytes]":
         """Runs `cronium-runner WORDS` to its end and returns its streams and exit status."""
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         if input is not None:
@@ -110,7 +108,7 @@ class Host:
                 raise
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
-    def run_json(self, *words: str | Path, **options: Any) -> dict[str, Any]:
+    def run_json(self, *words: object, **options: Any) -> dict[str, Any]:
         """Runs `cronium-runner run --json WORDS`; its standard output must be exactly one JSON object."""
         done = self.run("run", "--json", *words, **options)
         lines = done.stdout.splitlines()

@@ -17,8 +17,8 @@ class TcpProxy:
         self.connections = 0
         self.sent_bytes = 0
         """Bytes from the clients to the target."""
-        self.cut_after: int | None = None
-        """Bytes from the target to a client after which that connection is reset."""
+        self.cut_in: int | None = None
+        """Bytes from the target that clients still get before all connections are reset, once."""
         self._target_port = target_port
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -54,15 +54,16 @@ class TcpProxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_ours: bool) -> None:
         loop = asyncio.get_running_loop()
-        received = 0
         with contextlib.suppress(OSError):
             while piece := await reader.read(65536):
                 if is_ours:
                     self.sent_bytes += len(piece)
-                received += len(piece)
-                if not is_ours and self.cut_after is not None and received > self.cut_after:
-                    self.cut()
-                    return
+                elif self.cut_in is not None:
+                    self.cut_in -= len(piece)
+                    if self.cut_in < 0:
+                        self.cut_in = None
+                        self.cut()
+                        return
                 if self.delay:
                     loop.call_later(self.delay, writer.write, piece)
                 else:

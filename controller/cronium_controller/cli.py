@@ -159,7 +159,13 @@ def deploy(host: str, as_json: bool, **options: Any) -> None:
 @cronium.command(context_settings=_HELP)
 @click.argument("execution_id", metavar="ID")
 @_reaching
-@click.option("--offset", "offsets", type=(int, int), default=(0, 0), help="Bytes of stdout and stderr seen already.")
+@click.option(
+    "--offset",
+    "offsets",
+    type=(click.IntRange(min=0), click.IntRange(min=0)),
+    default=(0, 0),
+    help="Bytes of stdout and stderr seen already.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print only the result, as one JSON object.")
 def attach(execution_id: str, offsets: tuple[int, int], as_json: bool, **options: Any) -> None:
     """Follow an execution from any later process, to its end. An interrupt cancels it, a second one leaves.
@@ -182,7 +188,12 @@ def attach(execution_id: str, offsets: tuple[int, int], as_json: bool, **options
 @_reaching
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(execution_id: str, as_json: bool, **options: Any) -> None:
-    """Ask the host how an execution stands."""
+    """Ask the host how an execution stands.
+
+    \b
+    Example:
+      cronium status exec_20260102_030405_0123456789ab --json
+    """
     from . import show
 
     async def ask(controller: "Controller", where: "Host") -> int:
@@ -223,7 +234,12 @@ def logs(execution_id: str, stream: str | None, offset: int, raw: bool, **option
 @click.argument("execution_id", metavar="ID")
 @_reaching
 def cancel(execution_id: str, **options: Any) -> None:
-    """End an execution: SIGTERM, five seconds, SIGKILL. Returns when nothing of it is left."""
+    """End an execution: SIGTERM, five seconds, SIGKILL. Returns when nothing of it is left.
+
+    \b
+    Example:
+      cronium cancel exec_20260102_030405_0123456789ab
+    """
 
     async def end(controller: "Controller", where: "Host") -> int:
         execution = await controller.attach(execution_id, where)

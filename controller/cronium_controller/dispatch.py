@@ -291,7 +291,7 @@ class Controller:
         With `follow=False` no output is sent here, only the result. Raises UnreachableError, DeployError, StoreError
         and RefusedError: after each of these nothing was started.
         """
-        execution_id = job.execution_id or new_execution_id()
+        execution_id = new_execution_id() if job.execution_id is None else job.execution_id
         if not is_execution_id(execution_id):
             raise ControllerError(
                 "execution.id_invalid",

@@ -60,9 +60,9 @@ class HostKeyCheck:
         self._name = _name(host, port)
         keys, authorities, revoked = self._read(self._name)
         self._recorded = [*keys, *authorities]
-        if self._name != host and not self._recorded:
+        if self._name != _name(host, None) and not self._recorded:
             # As OpenSSH: an entry without a port vouches for the same key on another port, and for no other key.
-            self._without_port, _, revoked_without_port = self._read(host)
+            self._without_port, _, revoked_without_port = self._read(_name(host, None))
             revoked += revoked_without_port
         return keys, authorities, revoked
 
@@ -169,5 +169,6 @@ class HostKeyCheck:
 
 
 def _name(host: str, port: int | None) -> str:
-    """The host as known_hosts spells it: `host`, or `[host]:port` for any port but 22."""
+    """The host as known_hosts spells it: `host`, or `[host]:port` for any port but 22; in lower case, as OpenSSH does."""
+    host = host.lower()
     return host if port in (None, DEFAULT_PORT) else f"[{host}]:{port}"

@@ -102,7 +102,7 @@ def _from_script(path: Path) -> Payload:
     if path.name in _MANIFESTS:
         raise PayloadError("payload.not_found", f"{path} is a manifest, not a script; give its directory instead")
     if not path.name.isprintable():
-        raise PayloadError("payload.unsafe_name", f"{path!s:.200} has a name that no manifest can hold; rename it")
+        raise PayloadError("payload.unsafe_name", f"{ascii(str(path)):.200} has a name that no manifest can hold; rename it")
     # A JSON text is a YAML scalar too, so any other name comes out as it went in.
     manifest = f"version: v1\nentrypoint: {json.dumps(path.name, ensure_ascii=False)}\n".encode()
     return _build(path.name, [("manifest.yaml", manifest), (path.name, path)])
@@ -144,7 +144,14 @@ def _build(label: str, members: list[tuple[str, bytes | Path]]) -> Payload:
                 found = os.fstat(file.fileno())
                 entry.size = found.st_size
                 entry.mode = 0o755 if found.st_mode & stat.S_IXUSR else 0o644
-                archive.addfile(entry, file)
+                try:
+                    archive.addfile(entry, file)
+                except OSError as error:
+                    if error.filename is not None or error.errno is not None:
+                        raise
+                    raise PayloadError(
+                        "payload.unreadable", f"{content} became shorter while it was read; try again"
+                    ) from None
     return Payload(label, target)
 
 

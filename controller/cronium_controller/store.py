@@ -86,7 +86,7 @@ class Store:
                 raise
         except (OSError, sql.exc.SQLAlchemyError) as error:
             raise StoreError(
-                f"the database {self.path} cannot be used: {error}; mend it or set CRONIUM_CONTROLLER_STATE"
+                f"the database {self.path} cannot be used: {_reason(error)}; mend it or set CRONIUM_CONTROLLER_STATE"
             ) from None
 
     def _prepare(self) -> None:
@@ -183,7 +183,7 @@ class Store:
             return changed
         except sql.exc.SQLAlchemyError as error:
             self._connection.rollback()
-            raise StoreError(f"the database {self.path} cannot be written: {error}") from None
+            raise StoreError(f"the database {self.path} cannot be written: {_reason(error)}") from None
 
 
 _RECORD = sql.insert(_executions).prefix_with("OR IGNORE")
@@ -197,6 +197,13 @@ _FINISH = (
     .values(state=sql.bindparam("new_state"), finished_at=sql.bindparam("now"), result=sql.bindparam("json"))
 )
 _NOTE_ACKNOWLEDGED = sql.update(_executions).where(_BY_KEY).values(is_acknowledged=True)
+
+
+def _reason(error: Exception) -> str:
+    """What the database or the system said, without the statement, which carries a whole result."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(getattr(error, "orig", None) or error)
 
 
 def _account(host: Host) -> tuple[str | int | None, ...]:

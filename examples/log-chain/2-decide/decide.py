@@ -8,9 +8,11 @@ print(f"{summary['failed']} of {summary['requests']} requests failed: {share:.1f
 
 cronium.setCondition(share > limit)
 cronium.setVariable("ERROR_SHARE_PERCENT", round(share, 2))
-cronium.output({
-    **summary,
-    "error_share": round(share, 2),
-    "limit": limit,
-    "verdict": "page the owner" if share > limit else "all is well",
-})
+cronium.output(
+    {
+        **summary,
+        "error_share": round(share, 2),
+        "limit": limit,
+        "verdict": "page the owner" if share > limit else "all is well",
+    }
+)

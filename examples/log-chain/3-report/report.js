@@ -13,4 +13,4 @@ const rows = [
 const width = Math.max(...rows.map(([name]) => name.length));
 for (const [name, value] of rows) console.log(`${name.padEnd(width)}  ${value}`);
 
-cronium.output({ verdict: found.verdict, told: cronium.event('name') });
+cronium.output({ report: cronium.event('name'), ...found });

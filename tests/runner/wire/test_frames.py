@@ -1,5 +1,6 @@
 """Frames as bytes and back, however the bytes are cut, and lengths that lie."""
 
+import itertools
 import struct
 
 import pytest
@@ -14,7 +15,7 @@ FRAMES = st.lists(st.tuples(st.integers(0, 255), st.integers(0, 2**32 - 1), st.b
 
 def cut(content: bytes, places: list[int]) -> list[bytes]:
     bounds = [0, *sorted(place % (len(content) + 1) for place in places), len(content)]
-    return [content[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [content[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 @given(FRAMES, st.lists(st.integers(0, 10_000), max_size=40))
@@ -52,10 +53,9 @@ def test_an_announced_length_over_the_limit_is_refused_before_its_body_arrives(l
 
 
 def test_frames_before_an_oversized_one_are_still_delivered() -> None:
-    got = []
+    got: list[Frame] = []
     with pytest.raises(ProtocolError):
-        for frame in FrameReader(max_body=10).feed(frames.encode(1, 1, b"fine") + frames.encode(1, 2, bytes(11))):
-            got.append(frame)
+        got.extend(FrameReader(max_body=10).feed(frames.encode(1, 1, b"fine") + frames.encode(1, 2, bytes(11))))
     assert got == [Frame(1, 1, b"fine")]
 
 

@@ -1,0 +1,3 @@
+#!/bin/sh
+# The smallest job.
+echo "hello from $(uname -n)"
