@@ -91,6 +91,7 @@ def _from_archive(path: Path) -> Payload:
     if sidecar.exists():
         stated = sidecar.read_text("utf-8", "replace").split()
         if not stated or stated[0].lower().lstrip("\\") != payload.sha256:
+            payload.close()
             raise PayloadError(
                 "payload.digest_mismatch",
                 f"{path} has SHA-256 {payload.sha256}, which is not what {sidecar.name} says; build it again",
@@ -129,30 +130,38 @@ def _from_directory(path: Path) -> Payload:
 def _build(label: str, members: list[tuple[str, bytes | Path]]) -> Payload:
     """The archive of the members: sorted, no times, no owners, so that only names, content and the x bit count."""
     target: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - the payload owns it
-    with (
-        gzip.GzipFile(filename="", mode="wb", fileobj=target, mtime=0, compresslevel=_COMPRESSION) as packed,
-        tarfile.open(fileobj=packed, mode="w|", format=tarfile.GNU_FORMAT) as archive,
-    ):
-        for name, content in sorted(members, key=lambda member: os.fsencode(member[0])):
-            entry = tarfile.TarInfo(name)
-            entry.mode = 0o644
-            if isinstance(content, bytes):
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
-                continue
-            with content.open("rb") as file:
-                found = os.fstat(file.fileno())
-                entry.size = found.st_size
-                entry.mode = 0o755 if found.st_mode & stat.S_IXUSR else 0o644
-                try:
-                    archive.addfile(entry, file)
-                except OSError as error:
-                    if error.filename is not None or error.errno is not None:
-                        raise
-                    raise PayloadError(
-                        "payload.unreadable", f"{content} became shorter while it was read; try again"
-                    ) from None
+    try:
+        with (
+            gzip.GzipFile(filename="", mode="wb", fileobj=target, mtime=0, compresslevel=_COMPRESSION) as packed,
+            tarfile.open(fileobj=packed, mode="w|", format=tarfile.GNU_FORMAT) as archive,
+        ):
+            for name, content in sorted(members, key=lambda member: os.fsencode(member[0])):
+                _add(archive, name, content)
+    except BaseException:
+        target.close()
+        raise
     return Payload(label, target)
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes | Path) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.mode = 0o644
+    if isinstance(content, bytes):
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+        return
+    with content.open("rb") as file:
+        found = os.fstat(file.fileno())
+        entry.size = found.st_size
+        entry.mode = 0o755 if found.st_mode & stat.S_IXUSR else 0o644
+        try:
+            archive.addfile(entry, file)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise PayloadError(
+                "payload.unreadable", f"{content} became shorter while it was read; try again"
+            ) from None
 
 
 def _raise(error: OSError) -> None:

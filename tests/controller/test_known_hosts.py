@@ -4,7 +4,6 @@ import os
 import stat
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import asyncssh
@@ -219,22 +218,22 @@ def test_ten_processes_at_once_record_one_line(path: Path) -> None:
     meet = (
         "import sys, asyncssh; from cronium_controller.hostkeys import HostKeyCheck, HostKeyPolicy\n"
         "check = HostKeyCheck(HostKeyPolicy.ACCEPT_NEW, sys.argv[1], print, host='web01')\n"
-        "check.trusted('web01', '10.0.0.1', 22)\n"
+        "key = asyncssh.import_public_key(sys.argv[2])\n"
+        "print('ready', flush=True)\n"
         "sys.stdin.read(1)\n"
-        "sys.exit(not check.accept(asyncssh.import_public_key(sys.argv[2])))"
+        "trusted = check.trusted('web01', '10.0.0.1', 22)[0]\n"
+        "sys.exit(not (key in trusted or check.accept(key)))"
     )
+    command = [sys.executable, "-c", meet, str(path), public(ED25519[0])]
     start, gate = os.pipe()
-
-    def process(_number: int) -> int:
-        command = [sys.executable, "-c", meet, str(path), public(ED25519[0])]
-        return subprocess.run(command, stdin=start, check=False).returncode
-
-    with ThreadPoolExecutor(10) as pool:
-        running = [pool.submit(process, number) for number in range(10)]
-        os.write(gate, b"gogogogogo")
-        os.close(gate)
-        assert [each.result() for each in running] == [0] * 10
+    running = [subprocess.Popen(command, stdin=start, stdout=subprocess.PIPE) for _ in range(10)]
     os.close(start)
+    for process in running:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.stdout.close()
+    os.close(gate)  # all at once
+    assert [process.wait() for process in running] == [0] * 10
     assert path.read_text() == f"web01 {public(ED25519[0])}\n"
 
 
