@@ -125,8 +125,10 @@ class AgentChannel:
         channel = cls(connection.host.name)
         hurrying = asyncio.ensure_future(acknowledge_quickly(connection))
         try:
-            ssh, _ = await connection.ssh.create_session(
-                lambda: _Session(channel), command, encoding=None, request_pty=False
+            ssh, _ = await connection.open_session(
+                lambda: connection.ssh.create_session(
+                    lambda: _Session(channel), command, encoding=None, request_pty=False
+                )
             )
             channel._ssh = ssh
             await asyncio.wait_for(channel._ready, GREETING_SECONDS)

@@ -8,9 +8,9 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import asyncssh
 
@@ -22,8 +22,11 @@ CONNECT_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 30
 KEEPALIVE_COUNT: Final = 4
 """Contracts §8: a dead peer is noticed after about two and a half minutes."""
+_SESSION_PAUSES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+"""Seconds between attempts to open a session: sshd cleans up within milliseconds, on a busy machine within a second."""
 _QUICK_ACK_ROUNDS: Final = 25
 
+_Session = TypeVar("_Session")
 _log = logging.getLogger("cronium.connection")
 
 
@@ -66,12 +69,10 @@ class Connection:
     async def run(self, command: str, *, timeout: float = 30.0) -> CommandOutput:
         """Runs a short command without input or terminal. Raises UnreachableError when the connection fails midway.
 
-        A NUL in a command would make the server end the whole connection, so it is refused here.
+        Raises ControllerError for a NUL: a server ends the whole connection when it meets one.
         """
-        if "\0" in command:
-            raise ControllerError("host.config", "a command cannot contain a NUL byte", host=self.host.name)
         try:
-            async with await self.ssh.create_process(command, encoding=None, request_pty=False) as process:
+            async with await self.start(command) as process:
                 process.stdin.write_eof()
                 done = await asyncio.wait_for(process.wait(), timeout)
         except TimeoutError:
@@ -81,6 +82,26 @@ class Connection:
         except (asyncssh.Error, OSError) as error:
             raise UnreachableError("host.unreachable", reason(error), host=self.host.name) from None
         return CommandOutput(done.exit_status, _bytes(done.stdout), _bytes(done.stderr))
+
+    async def start(self, command: str) -> "asyncssh.SSHClientProcess[bytes]":
+        """Starts a command, its streams as bytes. Raises asyncssh's errors, and ControllerError for a NUL."""
+        if "\0" in command:
+            raise ControllerError("host.config", "a command cannot contain a NUL byte; remove it", host=self.host.name)
+        return await self.open_session(lambda: self.ssh.create_process(command, encoding=None, request_pty=False))
+
+    async def open_session(self, opening: Callable[[], Awaitable[_Session]]) -> _Session:
+        """What `opening` opens. Waits a little where the server has no room for another session.
+
+        A server counts a session until it has cleaned up after it, and may allow one only (MaxSessions 1).
+        """
+        for pause in _SESSION_PAUSES:
+            try:
+                return await opening()
+            except asyncssh.ChannelOpenError as error:
+                if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED:  # opened, but it won't do what we asked for
+                    raise
+            await asyncio.sleep(pause)
+        return await opening()
 
     async def close(self) -> None:
         """Ends the connection; executions on the host go on."""

@@ -7,6 +7,7 @@ on every connection, and the refusal is final. No connection is made here.
 import contextlib
 import fcntl
 import os
+import shlex
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Final
@@ -45,7 +46,8 @@ class HostKeyCheck:
         self._path = path
         self._warn = warn
         self._host = host
-        self._recorded: list[asyncssh.SSHKey] = []
+        self._keys: list[asyncssh.SSHKey] = []
+        self._authorities: list[asyncssh.SSHKey] = []
         self._without_port: list[asyncssh.SSHKey] = []
         self._name = host
         self._accepted: asyncssh.SSHKey | None = None
@@ -59,16 +61,16 @@ class HostKeyCheck:
             return [], [], []
         self._name = _name(host, port)
         keys, authorities, revoked = self._read(self._name)
-        self._recorded = [*keys, *authorities]
-        if self._name != _name(host, None) and not self._recorded:
+        self._keys, self._authorities = keys, authorities
+        if self._name != _name(host, None) and not self.has_record():
             # As OpenSSH: an entry without a port vouches for the same key on another port, and for no other key.
             self._without_port, _, revoked_without_port = self._read(_name(host, None))
             revoked += revoked_without_port
         return keys, authorities, revoked
 
     def accept(self, key: asyncssh.SSHKey) -> bool:
-        """Decides about a key that is not among the trusted ones. Records it when that is the policy."""
-        if key == self._accepted:  # the same connection renews its keys after a gigabyte, and asks again
+        """Decides about the key that the server shows. Records it when it is new and that is the policy."""
+        if key == self._accepted or key in self._keys:  # keys are renewed after a gigabyte, and we are asked again
             return True
         if self._policy is HostKeyPolicy.OFF:
             self._warn(
@@ -76,7 +78,7 @@ class HostKeyCheck:
                 "anybody could be answering (--host-keys off)"
             )
             accepted = True
-        elif self._recorded:
+        elif self.has_record():
             accepted = self._refuse_changed(f"is now {key.get_fingerprint()} and not the one")
         elif key in self._without_port:
             accepted = True
@@ -109,12 +111,12 @@ class HostKeyCheck:
 
     def has_record(self) -> bool:
         """Whether a key of this host is recorded."""
-        return bool(self._recorded)
+        return bool(self._keys or self._authorities)
 
     def _refuse_changed(self, what: str, *, remove: bool = True) -> bool:
         advice = (
             f"somebody may be in between; if the host was set up anew, remove the old key with: "
-            f"ssh-keygen -f {self._path} -R '{self._name}'"
+            f"ssh-keygen -f {shlex.quote(self._path)} -R '{self._name}'"
             if remove
             else "do not connect before its administrator has given it a new one"
         )
@@ -149,10 +151,9 @@ class HostKeyCheck:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                recorded, authorities, _ = self._read(self._name)
-                if recorded or authorities:
-                    self._recorded = [*recorded, *authorities]
-                    return key in recorded or self._refuse_changed("is not the one just recorded")
+                self._keys, self._authorities, _ = self._read(self._name)
+                if self.has_record():
+                    return key in self._keys or self._refuse_changed(f"is {key.get_fingerprint()} and not the one")
                 content = file.read()
                 algorithm, encoded = key.export_public_key("openssh").split()[:2]
                 line = b" ".join((self._name.encode(), algorithm, encoded)) + b"\n"
@@ -164,7 +165,6 @@ class HostKeyCheck:
                 host=self._host,
             )
             return False
-        self._recorded = [key]
         return True
 
 

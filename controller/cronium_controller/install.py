@@ -165,7 +165,7 @@ def _agent_command(runners: Runners, binary: RunnerBinary) -> str:
 async def _upload(connection: Connection, binary: RunnerBinary, temporary: str) -> str:
     """Sends the file by SFTP, or through `cat` where the server has none. Says which."""
     try:
-        async with connection.ssh.start_sftp_client() as sftp:
+        async with await connection.open_session(connection.ssh.start_sftp_client) as sftp:
             await sftp.put(str(binary.path), temporary)
             return "sftp"
     except (asyncssh.ChannelOpenError, asyncssh.SFTPError):
@@ -185,8 +185,7 @@ async def _upload(connection: Connection, binary: RunnerBinary, temporary: str) 
 async def _command_input(connection: Connection, script: str) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
     """A command that is fed through its standard input. Raises DeployError unless it ends with 0."""
     try:
-        command = f"sh -c {shlex.quote(script)}"
-        async with await connection.ssh.create_process(command, encoding=None, request_pty=False) as process:
+        async with await connection.start(f"sh -c {shlex.quote(script)}") as process:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it ended early; its status says why
                 yield process
             done = await asyncio.wait_for(process.wait(), UPLOAD_SECONDS)

@@ -103,7 +103,7 @@ def _from_script(path: Path) -> Payload:
     if path.name in _MANIFESTS:
         raise PayloadError("payload.not_found", f"{path} is a manifest, not a script; give its directory instead")
     if not path.name.isprintable():
-        raise PayloadError("payload.unsafe_name", f"{ascii(str(path)):.200} has a name that no manifest can hold; rename it")
+        raise PayloadError("payload.unsafe_name", f"{str(path)!a:.200} has a name that no manifest can hold; rename it")
     # A JSON text is a YAML scalar too, so any other name comes out as it went in.
     manifest = f"version: v1\nentrypoint: {json.dumps(path.name, ensure_ascii=False)}\n".encode()
     return _build(path.name, [("manifest.yaml", manifest), (path.name, path)])
@@ -159,9 +159,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes | Path) -> None:
         except OSError as error:
             if error.errno is not None:
                 raise
-            raise PayloadError(
-                "payload.unreadable", f"{content} became shorter while it was read; try again"
-            ) from None
+            raise PayloadError("payload.unreadable", f"{content} became shorter while it was read; try again") from None
 
 
 def _raise(error: OSError) -> None:

@@ -57,7 +57,9 @@ def open_watch(execution: ExecutionDirectory) -> socket.socket | None:
         return None
     watch = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
+        watch.setblocking(False)  # a stopped supervisor with a full backlog must not stop us as well
         watch.connect(path)
+        watch.setblocking(True)
         name = b"@watch"
         watch.sendall(b"CRH1" + (1).to_bytes(4) + len(name).to_bytes(4) + name)
     except OSError:

@@ -29,9 +29,12 @@ def run(state: StateDirectory, submission: Submission, *, show: bool) -> Result:
 
     An id that exists is attached to, not started again. Raises ExecutionError when it was used for something else.
     """
+    # Held back until there is somebody to pass them on to: one that came earlier would end us and not the script.
+    unheld = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     pid, pair = start_supervisor(state, submission)
     reader = GuardianReader()
     with _cancelling_signals(pair, submission.on_disconnect == "cancel"):
+        signal.pthread_sigmask(signal.SIG_SETMASK, unheld)
         while reader.verdict is None:
             piece = pair.recv(65536)
             if not piece:

@@ -69,11 +69,12 @@ def _detach(kept: int) -> None:
     os.setsid()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_IGN)  # drops what came between fork and setsid: it was meant for the guardian
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
-        if descriptor > 2 and descriptor != kept:
-            with contextlib.suppress(OSError):  # the listing's own
-                os.close(descriptor)
+    os.closerange(3, kept)
+    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
     null = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
@@ -91,6 +92,10 @@ def _prepare_and_run(state: StateDirectory, submission: Submission, guardian: so
         return
     except RunnerError as error:
         _tell_rejection(submission, guardian, error)
+        return
+    except OSError as error:
+        sentence = f"the execution cannot be prepared in {state.path}: {error.strerror}; nothing was started"
+        _tell_rejection(submission, guardian, RunnerError("state.unusable", sentence))
         return
     socket_path = prepared.helper_socket.getsockname()
     try:

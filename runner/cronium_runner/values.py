@@ -18,6 +18,9 @@ EVENT_FIELDS: Final = (
 
 MASKED: Final = "***"
 
+MAX_BYTES: Final = 6 << 20
+"""Of all variables, and of the output: both together fit into a frame of the channel (16 MiB) as part of the result."""
+
 
 class BundledValues:
     """Implements `helpers.Values`. `secrets` are variables that are in memory only, and masked in the result."""
@@ -54,20 +57,22 @@ class BundledValues:
         if not os.path.isdir(self._folder):  # it is there in local use: a directory that was run before
             os.mkdir(self._folder, 0o700)
         event = self._event
-        self._write("input.json", {"data": self._input})
-        self._write("variables.json", self._variables)
+        self._write("input.json", encode({"data": self._input}))
+        self._write("variables.json", encode(self._variables))
         self._write(
             "context.json",
-            {
-                "eventId": event["id"],
-                "eventName": event["name"],
-                "executionId": event["executionId"],
-                "jobId": event["jobId"],
-                "trigger": event["trigger"],
-                "startTime": event["startTime"],
-                "environment": self._environment,
-                "metadata": event["metadata"],
-            },
+            encode(
+                {
+                    "eventId": event["id"],
+                    "eventName": event["name"],
+                    "executionId": event["executionId"],
+                    "jobId": event["jobId"],
+                    "trigger": event["trigger"],
+                    "startTime": event["startTime"],
+                    "environment": self._environment,
+                    "metadata": event["metadata"],
+                }
+            ),
         )
 
     def move_to(self, folder: str) -> None:
@@ -127,15 +132,21 @@ class BundledValues:
         return self._condition
 
     def _store(self, name: str, content: Json) -> None:
+        encoded = encode(content)
+        if len(encoded) > MAX_BYTES:
+            raise HelperError(
+                "value.too_large",
+                f"{name} would be larger than {MAX_BYTES >> 20} MiB; write a file, or to standard output, instead",
+            )
         try:
-            self._write(name, content)
+            self._write(name, encoded)
         except OSError as error:
             raise HelperError("store.failed", f"{name} could not be written: {error.strerror}") from None
 
-    def _write(self, name: str, content: Json) -> None:
+    def _write(self, name: str, content: bytes) -> None:
         path = f"{self._folder}/{name}"
         temporary = f"{self._folder}/.{name}.new"
-        left = memoryview(encode(content))
+        left = memoryview(content)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, 0o600)
         try:

@@ -218,7 +218,7 @@ async def test_an_attach_without_following_shows_what_is_there_and_ends(remote: 
 
 async def test_nothing_secret_is_remembered(remote: RemoteHost) -> None:
     secret = "correct-horse-battery"
-    job = Job(payload(remote, "cronium.getVariable PASSWORD"), secrets={"PASSWORD": secret})
+    job = Job(payload(remote, "cronium.getVariable PASSWORD | sha256sum"), secrets={"PASSWORD": secret})
     assert secret not in repr(job)
     async with remote.controller() as controller:
         assert (await (await controller.submit(remote.host, job)).result()).state is Outcome.SUCCEEDED
@@ -235,8 +235,8 @@ async def test_an_agent_that_talks_nonsense_is_a_lost_channel_not_a_result(
     hello = "from cronium_runner.wire import frames as f, exactjson as j; import os, sys"
     program = (
         f"{hello}; os.write(1, f.MAGIC + f.encode_json(1, 0, {{'protocol': [1, 1]}}));"
-        " r = f.FrameReader(); [os.write(1, f.encode(68, x.channel, b'[]')) for p in iter(lambda: os.read(0, 9999), b'')"
-        " for x in r.feed(p) if x.kind == 2]"
+        " r = f.FrameReader(); [os.write(1, f.encode(68, x.channel, b'[]'))"
+        " for p in iter(lambda: os.read(0, 9999), b'') for x in r.feed(p) if x.kind == 2]"
     )
     text = carrier.read_text().replace("-m cronium_runner", f'-c "{program}"')
     impostor.write_text(text)

@@ -121,3 +121,13 @@ def test_a_folder_that_went_away_is_a_failed_write(tmp_path: Path) -> None:
         values.set_variable("A", "1")
     assert caught.value.code == "store.failed"
     assert values.changed_variables == {}
+
+
+def test_output_that_would_not_fit_into_a_result_is_refused(tmp_path: Path) -> None:
+    values = BundledValues(str(tmp_path / ".cronium"))
+    values.create_files()
+    values.replace_output({"kept": 1})
+    with pytest.raises(HelperError, match="larger than 6 MiB") as refused:
+        values.merge_output("big", "x" * (6 << 20))
+    assert refused.value.code == "value.too_large"
+    assert values.output == {"kept": 1}

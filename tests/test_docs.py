@@ -1,0 +1,37 @@
+"""The documentation against the code: codes, links, and the promises' tests exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+from cronium_runner.lifecycle import MOVES
+from cronium_runner.wire.codes import CODES
+
+PROJECT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md"), *PROJECT.glob("*/cronium_*/**/PROTOCOL.md")])
+
+
+def test_every_error_code_is_explained_and_nothing_else() -> None:
+    explained = re.findall(r"^\| `([a-z_.]+)` \|", (PROJECT / "docs/errors.md").read_text(), re.MULTILINE)
+    assert sorted(explained) == sorted(CODES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_promise_names_a_test_that_is_there() -> None:
+    promises = (PROJECT / "README.md").read_text().split("## What is promised so far")[1].split("## ")[0]
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", promises)
+    assert len(named) >= 7
+    for path, function in named:
+        content = (PROJECT / path).read_text()
+        assert not function or re.search(rf"def {function}\b", content), f"{path}::{function}"
+
+
+def test_the_life_cycle_in_the_documentation_has_every_state() -> None:
+    drawn = (PROJECT / "ARCHITECTURE.md").read_text().split("## The life of an execution")[1].split("1. **")[0]
+    assert {state for state in MOVES if state.value not in drawn} == set()
