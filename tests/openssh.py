@@ -24,7 +24,9 @@ def sshd_path() -> str | None:
 class OpenSSHServer:
     """`environment` is what sessions get in addition; `options` are further lines of sshd_config, in front."""
 
-    def __init__(self, folder: Path, *, environment: dict[str, str] | None = None, options: list[str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, environment: dict[str, str] | None = None, options: list[str] | None = None
+    ) -> None:
         self.folder = folder
         self.port = _free_port()
         self.identity = folder / "id_ed25519"

@@ -187,7 +187,9 @@ class RemoteHost:
 
         def started() -> int | None:
             with contextlib.suppress(FileNotFoundError):
-                return next((record["script"]["pid"] for record in self.history(execution_id) if "script" in record), None)
+                return next(
+                    (record["script"]["pid"] for record in self.history(execution_id) if "script" in record), None
+                )
             return None
 
         pid: int = wait_until(started, f"{execution_id} to start")

@@ -72,9 +72,12 @@ class Connection:
         Raises ControllerError for a NUL: a server ends the whole connection when it meets one.
         """
         try:
-            async with await self.start(command) as process:
+            process = await self.start(command)
+            try:
                 process.stdin.write_eof()
                 done = await asyncio.wait_for(process.wait(), timeout)
+            finally:
+                process.close()  # not waited for: a command that doesn't end keeps its channel open
         except TimeoutError:
             raise UnreachableError(
                 "host.unreachable", f"a command took longer than {timeout:g} s", host=self.host.name
@@ -142,6 +145,9 @@ async def open_connection(host: Host, access: Access) -> Connection:
         options["client_keys"] = [os.path.expanduser(host.identity)]
     if access.passphrase is not None:
         options["passphrase"] = access.passphrase
+        if host.identity is not None and _is_encrypted(options["client_keys"][0]):
+            # Asked for now: asyncssh would ask late, and a wrong one would then look like the host's refusal.
+            options["passphrase"] = access.passphrase(host.identity)
     try:
         ssh = await _connect(host, options, check)
     except asyncssh.PermissionDenied as error:
@@ -172,6 +178,17 @@ async def open_connection(host: Host, access: Access) -> Connection:
     return Connection(host, ssh)
 
 
+def _is_encrypted(path: str) -> bool:
+    """Whether a private key is there but can't be read without a passphrase."""
+    try:
+        asyncssh.read_private_key(path)
+    except asyncssh.KeyImportError as error:
+        return "assphrase" in str(error)
+    except OSError:  # said when it is loaded
+        pass
+    return False
+
+
 async def _connect(host: Host, options: dict[str, Any], check: HostKeyCheck) -> asyncssh.SSHClientConnection:
     """asyncssh asks for the recorded kinds of host key only, and a server that has none of them hangs up in silence.
 
@@ -179,7 +196,7 @@ async def _connect(host: Host, options: dict[str, Any], check: HostKeyCheck) -> 
     """
     try:
         return await asyncssh.connect(host.address, **options)
-    except (asyncssh.ConnectionLost, asyncssh.KeyExchangeFailed):
+    except (asyncssh.ConnectionLost, asyncssh.KeyExchangeFailed, ConnectionError):
         if not check.has_record():
             raise
     return await asyncssh.connect(host.address, server_host_key_algs="default", **options)

@@ -169,6 +169,6 @@ class HostKeyCheck:
 
 
 def _name(host: str, port: int | None) -> str:
-    """The host as known_hosts spells it: `host`, or `[host]:port` for any port but 22; in lower case, as OpenSSH does."""
+    """The host as known_hosts spells it, in lower case: `host`, or `[host]:port` for any port but 22."""
     host = host.lower()
     return host if port in (None, DEFAULT_PORT) else f"[{host}]:{port}"

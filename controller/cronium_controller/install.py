@@ -185,10 +185,13 @@ async def _upload(connection: Connection, binary: RunnerBinary, temporary: str) 
 async def _command_input(connection: Connection, script: str) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
     """A command that is fed through its standard input. Raises DeployError unless it ends with 0."""
     try:
-        async with await connection.start(f"sh -c {shlex.quote(script)}") as process:
+        process = await connection.start(f"sh -c {shlex.quote(script)}")
+        try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it ended early; its status says why
                 yield process
             done = await asyncio.wait_for(process.wait(), UPLOAD_SECONDS)
+        finally:
+            process.close()
     except (TimeoutError, asyncssh.Error, OSError) as error:
         raise DeployError("deploy.failed", f"the upload failed: {reason(error)}", host=connection.host.name) from None
     if done.exit_status != 0:

@@ -15,7 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from . import __version__, follow, helper_socket, helpers, process
 from .jobdir import ExecutionDirectory, utc_now
@@ -25,6 +25,9 @@ from .prepare import Prepared
 from .submission import Submission
 from .wire.names import STDERR, STDOUT, STREAM_NAMES
 from .wire.results import Outcome, Result
+
+if TYPE_CHECKING:
+    from .masking import MaskedSpool
 
 GRACE_SECONDS: Final = 5.0
 """Between SIGTERM and SIGKILL (contracts §8): long enough to write a checkpoint, short enough to wait for."""
@@ -49,7 +52,8 @@ class Supervisor:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._watchers: dict[int, helper_socket.Connection] = {}
-        self._spools = {stream: Spool(self._execution.spool_path(name)) for stream, name in STREAM_NAMES.items()}
+        self._spools = {stream: self._new_spool(name) for stream, name in STREAM_NAMES.items()}
+        self._masked_secrets = len(prepared.values.secret_values)
         self._pipes: dict[int, int] = {}
         self._has_news = False
         self._script = 0
@@ -273,9 +277,29 @@ class Supervisor:
 
     def _execute_helper(self, request: helpers.Request, stdin: bytes | None) -> helpers.Answer:
         try:
-            return helpers.execute(request, self._prepared.values, stdin)
+            answer = helpers.execute(request, self._prepared.values, stdin)
+            self._mask_new_secrets()
+            return answer
         except Exception as error:  # noqa: BLE001 - a defect in one helper call must not cost the whole execution
             return helpers.Answer(1, stderr=f"Error: the runner failed: {type(error).__name__}: {error}\n".encode())
+
+    def _new_spool(self, name: str) -> "Spool | MaskedSpool":
+        spool = Spool(self._execution.spool_path(name))
+        secrets = self._prepared.values.secret_values
+        if not secrets:
+            return spool
+        from .masking import MaskedSpool, Masker
+
+        return MaskedSpool(spool, Masker(secrets))
+
+    def _mask_new_secrets(self) -> None:
+        """Before the script learns that a secret has a new value, that value is masked too."""
+        secrets = self._prepared.values.secret_values
+        if len(secrets) != self._masked_secrets:
+            self._masked_secrets = len(secrets)
+            for spool in self._spools.values():
+                assert not isinstance(spool, Spool)
+                spool.mask(secrets)
 
     def _serve(self, connection: helper_socket.Connection, events: int) -> None:
         descriptor = connection.fileno()

@@ -45,6 +45,8 @@ class BundledValues:
         self._output: Json = None
         self._changed: dict[str, Json] = {}
         self._condition: bool | None = None
+        self.secret_values = list(self._secrets.values())
+        """What must not be seen in the script's output: the values handed over, and those the script gave since."""
 
     def __repr__(self) -> str:
         return (
@@ -101,6 +103,7 @@ class BundledValues:
     def set_variable(self, name: str, value: Json) -> None:
         if name in self._secrets:
             self._secrets[name] = value
+            self.secret_values.append(value)
             self._changed[name] = MASKED
             return
         variables = {**self._variables, name: value}

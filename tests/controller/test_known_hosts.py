@@ -69,7 +69,9 @@ def test_another_port_is_another_name(path: Path) -> None:
     assert Meeting(path).meet(ED25519[0], port=22)
     assert Meeting(path).meet(ED25519[1], port=2222), "another machine behind a forwarded port"
     assert path.read_text().splitlines() == [f"web01 {public(ED25519[0])}", f"[web01]:2222 {public(ED25519[1])}"]
-    found = subprocess.run(["ssh-keygen", "-F", "[web01]:2222", "-f", path], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["ssh-keygen", "-F", "[web01]:2222", "-f", path], capture_output=True, text=True, check=False
+    )
     assert public(ED25519[1]) in found.stdout
     changed = Meeting(path)
     assert not changed.meet(ED25519[0], port=2222)

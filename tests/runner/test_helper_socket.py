@@ -104,7 +104,7 @@ def test_standard_input_is_asked_for_and_taken_in_chunks_however_cut(supervised:
 
 
 def test_a_large_value_goes_in_and_comes_out_whole(supervised: Supervised) -> None:
-    value = b"0123456789abcdef" * 500_000
+    value = b"0123456789abcdef" * 300_000
     with supervised.connect() as connection:
         connection.sendall(request(b"cronium.setVariable", b"LARGE"))
         assert connection.recv(100) == record(b"I")

@@ -147,7 +147,9 @@ async def test_a_port_that_never_answers_costs_no_more_than_the_timeout(
     (await greeting).close()
 
 
-@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-1.5-old\r\n", b"\xff" * 70000, b"SSH-2.0-x\r\n\0\0\0\x05"])
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-1.5-old\r\n", b"\xff" * 70000, b"SSH-2.0-x\r\n\0\0\0\x05"]
+)
 async def test_something_else_answers(shared: RemoteHost, listening: socket.socket, said: bytes) -> None:
     listening.setblocking(False)
     loop = asyncio.get_running_loop()

@@ -1,0 +1,123 @@
+"""Secret values in a stream of bytes become `***`, also when they are split across reads, in base64, or in JSON.
+
+A stream filter and nothing else: it knows no files and no executions. It holds back the end of what it has seen while
+that could be the beginning of a secret; `flush` lets it go.
+"""
+
+import binascii
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+from .output import Spool
+from .wire import exactjson
+from .wire.results import StreamSummary
+
+MASK: Final = b"***"
+SHORTEST: Final = 6
+"""Bytes. A shorter value is not masked: it would turn up in innocent text, and its masks would tell where."""
+
+_URLSAFE: Final = bytes.maketrans(b"+/", b"-_")
+
+
+class Masker:
+    """Replaces the given secrets. One for each stream."""
+
+    def __init__(self, secrets: Iterable[Any]) -> None:
+        self._patterns = sorted({form for secret in secrets for form in _forms(secret)}, key=len, reverse=True)
+        self._found = re.compile(b"|".join(map(re.escape, self._patterns))) if self._patterns else None
+        self._first_bytes = {pattern[0] for pattern in self._patterns}
+        self._longest = max(map(len, self._patterns), default=0)
+        self._held = b""
+
+    def __repr__(self) -> str:
+        return f"<Masker of {len(self._patterns)} patterns, {len(self._held)} bytes held>"
+
+    def feed(self, piece: bytes) -> bytes:
+        """What can be let go after `piece`, secrets replaced."""
+        if self._found is None:
+            return piece
+        seen = self._held + piece
+        end = self._begin_of_prefix(seen)
+        parts = []
+        start = 0
+        # The longest pattern comes first in the expression, so of two that begin at one place the longer one is found.
+        for match in self._found.finditer(seen):
+            if match.start() >= end:
+                break
+            parts += [seen[start : match.start()], MASK]
+            start = match.end()
+        end = max(start, end)
+        parts.append(seen[start:end])
+        self._held = seen[end:]
+        return b"".join(parts)
+
+    def flush(self) -> bytes:
+        """The rest, when nothing more will come."""
+        rest, self._held = self._held, b""
+        return rest if self._found is None else self._found.sub(MASK, rest)
+
+    def _begin_of_prefix(self, seen: bytes) -> int:
+        """Where the earliest end of `seen` begins that a pattern could go on from."""
+        for start in range(max(0, len(seen) - self._longest + 1), len(seen)):
+            if seen[start] in self._first_bytes:
+                tail = seen[start:]
+                if any(len(pattern) > len(tail) and pattern.startswith(tail) for pattern in self._patterns):
+                    return start
+        return len(seen)
+
+
+class MaskedSpool:
+    """A spool that secrets do not reach."""
+
+    def __init__(self, spool: Spool, masker: Masker) -> None:
+        self._spool = spool
+        self._masker = masker
+
+    @property
+    def error(self) -> OSError | None:
+        """What the disk refused."""
+        return self._spool.error
+
+    def write(self, piece: bytes) -> None:
+        """Adds a piece, masked."""
+        self._spool.write(self._masker.feed(piece))
+
+    def mask(self, secrets: Iterable[Any]) -> None:
+        """From here on these secrets are masked, for a script that has given one a new value."""
+        self._spool.write(self._masker.flush())
+        self._masker = Masker(secrets)
+
+    def close(self) -> StreamSummary:
+        """Makes what was kept durable and says what it is."""
+        self._spool.write(self._masker.flush())
+        return self._spool.close()
+
+
+def _forms(secret: Any) -> Iterable[bytes]:
+    """The byte strings that give a secret away: each of its lines as it is, as JSON writes it, and in base64."""
+    text = secret if isinstance(secret, str) else exactjson.dumps(secret)
+    whole = text.encode("utf-8", "surrogatepass")
+    lines = [line.strip() for line in whole.splitlines()]
+    for line in lines:
+        if len(line) >= SHORTEST:
+            yield line
+            escaped = exactjson.encode(line.decode("utf-8", "surrogatepass"))[1:-1]
+            if escaped != line:
+                yield escaped
+    if len(whole) >= SHORTEST:
+        for value in {whole, *(line for line in lines if len(line) >= SHORTEST)}:
+            yield from _in_base64(value)
+
+
+def _in_base64(value: bytes) -> Iterable[bytes]:
+    """The characters that the value decides alone, for each of the three places it can begin at in a longer text."""
+    for offset in range(3):
+        encoded = binascii.b2a_base64(bytes(offset) + value, newline=False)
+        # A character holds six bits; those that also hold bits of a neighbour are left out.
+        certain = encoded[-(-8 * offset // 6) : 8 * (offset + len(value)) // 6]
+        if len(certain) >= SHORTEST:
+            yield certain
+            urlsafe = certain.translate(_URLSAFE)
+            if urlsafe != certain:
+                yield urlsafe

@@ -1,0 +1,84 @@
+"""Secrets in the output: whole, split, encoded; and innocent text left alone."""
+
+import base64
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runner_process import Host
+
+from cronium_runner.masking import Masker
+
+SECRET = "correct-horse+battery/staple"
+
+
+def masked(secrets: list[object], *pieces: bytes) -> bytes:
+    masker = Masker(secrets)
+    return b"".join([*map(masker.feed, pieces), masker.flush()])
+
+
+@pytest.mark.parametrize("cut", range(1, len(SECRET)))
+def test_a_secret_split_across_two_reads_is_masked(cut: int) -> None:
+    text = f"before {SECRET} after".encode()
+    assert masked([SECRET], text[: 7 + cut], text[7 + cut :]) == b"before *** after"
+
+
+def test_byte_by_byte_is_masked() -> None:
+    text = f"<{SECRET}><{SECRET}>".encode()
+    assert masked([SECRET], *(bytes([byte]) for byte in text)) == b"<***><***>"
+
+
+@pytest.mark.parametrize("before", ["", "a", "ab", "user:"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_base64_of_a_text_that_holds_it_does_not_give_it_away(before: str, encode: object) -> None:
+    encoded = encode(f"{before}{SECRET}@host".encode())  # type: ignore[operator]
+    shown = masked([SECRET], encoded)
+    assert b"***" in shown
+    assert len(shown) < len(encoded) - 30
+
+
+def test_json_and_each_line_of_a_multi_line_secret_are_masked() -> None:
+    key = '-----BEGIN KEY-----\nabc"def\\ghi\nlast line here\n'
+    shown = masked([key], json.dumps({"key": 'abc"def\\ghi'}).encode(), b"\nlast line here\n")
+    assert shown == b'{"key": "***"}\n***\n'
+
+
+def test_the_longer_of_two_secrets_wins_and_short_ones_are_left() -> None:
+    assert masked(["secret", "secret-and-more", "abc"], b"secret-and-", b"more secret abc") == b"*** *** abc"
+
+
+def test_what_is_held_back_is_only_what_could_go_on() -> None:
+    masker = Masker([SECRET])
+    assert masker.feed(b"prompt> ") == b"prompt> "
+    assert masker.feed(b"correct-") == b""
+    assert masker.feed(b"ion") == b"correct-ion"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    secrets=st.lists(st.binary(min_size=6, max_size=12).map(bytes.hex), min_size=1, max_size=4),
+    noise=st.lists(st.binary(max_size=20), max_size=6),
+    data=st.data(),
+)
+def test_no_split_lets_a_secret_through(secrets: list[str], noise: list[bytes], data: st.DataObject) -> None:
+    text = b"".join(b"%s%s" % (secrets[index % len(secrets)].encode(), piece) for index, piece in enumerate(noise))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    shown = masked(list(secrets), *pieces)
+    assert shown == masked(list(secrets), text)
+    assert not any(secret.encode() in shown for secret in secrets)
+
+
+def test_secrets_of_a_job_are_masked_in_both_streams_also_a_new_value(host: Host) -> None:
+    script = host.script(
+        "cronium.getVariable PASSWORD; cronium.getVariable PASSWORD >&2\n"
+        "cronium.setVariable PASSWORD other-secret-word\n"
+        "cronium.getVariable PASSWORD; echo correct-horse-battery\n",
+        "s.sh",
+    )
+    result = host.run_json(script, "--secret", "PASSWORD", env={"PASSWORD": "correct-horse-battery"})
+    assert result["stdout"]["text"] == "***\n***\n***\n"
+    assert result["stderr"]["text"] == "***\n"
+    assert result["stdout"]["bytes"] == 12
+    assert result["variables"] == {"PASSWORD": "***"}

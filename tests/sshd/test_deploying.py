@@ -1,0 +1,190 @@
+"""The real binary onto a host: once, verified, whole; or one sentence and nothing left there."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from remote_host import RemoteHost, collect
+
+from cronium_controller.dispatch import Job
+from cronium_controller.errors import ControllerError
+from cronium_controller.install import Deployment, Runners
+from cronium_controller.payloads import load
+
+pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
+NewHost = Callable[..., RemoteHost]
+
+
+async def deployed(host: RemoteHost, runners: Runners | None = None) -> Deployment:
+    async with host.controller(runners=runners) as controller:
+        return await controller.deploy(host.host)
+
+
+async def works(host: RemoteHost) -> bytes:
+    async with host.controller() as controller:
+        execution = await controller.submit(host.host, Job(load(host.script("echo works"))))
+        printed = await collect(execution)
+        assert (await execution.result()).exit_code == 0, printed
+        return printed["stdout"]
+
+
+async def failed(host: RemoteHost, runners: Runners | None = None) -> ControllerError:
+    with pytest.raises(ControllerError) as error:
+        await deployed(host, runners)
+    assert error.value.message.startswith(f"{host.server.target}: ")
+    assert "\n" not in error.value.message
+    if host.root.exists():
+        assert [name for name in os.listdir(host.root) if not name[0].isdigit()] == []
+    return error.value
+
+
+def sftp_sessions(host: RemoteHost) -> int:
+    return host.server.count_in_log("Starting session: subsystem 'sftp'") + host.server.count_in_log("forced-command")
+
+
+async def test_the_binary_travels_once(fresh: RemoteHost) -> None:
+    first = await deployed(fresh)
+    assert (first.method, first.uploaded_bytes) == ("sftp", fresh.binary.stat().st_size)
+    assert Path(first.path).is_file()
+    assert Path(first.path).parent.parent.stat().st_mode & 0o777 == 0o700
+    assert sftp_sessions(fresh) == 1
+    second = await deployed(fresh)
+    assert (second.path, second.uploaded_bytes, second.method) == (first.path, 0, "present")
+    assert sftp_sessions(fresh) == 1
+    assert await works(fresh) == b"works\n"
+    assert sftp_sessions(fresh) == 1
+
+
+async def test_the_first_job_brings_the_runner_along(fresh: RemoteHost) -> None:
+    assert await works(fresh) == b"works\n"
+    assert sftp_sessions(fresh) == 1
+    assert await works(fresh) == b"works\n"
+    assert sftp_sessions(fresh) == 1
+
+
+async def test_without_sftp_it_goes_through_cat(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host(root=tmp_path / "root", options=["Subsystem nothing internal-sftp"])
+    done = await deployed(host)
+    assert (done.method, done.uploaded_bytes) == ("cat", host.binary.stat().st_size)
+    assert await works(host) == b"works\n"
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "not executable"])
+async def test_a_damaged_installation_is_replaced(fresh: RemoteHost, damage: str) -> None:
+    done = await deployed(fresh)
+    runner = Path(done.path)
+    match damage:
+        case "gone":
+            runner.unlink()
+        case "cut":
+            os.truncate(runner, 1000)
+        case _:
+            runner.chmod(0o600)
+    assert await works(fresh) == b"works\n"
+
+
+async def test_what_arrives_cut_short_is_noticed(new_host: NewHost, tmp_path: Path) -> None:
+    """A forced command whose `cat` loses the end, as a broken proxy or quota does."""
+    (tmp_path / "bin").mkdir()
+    cat = tmp_path / "bin" / "cat"
+    cat.write_text("#!/bin/sh\nhead -c 100000\nexec /bin/cat >/dev/null\n")
+    cat.chmod(0o755)
+    host = new_host(
+        root=tmp_path / "root",
+        options=["Subsystem nothing internal-sftp"],
+        environment={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"},
+    )
+    error = await failed(host)
+    assert error.code == "deploy.digest_mismatch"
+    assert error.exit_status == 125
+
+
+@pytest.mark.parametrize(
+    ("said", "code"), [("Linux riscv64", "deploy.unsupported"), ("Darwin arm64", "deploy.unsupported")]
+)
+async def test_a_machine_without_a_runner_is_told_apart(
+    new_host: NewHost, tmp_path: Path, said: str, code: str
+) -> None:
+    (tmp_path / "bin").mkdir()
+    uname = tmp_path / "bin" / "uname"
+    uname.write_text(f"#!/bin/sh\necho {said}\n")
+    uname.chmod(0o755)
+    host = new_host(root=tmp_path / "root", environment={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"})
+    error = await failed(host)
+    assert error.code == code
+    assert said.split()[0] in error.message or said.split()[1] in error.message
+    assert sftp_sessions(host) == 0
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path, as_root: None) -> Iterator[Path]:
+    """Two megabytes: less than the binary."""
+    path = tmp_path / "tiny"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "none", path], check=False).returncode:
+        pytest.skip("this machine mounts nothing")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+@pytest.mark.parametrize("way", ["sftp", "cat"])
+async def test_a_full_disk_is_said_and_cleaned_up(new_host: NewHost, tiny_disk: Path, way: str) -> None:
+    host = new_host(root=tiny_disk / "root", options=[] if way == "sftp" else ["Subsystem nothing internal-sftp"])
+    error = await failed(host)
+    assert error.code == "deploy.failed"
+    assert os.listdir(tiny_disk / "root") == []
+    if way == "cat":
+        assert "No space left" in error.message
+
+
+async def test_a_folder_that_cannot_be_made_is_named(new_host: NewHost, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    error = await failed(new_host(root=tmp_path / "file" / "root"))
+    assert error.code == "deploy.failed"
+    assert str(tmp_path / "file") in error.message
+
+
+async def test_a_root_with_a_space_and_quotes_is_fine(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host(root=tmp_path / "it's a $HOME root")
+    assert await works(host) == b"works\n"
+
+
+async def test_a_binary_that_does_not_start_there_says_why(fresh: RemoteHost, tmp_path: Path) -> None:
+    broken = tmp_path / f"cronium-runner-9.9.9-linux-{os.uname().machine}"
+    broken.write_text("#!/bin/sh\necho this machine is too old >&2\nexit 1\n")
+    error = await failed(fresh, Runners(str(broken), root=str(fresh.root)))
+    assert error.code == "deploy.failed"
+    assert "this machine is too old" in error.message
+
+
+async def test_no_binary_at_all_names_the_remedy(fresh: RemoteHost, tmp_path: Path) -> None:
+    with pytest.raises(ControllerError) as error:
+        await deployed(fresh, Runners(str(tmp_path / "nothere"), root=str(fresh.root)))
+    assert error.value.code == "binary.missing"
+    assert str(tmp_path / "nothere") in error.value.message
+
+
+async def test_many_deploy_at_once_and_all_work(fresh: RemoteHost) -> None:
+    """Four processes' worth of controllers, one empty host."""
+    done = await asyncio.gather(*[deployed(fresh) for _ in range(4)])
+    assert len({each.path for each in done}) == 1
+    assert await works(fresh) == b"works\n"
+    assert [name for name in os.listdir(fresh.root) if name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("shell", ["fish", "tcsh", "zsh", "dash"])
+async def test_any_login_shell_will_do(fresh: RemoteHost, shell: str) -> None:
+    """sshd gives commands to the login shell as `SHELL -c COMMAND`; a forced command can do the same with another."""
+    found = shutil.which(shell)
+    if found is None:
+        pytest.skip(f"no {shell} on this machine")
+    fresh.server.stop()
+    fresh.server._options.append(f'ForceCommand exec {found} -c "$SSH_ORIGINAL_COMMAND"')
+    fresh.server._options.append("Subsystem nothing internal-sftp")
+    fresh.server.start()
+    assert (await deployed(fresh)).method == "cat"
+    assert await works(fresh) == b"works\n"
