@@ -17,7 +17,7 @@ from cronium_runner.wire import frames
 from cronium_runner.wire.frames import Frame, Kind, ProtocolError
 
 from .connection import Connection, acknowledge_quickly, reason
-from .errors import ChannelLostError, ControllerError
+from .errors import ChannelLostError, ControllerError, DeployError
 
 GREETING_SECONDS: Final = 20.0
 """From starting the agent to its magic line: heavy rc files and a cold disk included."""
@@ -121,7 +121,10 @@ class AgentChannel:
 
     @classmethod
     async def open(cls, connection: Connection, command: str) -> "AgentChannel":
-        """Starts the agent by `command`. Raises AgentNotStartedError when something else answers, or nothing does."""
+        """Starts the agent by `command`.
+
+        Raises AgentNotStartedError when something else answers, and DeployError when nothing does in time.
+        """
         channel = cls(connection.host.name)
         hurrying = asyncio.ensure_future(acknowledge_quickly(connection))
         try:
@@ -133,9 +136,15 @@ class AgentChannel:
             channel._ssh = ssh
             await asyncio.wait_for(channel._ready, GREETING_SECONDS)
         except TimeoutError:
+            # Not tried in another way: whatever keeps the login shell busy would do so again.
             channel.close(f"no greeting within {GREETING_SECONDS:g} s")
-            await ssh.wait_closed()  # a server may allow one session only
-            raise AgentNotStartedError(None, channel.printed()) from None
+            printed = " ".join(channel.printed().decode("utf-8", "replace").split())[-400:]
+            raise DeployError(
+                "deploy.failed",
+                f"the host did not start the runner within {GREETING_SECONDS:g} s"
+                f"{f', and printed: {printed}' if printed else ''}; look at what its login shell does first",
+                host=connection.host.name,
+            ) from None
         except (asyncssh.Error, OSError) as error:
             raise ChannelLostError(
                 f"the connection opens no session ({reason(error)}); does the server allow one (MaxSessions)?",

@@ -53,12 +53,12 @@ async def test_an_rc_file_that_leaves_is_shown(fresh: RemoteHost) -> None:
 
 async def test_an_rc_file_that_never_ends_is_bounded(fresh: RemoteHost, monkeypatch: pytest.MonkeyPatch) -> None:
     await run(fresh)
-    (fresh.home / ".bashrc").write_text("echo thinking; sleep 20\n")
+    (fresh.home / ".bashrc").write_text("echo thinking; sleep 6\n")
     monkeypatch.setattr(channel, "GREETING_SECONDS", 0.5)
     began = time.monotonic()
-    with pytest.raises((ControllerError, TimeoutError)):
-        await asyncio.wait_for(run(fresh), 15)
-    assert time.monotonic() - began < 12
+    with pytest.raises(ControllerError, match="thinking"):
+        await run(fresh)
+    assert time.monotonic() - began < 5
 
 
 async def test_one_session_is_enough(new_host: NewHost, tmp_path: Path) -> None:
