@@ -75,7 +75,8 @@ class RemoteHost:
     def controller(self, **changes: Any) -> Controller:
         """A controller with a store of its own (the same as the command's)."""
         runners = changes.pop("runners", None) or Runners(str(self.binary), root=str(self.root))
-        return Controller(store=self.store(), access=self.access(**changes), runners=runners)
+        store = changes.pop("store", None) or self.store()
+        return Controller(store=store, access=self.access(**changes), runners=runners)
 
     def store(self) -> Store:
         """What `cronium` remembers."""

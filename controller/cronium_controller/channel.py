@@ -22,6 +22,7 @@ from .errors import ChannelLostError, ControllerError, DeployError
 GREETING_SECONDS: Final = 20.0
 """From starting the agent to its magic line: heavy rc files and a cold disk included."""
 _STDERR_KEPT: Final = 4096
+_LAST_WORD: Final = b"last word"
 
 _log = logging.getLogger("cronium.channel")
 
@@ -115,6 +116,7 @@ class AgentChannel:
         self._stderr = bytearray()
         self._last_heard = time.monotonic()
         self._pinging: asyncio.Task[None] | None = None
+        self._heard: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         return f"<AgentChannel {self.host_name} {self.lost or 'open'} conversations={len(self._conversations)}>"
@@ -194,6 +196,16 @@ class AgentChannel:
         """Waits until the connection takes more."""
         await self._writable.wait()
 
+    async def wait_heard(self) -> None:
+        """Waits until the agent has read everything that was sent so far, or the channel is lost.
+
+        A server that is told to disconnect may drop what it has not yet passed on: a cancel, an acknowledgement.
+        """
+        if self._heard is None or self._heard.done():
+            self._heard = asyncio.get_running_loop().create_future()
+        self.send(frames.encode(Kind.PING, 0, _LAST_WORD))
+        await self._heard
+
     def close(self, why: str = "closed by us") -> None:
         """Ends the channel. The agent stays as guardian until its executions have ended."""
         self.lose(why)
@@ -214,8 +226,13 @@ class AgentChannel:
             status = None if self._ssh is None else self._ssh.get_exit_status()
             self._ready.set_exception(AgentNotStartedError(status, self.printed()))
             self._ready.exception()  # retrieved: nobody may be waiting when the connection itself failed
+        self._note_heard()
         for conversation in self._conversations.values():
             conversation.wake()
+
+    def _note_heard(self) -> None:
+        if self._heard is not None and not self._heard.done():
+            self._heard.set_result(None)
 
     def printed(self) -> bytes:
         """What the host's shell printed instead of a greeting, for the error message."""
@@ -267,8 +284,10 @@ class AgentChannel:
             case Kind.ERROR:
                 told = frame.json()
                 self.close(f"the agent gave up: {told.get('message')} [{told.get('code')}]")
+            case Kind.PONG if frame.body == _LAST_WORD:
+                self._note_heard()
             case _:
-                pass  # PONG, or a kind of a newer agent
+                pass  # another PONG, or a kind of a newer agent
 
     async def _ping(self) -> None:
         """Keeps the silence short, and ends a channel that is silent anyway."""

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -148,6 +149,8 @@ async def open_connection(host: Host, access: Access) -> Connection:
         if host.identity is not None and _is_encrypted(options["client_keys"][0]):
             # Asked for now: asyncssh would ask late, and a wrong one would then look like the host's refusal.
             options["passphrase"] = access.passphrase(host.identity)
+    elif os.environ.get("SSH_AUTH_SOCK"):
+        options["ignore_encrypted"] = True  # as with `ssh -i`: the agent may hold the same key, open
     try:
         ssh = await _connect(host, options, check)
     except asyncssh.PermissionDenied as error:
@@ -227,6 +230,10 @@ def reason(error: BaseException) -> str:
     """What an exception says, without its class; never empty."""
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer in time"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError):
+        # asyncio tries every address of a name, and puts addresses and error numbers where the reason should be.
+        numbers = [error.errno or 0] if error.errno else map(int, re.findall(r"\[Errno (\d+)\]", str(error)))
+        told = dict.fromkeys(os.strerror(number) for number in numbers if number > 0)  # a resolver's is negative
+        if told or error.strerror:
+            return ", ".join(told) or error.strerror
     return getattr(error, "reason", "") or str(error) or type(error).__name__

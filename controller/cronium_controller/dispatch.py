@@ -246,6 +246,13 @@ class _Reached:
     agent: AgentChannel
     deployment: Deployment | None
 
+    async def leave(self) -> None:
+        """Ends agent and connection, once the agent has heard what was sent to it."""
+        with contextlib.suppress(TimeoutError, ChannelLostError):
+            await asyncio.wait_for(self.agent.wait_heard(), ACKNOWLEDGE_SECONDS)
+        self.agent.close()
+        await self.connection.close()
+
 
 class Controller:
     """Reaches hosts and runs jobs on them. One connection and one agent a host, kept while it is open."""
@@ -275,12 +282,9 @@ class Controller:
             acknowledging = [execution.wait_acknowledged() for execution in self._executions]
             await asyncio.wait_for(asyncio.gather(*acknowledging), ACKNOWLEDGE_SECONDS)
         for opening in self._reached.values():
-            if not opening.done():
-                opening.cancel()
-            elif not opening.cancelled() and opening.exception() is None:
-                reached = opening.result()
-                reached.agent.close()
-                await reached.connection.close()
+            opening.cancel()  # no effect on those that have been reached
+        reached = [task for task in self._reached.values() if task.done() and not task.cancelled()]
+        await asyncio.gather(*(task.result().leave() for task in reached if task.exception() is None))
         self._reached.clear()
         if self._owns_store:
             self.store.close()
@@ -298,10 +302,19 @@ class Controller:
                 f"{execution_id!r} is not an execution id: use 1 to 64 letters, digits, '.', '_' or '-', "
                 "not beginning with '.' or '-'",
             )
+        submission = job.submission(execution_id, follow=follow)
+        try:
+            frames.encode_json(Kind.SUBMIT, 0, submission)
+        except (ProtocolError, ValueError, TypeError) as error:
+            raise ControllerError(
+                "input.invalid",
+                f"input, variables, secrets, event and arguments together cannot be sent: {error!s:.200}; "
+                f"they are JSON, at most {frames.MAX_BODY} bytes",
+            ) from None
         reached = await self._reach(host)
         self.store.record(execution_id, host, job.payload.sha256, job.payload.label, time.time())
         conversation = reached.agent.converse()
-        conversation.send(Kind.SUBMIT, job.submission(execution_id, follow=follow))
+        conversation.send(Kind.SUBMIT, submission)
         execution = Execution(execution_id, host, reached.connection.transport, conversation, self.store, job)
         self._executions.add(execution)
         await execution.wait_accepted()

@@ -42,7 +42,7 @@ class HostKeyCheck:
     """
 
     def __init__(self, policy: HostKeyPolicy, path: str, warn: Callable[[str], None], *, host: str) -> None:
-        self._policy = policy
+        self._policy = policy = HostKeyPolicy(policy)  # a plain "strict" must not pass for something laxer
         self._path = path
         self._warn = warn
         self._host = host

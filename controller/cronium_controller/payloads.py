@@ -12,6 +12,7 @@ import os
 import stat
 import tarfile
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
@@ -34,6 +35,8 @@ class Payload:
     def __init__(self, label: str, file: IO[bytes]) -> None:
         self.label = label
         self._file = file
+        # Not __del__: within a reference cycle the file would be finalized first, and complain that nobody closed it.
+        self._release = weakref.finalize(self, file.close)
         digest = hashlib.sha256()
         file.seek(0)
         while piece := file.read(1024 * 1024):
@@ -46,10 +49,7 @@ class Payload:
 
     def close(self) -> None:
         """Lets go of the file. The payload must not be submitted afterwards."""
-        self._file.close()
-
-    def __del__(self) -> None:
-        self._file.close()
+        self._release()
 
     def pieces(self) -> Iterator[bytes]:
         """The bytes, in pieces as large as a frame likes them."""

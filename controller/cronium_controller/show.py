@@ -1,10 +1,10 @@
 """What the `cronium` command shows of one execution: its bytes as they come, its result, and what Ctrl-C means."""
 
 import asyncio
+import codecs
 import os
 import signal
 import sys
-from collections.abc import Callable
 from typing import Any, Final
 
 import click
@@ -55,17 +55,13 @@ async def follow(execution: Execution, *, as_json: bool) -> int:
 
 async def print_pieces(execution: Execution, *, only: str | None, raw: bool) -> None:
     """Prints what an execution has written."""
-    decoders: dict[int, Callable[[bytes], bytes]] = {}
-    if not raw:
-        import codecs
-
-        for stream in STREAM_NAMES:
-            decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            decoders[stream] = lambda data, decoder=decoder: decoder.decode(data).encode()  # type: ignore[misc]
+    decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in STREAM_NAMES}
     async for piece in execution.pieces():
         if only is None or STREAM_NAMES[piece.stream] == only:
-            data = piece.data if raw else decoders[piece.stream](piece.data)
-            await write(piece.stream, data)
+            await write(piece.stream, piece.data if raw else decoders[piece.stream].decode(piece.data).encode())
+    for stream, decoder in decoders.items():  # a character that was cut off at the end is shown as one, too
+        if rest := decoder.decode(b"", final=True):
+            await write(stream, rest.encode())
 
 
 async def write(stream: int, data: bytes) -> None:

@@ -130,6 +130,10 @@ class Agent:
         self._flush()
         while self._is_connected or self._supervisors:
             self._turn()
+        # Orphans of a dead supervisor, and their undertaker: while we are there they can be told from strangers.
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
 
     def _hello(self) -> dict[str, Any]:
         return {
@@ -219,7 +223,7 @@ class Agent:
         assert conversation.follower is not None
         execution = conversation.follower.execution
         try:
-            result = following.final_result(execution)
+            result = following.final_result(execution, is_guardian=True)
             if result is None and not conversation.wants_future:
                 self._send(Kind.STATUS, conversation.channel, {"executions": [following.status(execution)]})
             elif result is None:
@@ -267,7 +271,7 @@ class Agent:
                 if execution_id is not None and self._state.is_claimed(execution_id):
                     # Died without a result: its orphans are ours to end, also when nobody follows any more.
                     with contextlib.suppress(OSError, ValueError):
-                        following.final_result(ExecutionDirectory(self._state, execution_id))
+                        following.final_result(ExecutionDirectory(self._state, execution_id), is_guardian=True)
 
     def _hear_controller(self) -> None:
         try:

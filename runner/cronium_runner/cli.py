@@ -176,7 +176,9 @@ def status(execution_id: str, as_json: bool) -> None:
     from . import follow, report
     from .jobdir import StateDirectory
 
-    found = follow.status(StateDirectory.open().execution(execution_id))
+    execution = StateDirectory.open().execution(execution_id)
+    follow.wait_settled(execution)
+    found = follow.status(execution)
     if as_json:
         _print_json(found)
     else:
@@ -191,7 +193,10 @@ def list_executions(as_json: bool) -> None:
     from .jobdir import StateDirectory
 
     state = StateDirectory.open()
-    found = [follow.status(state.execution(execution_id)) for execution_id in state.ids()]
+    executions = [state.execution(execution_id) for execution_id in state.ids()]
+    for execution in executions:
+        follow.wait_settled(execution)
+    found = [follow.status(execution) for execution in executions]
     if as_json:
         for one in found:
             _print_json(one)

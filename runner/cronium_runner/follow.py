@@ -4,17 +4,16 @@ Everything is read from the directory. A watch connection to the supervisor says
 "I am gone"; so a follower in the agent, on the command line and after a lost connection are the same thing.
 """
 
-import contextlib
 import os
 import socket
+import time
 from typing import Any, Final
 
-from . import process
+from . import process, undertaker
 from .errors import ExecutionError
-from .jobdir import ExecutionDirectory, utc_now
+from .jobdir import ExecutionDirectory
 from .lifecycle import State
 from .wire.names import STREAM_NAMES
-from .wire.results import Outcome, Result
 
 READ_PIECE: Final = 256 * 1024
 
@@ -68,40 +67,31 @@ def open_watch(execution: ExecutionDirectory) -> socket.socket | None:
     return watch
 
 
-def final_result(execution: ExecutionDirectory) -> dict[str, Any] | None:
-    """The result of an execution whose supervisor is gone; None while it still lives.
+def final_result(execution: ExecutionDirectory, *, is_guardian: bool = False) -> dict[str, Any] | None:
+    """The result of an execution that has ended; None while it hasn't.
 
-    A dead supervisor without a result is `lost`: the processes it left are ended and that is written down, once.
+    A dead supervisor without a result is `lost`. What it left is ended first, by an undertaker that is started here;
+    until that is done there is no result. `is_guardian`: the supervisor was a child of this process.
     """
     result = execution.read_result()
-    if result is not None:
-        return result
-    history = execution.history()
-    claim = history[0] if history else {}
-    if process.is_alive(claim.get("supervisor")):
-        return None
-    # Looked at again after the supervisor was seen dead: it may have finished in between.
-    result = execution.read_result()
-    if result is not None:
-        return result
-    for record in history:
-        process.end_orphans(record.get("script"))
-    if isinstance(claim.get("socket"), str):
-        with contextlib.suppress(OSError):
-            os.unlink(claim["socket"])
-    lost = Result(
-        execution_id=execution.id,
-        state=Outcome.LOST,
-        job_id=claim.get("jobId"),
-        started_at=next((record["at"] for record in history if record["state"] == State.RUNNING.value), None),
-        finished_at=utc_now(),
-        runner_version=claim.get("runnerVersion"),
-        error_code="execution.lost",
-        error_message=f"the supervisor of '{execution.id}' died without a result; how far the script came is not "
-        "known. What it had written so far is kept; submit it under a new id to run it again",
-    ).to_json()
-    execution.write_result(lost)
-    return lost
+    if result is None and is_orphaned(execution):
+        # Looked at again after the supervisor was seen dead: it may have finished in between.
+        result = execution.read_result()
+        if result is None:
+            undertaker.start(execution, guardian=os.getpid() if is_guardian else None)
+    return result
+
+
+def is_orphaned(execution: ExecutionDirectory) -> bool:
+    """Whether the execution's supervisor is dead."""
+    return not process.is_alive(_claim_record(execution).get("supervisor"))
+
+
+def wait_settled(execution: ExecutionDirectory, *, is_guardian: bool = False) -> dict[str, Any] | None:
+    """Like `final_result`, but when the supervisor is dead it waits until what it left is ended: 5 s, seldom more."""
+    while (result := final_result(execution, is_guardian=is_guardian)) is None and is_orphaned(execution):
+        time.sleep(undertaker.SWEEP_SECONDS)
+    return result
 
 
 def status(execution: ExecutionDirectory) -> dict[str, Any]:

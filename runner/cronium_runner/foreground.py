@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from . import follow
+from . import follow, process
 from .guardian import GuardianReader, start_supervisor
 from .jobdir import ExecutionDirectory, StateDirectory
 from .submission import Submission
@@ -31,6 +31,7 @@ def run(state: StateDirectory, submission: Submission, *, show: bool) -> Result:
     """
     # Held back until there is somebody to pass them on to: one that came earlier would end us and not the script.
     unheld = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    process.become_subreaper()
     pid, pair = start_supervisor(state, submission)
     reader = GuardianReader()
     with _cancelling_signals(pair, submission.on_disconnect == "cancel"):
@@ -51,7 +52,7 @@ def run(state: StateDirectory, submission: Submission, *, show: bool) -> Result:
     if reader.verdict == "exists":
         _check_conflict(execution, submission)
         return attach(execution, show=show)
-    result = Result.from_json(_wait_for_result(execution))
+    result = Result.from_json(_wait_for_result(execution, is_guardian=True))
     follow.acknowledge(execution)
     return result
 
@@ -131,10 +132,10 @@ def _write(descriptor: int, piece: bytes) -> None:
             return
 
 
-def _wait_for_result(execution: ExecutionDirectory) -> dict[str, Any]:
-    """The result, once the supervisor has ended; `lost` is written when it left none."""
-    while (result := follow.final_result(execution)) is None:
-        time.sleep(0.02)  # its sockets are closed, the kernel is about to end it
+def _wait_for_result(execution: ExecutionDirectory, *, is_guardian: bool = False) -> dict[str, Any]:
+    """The result, once the supervisor has ended, and what it left when it had none."""
+    while (result := follow.final_result(execution, is_guardian=is_guardian)) is None:
+        time.sleep(0.02)  # its sockets are closed: it is about to end, or an undertaker is at work
     return result
 
 

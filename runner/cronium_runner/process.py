@@ -108,11 +108,64 @@ def send_signal_to_group(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
-def end_orphans(script: Any) -> None:
-    """Kills what is left of a script whose supervisor died: its process group, if that is certainly still its own."""
-    if is_alive(script):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(script["pid"], signal.SIGKILL)
+def has_orphans(marker: str | None, guardian: int | None) -> bool:
+    """Whether anything of an execution is left whose supervisor is dead; see `signal_orphans`."""
+    return bool(_orphans(marker, guardian))
+
+
+def signal_orphans(marker: str | None, guardian: int | None, number: int) -> int:
+    """Signals what is left of an execution whose supervisor is dead; says how many there were.
+
+    Those are the processes that inherited `marker` (NAME=VALUE) in their environment, which is this execution's alone.
+    And, when `guardian` is the subreaper they were handed to, its children that are none of the runner's own: so one
+    that cleaned its environment is found as well.
+    """
+    found = _orphans(marker, guardian)
+    for pid in found:
+        # Held by a descriptor, and looked at again through it: a pid that was reused in between is left alone.
+        try:
+            held = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        except OSError:  # before Linux 5.3 there is no such descriptor; the moment between two looks remains
+            send_signal([pid], number)
+            continue
+        try:
+            if pid in _orphans(marker, guardian, among=[pid]):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    signal.pidfd_send_signal(held, number)
+        finally:
+            os.close(held)
+    return len(found)
+
+
+def _orphans(marker: str | None, guardian: int | None, among: Sequence[int] | None = None) -> list[int]:
+    own = os.getpid()
+    living = {pid: parent for pid, state, parent, _ in _processes() if state not in (b"Z", b"X") and pid != own}
+    adopted: set[int] = set()
+    if guardian is not None:
+        runner = _program(guardian)
+        tops = [pid for pid, parent in living.items() if parent == guardian and _program(pid) != runner]
+        adopted = {*tops, *(below for top in tops for below in descendants(top))}
+    word = None if marker is None else os.fsencode(marker)
+    asked = living if among is None else [pid for pid in among if pid in living]
+    return [pid for pid in asked if pid in adopted or (word is not None and word in _environment(pid))]
+
+
+def _program(pid: int) -> str | None:
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return None
+
+
+def _environment(pid: int) -> list[bytes]:
+    """What the process was started with; empty when it is gone or another user's."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []
 
 
 def _processes() -> Iterator[tuple[int, bytes, int, int]]:

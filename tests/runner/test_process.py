@@ -41,16 +41,18 @@ def test_another_process_with_the_same_pid_is_not_the_one_that_was_named(sleeper
 @pytest.mark.parametrize("who", [None, {}, [], "1", {"pid": "1"}, {"pid": None}, {"pid": 2**22 + 1, "start": 1}, 7])
 def test_what_names_nobody_is_not_alive(who: object) -> None:
     assert not process.is_alive(who)
-    process.end_orphans(who)
 
 
-def test_orphans_are_killed_only_when_the_name_is_certainly_theirs(sleeper: "subprocess.Popen[bytes]") -> None:
-    who = process.identity(sleeper.pid)
-    process.end_orphans({**who, "start": who["start"] + 1})
-    process.end_orphans({**who, "boot": "another"})
-    assert process.is_alive(who)
-    process.end_orphans(who)
-    assert sleeper.wait(10) == -signal.SIGKILL
+def test_orphans_are_known_by_what_they_inherited_and_others_are_left_alone(sleeper: "subprocess.Popen[bytes]") -> None:
+    marker = "CRONIUM_SOCKET=/nowhere/0123abcd"
+    environment = {**os.environ, "CRONIUM_SOCKET": "/nowhere/0123abcd"}
+    with subprocess.Popen(["sleep", "60"], env=environment, start_new_session=True) as orphan:
+        wait_until(lambda: process.has_orphans(marker, None), "the orphan's environment")
+        assert process.signal_orphans("CRONIUM_SOCKET=/nowhere/0123abc", None, signal.SIGKILL) == 0
+        assert process.signal_orphans(marker, None, signal.SIGKILL) == 1
+        assert orphan.wait(10) == -signal.SIGKILL
+    assert sleeper.poll() is None
+    assert not process.has_orphans(marker, None)
 
 
 def test_a_command_name_with_spaces_and_parentheses_is_read_rightly() -> None:

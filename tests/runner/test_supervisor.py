@@ -548,6 +548,50 @@ def test_a_killed_supervisor_leaves_lost_with_earlier_output_and_no_script(host:
     assert (again.returncode, again.stdout) == (125, stdout)
 
 
+LEAVERS = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for index in range(21):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        if index % 3 == 0:  # one that hides: nothing of ours in its environment
+            os.execve("/bin/sh", ["sh", "-c", "trap '' TERM; while :; do sleep 60; done"], {"HIDDEN": sys.argv[1]})
+        break
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def check_the_whole_tree_goes(host: Host, mark: str) -> None:
+    """Kills the supervisor of `job`, whose script is LEAVERS, and sees everything end that belonged to it."""
+    claim = host.wait_running("job")
+    wait_until(lambda: len(processes_with(f"HIDDEN={mark}")) >= 7, "the ones that hide")
+    left = processes_with(f"HIDDEN={mark}")
+    os.kill(claim["supervisor"]["pid"], signal.SIGKILL)
+    result = host.wait_result("job")
+    assert result["state"] == "lost"
+    assert not any(is_running(pid) for pid in left)
+    assert processes_with(f"HIDDEN={mark}") == []
+
+
+def test_the_foreground_ends_the_tree_of_a_killed_supervisor(host: Host) -> None:
+    mark = f"hidden-{os.urandom(6).hex()}"
+    script = host.script(LEAVERS, "leavers.py")
+    with host.start("run", "--execution-id", "job", script, "--", mark, stdout=subprocess.DEVNULL) as process:
+        check_the_whole_tree_goes(host, mark)
+        assert process.wait(PATIENCE) == 125
+
+
+def test_the_agent_ends_the_tree_of_a_killed_supervisor_also_when_its_channel_is_gone(host: Host) -> None:
+    mark = f"hidden-{os.urandom(6).hex()}"
+    with host.agent() as agent:
+        agent.start(host.payload(LEAVERS, interpreter="python"), "job", args=[mark])
+        agent.close_input()
+        check_the_whole_tree_goes(host, mark)
+
+
 def test_the_next_contact_finds_an_execution_lost_when_both_were_killed(host: Host) -> None:
     process = host.start(
         "run", "--execution-id", "job", host.script("echo before; sleep 60\n"), stdout=subprocess.DEVNULL

@@ -1,0 +1,101 @@
+"""After a supervisor that died without a result: ends what it left behind, then writes down that the execution is lost.
+
+It is a process of its own, so that whoever finds the dead supervisor (the agent, the foreground command, a later
+`status`) goes on at once. A lock on the execution's directory lets one at a time do it; when one dies, the next contact
+starts another. Only then, with no supervisor alive, does anybody but the supervisor write to the directory.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from typing import Any, Final
+
+from . import __version__, process
+from .jobdir import ExecutionDirectory, utc_now
+from .lifecycle import State
+from .wire.names import STDERR, STDOUT, STREAM_NAMES
+from .wire.results import Outcome, Result, StreamSummary
+
+GRACE_SECONDS: Final = 5.0
+"""Between SIGTERM and SIGKILL, as the supervisor would have given (contracts §8)."""
+GIVE_UP_SECONDS: Final = 60.0
+SWEEP_SECONDS: Final = 0.02
+
+
+def start(execution: ExecutionDirectory, *, guardian: int | None) -> None:
+    """Starts an undertaker for the execution, unless one is at it. Returns at once.
+
+    `guardian` is the process that the dead supervisor's orphans were handed to, when that is known and alive.
+    """
+    lock = os.open(execution.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fork() == 0:
+            try:
+                _detach(lock)
+                if execution.read_result() is None:
+                    _end_orphans(execution, guardian)
+                    _write_lost(execution)
+            finally:
+                os._exit(0)
+    except BlockingIOError:
+        pass  # one is at it
+    finally:
+        os.close(lock)  # the child's copy holds on to it
+
+
+def _detach(lock: int) -> None:
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    os.closerange(3, lock)
+    os.closerange(lock + 1, os.sysconf("SC_OPEN_MAX"))
+    null = os.open("/dev/null", os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+
+
+def _end_orphans(execution: ExecutionDirectory, guardian: int | None) -> None:
+    """SIGTERM, grace, SIGKILL until none is left."""
+    history = execution.history()
+    marker = f"CRONIUM_SOCKET={history[0].get('socket')}" if history else None
+    began = time.monotonic()
+    process.signal_orphans(marker, guardian, signal.SIGTERM)
+    while process.has_orphans(marker, guardian) and time.monotonic() < began + GRACE_SECONDS:
+        time.sleep(SWEEP_SECONDS)
+    while process.signal_orphans(marker, guardian, signal.SIGKILL) and time.monotonic() < began + GIVE_UP_SECONDS:
+        time.sleep(SWEEP_SECONDS)
+
+
+def _write_lost(execution: ExecutionDirectory) -> None:
+    history = execution.history()
+    claim: dict[str, Any] = history[0] if history else {}
+    if isinstance(claim.get("socket"), str):
+        with contextlib.suppress(OSError):
+            os.unlink(claim["socket"])
+    lost = Result(
+        execution_id=execution.id,
+        state=Outcome.LOST,
+        job_id=claim.get("jobId"),
+        started_at=next((record["at"] for record in history if record.get("state") == State.RUNNING.value), None),
+        finished_at=utc_now(),
+        stdout=_kept(execution, STDOUT),
+        stderr=_kept(execution, STDERR),
+        runner_version=claim.get("runnerVersion", __version__),
+        error_code="execution.lost",
+        error_message=f"the supervisor of '{execution.id}' died without a result; how far the script came is not "
+        "known. What it had written so far is kept; submit it under a new id to run it again",
+    )
+    execution.write_result(lost.to_json())
+
+
+def _kept(execution: ExecutionDirectory, stream: int) -> StreamSummary:
+    """What the spool holds. It counts as cut: what was in the pipe when the supervisor died is gone."""
+    try:
+        size = os.stat(execution.spool_path(STREAM_NAMES[stream])).st_size
+    except FileNotFoundError:
+        size = 0
+    return StreamSummary(size, truncated=True)

@@ -1,0 +1,82 @@
+"""What a job costs, counted and not timed: connections, sessions, frames, payload bytes."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from openssh import OpenSSHServer
+from remote_host import RemoteHost
+
+from cronium_controller.dispatch import Job
+from cronium_controller.payloads import load
+
+pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
+
+
+def sessions(server: OpenSSHServer) -> int:
+    return server.count_in_log("Starting session")
+
+
+async def test_a_warm_job_is_one_frame_out_and_no_new_session(shared: RemoteHost) -> None:
+    async with shared.controller() as controller:
+        job = Job(load(shared.script("true")))
+        first = await controller.submit(shared.host, job)
+        await first.result()
+        await first.wait_acknowledged()
+        agent = (await controller._reach(shared.host)).agent
+        before = sessions(shared.server)
+        for _ in range(5):
+            sent = agent.frames_sent
+            execution = await controller.submit(shared.host, job)
+            result = await execution.result()
+            assert agent.frames_sent == sent + 1, "SUBMIT"
+            await execution.wait_acknowledged()
+            assert agent.frames_sent == sent + 2, "ACKNOWLEDGE, which nobody waits for"
+            assert result.exit_code == 0
+        assert sessions(shared.server) == before
+        assert controller.connections_opened == 1
+
+
+async def test_a_payload_travels_once(shared: RemoteHost, tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "manifest.yaml").write_text("version: v1\nentrypoint: x.sh\n")
+    (tmp_path / "job" / "x.sh").write_text("true\n")
+    (tmp_path / "job" / "noise").write_bytes(os.urandom(3_000_000))
+    job = Job(load(tmp_path / "job"))
+    async with shared.controller() as controller:
+        await (await controller.submit(shared.host, Job(load(shared.script("true"))))).result()
+        agent = (await controller._reach(shared.host)).agent
+        sent = agent.frames_sent
+        await (await controller.submit(shared.host, job)).result()
+        pieces = len(list(job.payload.pieces()))
+        assert agent.frames_sent >= sent + 1 + pieces + 1
+        sent = agent.frames_sent
+        await (await controller.submit(shared.host, job)).result()
+        assert agent.frames_sent <= sent + 2
+    async with shared.controller() as controller:  # another controller, and another agent: the host has it
+        await (await controller.submit(shared.host, job)).result()
+        assert (await controller._reach(shared.host)).agent.frames_sent <= 3
+
+
+async def test_first_submits_at_once_share_one_connection(shared: RemoteHost) -> None:
+    before = sessions(shared.server)
+    async with shared.controller() as controller:
+        job = Job(load(shared.script("true")))
+        executions = await asyncio.gather(*[controller.submit(shared.host, job) for _ in range(24)])
+        assert {(await execution.result()).exit_code for execution in executions} == {0}
+        assert controller.connections_opened == 1
+    assert sessions(shared.server) <= before + 3  # one agent, and what a first deployment may need
+
+
+async def test_a_failed_first_connection_is_one_failure_for_all_and_tried_again_later(shared: RemoteHost) -> None:
+    from cronium_controller.errors import HostKeyError
+
+    async with shared.controller(host_keys="strict", known_hosts="/dev/null") as controller:
+        job = Job(load(shared.script("true")))
+        failed = await asyncio.gather(*[controller.submit(shared.host, job) for _ in range(5)], return_exceptions=True)
+        assert [isinstance(each, HostKeyError) for each in failed] == [True] * 5
+        before = shared.server.count_in_log("Connection from")
+        with pytest.raises(HostKeyError):
+            await controller.submit(shared.host, job)
+        assert shared.server.count_in_log("Connection from") == before + 1
