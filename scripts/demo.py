@@ -19,8 +19,6 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT / "tests"))
 
-from openssh import OpenSSHServer, sshd_path  # noqa: E402
-
 from cronium_controller.connection import Access  # noqa: E402
 from cronium_controller.dispatch import Controller, Job  # noqa: E402
 from cronium_controller.hosts import Host  # noqa: E402
@@ -29,6 +27,7 @@ from cronium_controller.payloads import load  # noqa: E402
 from cronium_controller.store import Store  # noqa: E402
 from cronium_runner.wire.names import STDERR  # noqa: E402
 from cronium_runner.wire.results import Outcome, Result  # noqa: E402
+from openssh import OpenSSHServer, sshd_path  # noqa: E402
 
 CHAIN = PROJECT / "examples" / "log-chain"
 STEPS = (

@@ -1,4 +1,4 @@
-"""A private, real OpenSSH server on the loopback interface, with throw-away keys. Used by the tests and by scripts/demo.
+"""A private, real OpenSSH server on the loopback interface, with throw-away keys, for the tests and scripts/demo.
 
 It runs as whoever starts it and lets in that account only. Nothing of the system's own SSH configuration is read or
 changed. `stop` ends the server and every session process it started, by pid.

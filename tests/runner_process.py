@@ -18,11 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from payload_bytes import make_payload
-
 from cronium_runner.wire import frames
 from cronium_runner.wire.frames import Frame, Kind
 from cronium_runner.wire.names import STDERR, STDOUT
+from payload_bytes import make_payload
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60.0

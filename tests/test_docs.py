@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from cronium_runner.lifecycle import MOVES
 from cronium_runner.wire.codes import CODES
 

@@ -234,6 +234,7 @@ def reason(error: BaseException) -> str:
         # asyncio tries every address of a name, and puts addresses and error numbers where the reason should be.
         numbers = [error.errno or 0] if error.errno else map(int, re.findall(r"\[Errno (\d+)\]", str(error)))
         told = dict.fromkeys(os.strerror(number) for number in numbers if number > 0)  # a resolver's is negative
-        if told or error.strerror:
-            return ", ".join(told) or error.strerror
+        said = ", ".join(told) or error.strerror
+        if said:
+            return said
     return getattr(error, "reason", "") or str(error) or type(error).__name__

@@ -18,7 +18,6 @@ PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT / "tests"))
 
 import asyncssh  # noqa: E402
-from openssh import OpenSSHServer  # noqa: E402
 
 from cronium_controller.connection import Access  # noqa: E402
 from cronium_controller.dispatch import Controller, Job  # noqa: E402
@@ -27,6 +26,7 @@ from cronium_controller.install import Runners  # noqa: E402
 from cronium_controller.payloads import load  # noqa: E402
 from cronium_controller.store import Store  # noqa: E402
 from cronium_runner.wire.results import Outcome  # noqa: E402
+from openssh import OpenSSHServer  # noqa: E402
 
 HELPER_JOB = """
 import os, statistics, time

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from helper_clients import Client, Run, compiled_client
 
 

@@ -9,6 +9,7 @@ import shlex
 from typing import Any
 
 import pytest
+
 from helper_clients import Client, Run
 
 Step = tuple[Any, ...]  # ("setVariable", "NAME", value)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from openssh import sshd_path
 from remote_host import RemoteHost
 from runner_process import ROOT

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from remote_host import RemoteHost
 
 from cronium_controller.connection import open_connection
 from cronium_controller.errors import (
@@ -18,6 +17,7 @@ from cronium_controller.errors import (
 )
 from cronium_controller.hostkeys import HostKeyPolicy
 from cronium_controller.hosts import parse_host
+from remote_host import RemoteHost
 
 pytestmark = pytest.mark.sshd
 

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from remote_host import RemoteHost
 
 from cronium_controller.connection import open_connection
 from cronium_controller.errors import ControllerError, DeployError
 from cronium_controller.install import Deployment, Runners, deploy, start_agent
+from remote_host import RemoteHost
 
 pytestmark = pytest.mark.sshd
 

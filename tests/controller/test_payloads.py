@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from remote_host import resident_memory_growth
 
 from cronium_controller import payloads
 from cronium_controller.errors import PayloadError
 from cronium_controller.payloads import Payload, load
 from cronium_runner.wire.frames import DATA_PIECE
+from remote_host import resident_memory_growth
 
 FILES = {
     "manifest.yaml": b"version: v1\nentrypoint: main.sh\n",
@@ -296,7 +296,7 @@ def test_a_file_that_changes_its_size_meanwhile_is_no_traceback(tmp_path: Path) 
     def shrink_first(self: tarfile.TarFile, entry: tarfile.TarInfo, file: io.IOBase | None = None) -> None:
         if entry.name == "growing":
             os.truncate(grows_short, 10)
-        real(self, entry, file)  # type: ignore[arg-type]
+        real(self, entry, file)
 
     tarfile.TarFile.addfile = shrink_first  # type: ignore[assignment,method-assign]
     try:

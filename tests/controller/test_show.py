@@ -4,15 +4,17 @@ import json
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+
 from remote_host import RemoteHost
 from runner_process import IGNORING_TERM
 
 pytestmark = pytest.mark.sshd
 
 
-def start(remote: RemoteHost, script: Path, *words: object, **options: object) -> "subprocess.Popen[bytes]":
+def start(remote: RemoteHost, script: Path, *words: object, **options: Any) -> "subprocess.Popen[bytes]":
     """`cronium run` on the host, its streams as pipes."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     return remote.start_cronium("run", "--host", remote.server.target, *words, script, **streams)

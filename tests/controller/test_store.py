@@ -159,9 +159,13 @@ def test_a_full_disk_is_one_sentence(path: Path) -> None:
     """A database that may not grow, as on a full disk."""
     store = Store(path)
     store._connection.exec_driver_sql("PRAGMA max_page_count = 1")
-    with pytest.raises(StoreError) as refused:
+
+    def fill() -> None:
         for number in range(1000):
             store.record(f"e{number}", HOST, DIGEST, "x" * 1000, 1.0)
+
+    with pytest.raises(StoreError) as refused:
+        fill()
     assert "\n" not in refused.value.message
     assert "sqlalche.me" not in refused.value.message
     assert "INSERT" not in refused.value.message

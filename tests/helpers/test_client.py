@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from helper_clients import Call, compiled_client, fallback_client, record, supervisor
 
 DONE = record(b"X", b"\0")
@@ -25,7 +26,7 @@ def run(
     if socket is not None:
         env["CRONIUM_SOCKET"] = socket
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | options
-    return subprocess.run([helper, *arguments], env=env, check=False, timeout=60, **streams)  # type: ignore[call-overload]
+    return subprocess.run([helper, *arguments], env=env, check=False, timeout=60, **streams)  # type: ignore[call-overload, no-any-return]
 
 
 def complains(ran: "subprocess.CompletedProcess[bytes]", *parts: bytes) -> None:

@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helper_clients import Call, helper_folder, record, supervisor, with_grammar
 
 from cronium_runner.values import BundledValues
+from helper_clients import Call, helper_folder, record, supervisor, with_grammar
 
 pytestmark = pytest.mark.skipif(not shutil.which("node"), reason="no node on this machine")
 

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from helper_clients import Call, helper_folder, interpreters, record, supervisor, with_grammar
 
 from cronium_runner.values import BundledValues
+from helper_clients import Call, helper_folder, interpreters, record, supervisor, with_grammar
 
 PYTHONS = list(interpreters())
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runner_process import AgentProcess, Host, Payload, is_running, wait_until
 
 from cronium_runner.wire import frames
 from cronium_runner.wire.frames import Kind
 from cronium_runner.wire.names import STDERR, STDOUT
+from runner_process import AgentProcess, Host, Payload, is_running, wait_until
 
 WAITING = "echo ready\nuntil [ -e go ]; do sleep 0.01; done\necho done\necho err >&2\nexit 3\n"
 

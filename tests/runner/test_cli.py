@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from payload_bytes import archive, make_payload, member
 from runner_process import Host, Payload, wait_until
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from runner_process import AgentProcess, Host, wait_until
 
 MOST_OBJECTS = 12

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from runner_process import AgentProcess, Host, wait_until
 
 from cronium_runner import helper_socket
+from runner_process import AgentProcess, Host, wait_until
 
 WAITING = "echo ready\nuntil [ -e go ]; do sleep 0.02; done\n"
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runner_process import ROOT, Host
 
 from cronium_runner.errors import ExecutionError
 from cronium_runner.jobdir import (
@@ -21,6 +20,7 @@ from cronium_runner.jobdir import (
     write_durably,
 )
 from cronium_runner.lifecycle import State
+from runner_process import ROOT, Host
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import itertools
 
 import pytest
-from runner_process import Host
 
 from cronium_runner.lifecycle import MOVES, State, has_move
+from runner_process import Host
 
 
 def test_every_state_has_a_row_and_only_finished_is_final() -> None:

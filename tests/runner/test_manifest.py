@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cronium_runner import manifest as manifest_module
 from cronium_runner import strict_yaml
 from cronium_runner.errors import ManifestError
+from cronium_runner.interpreter import known_names
 from cronium_runner.manifest import Limits, Manifest, find_manifest, parse_manifest
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "manifest.schema.json").read_text())
@@ -55,7 +56,7 @@ DOCUMENTS: list[tuple[Any, str | None]] = [
     ([], "manifest.invalid"),
     ("v1", "manifest.invalid"),
     (None, "manifest.invalid"),
-    *(({**BASE, "interpreter": name}, None) for name in manifest_module.known_names().split(", ")),
+    *(({**BASE, "interpreter": name}, None) for name in known_names().split(", ")),
     *(({**BASE, "interpreter": name}, None) for name in ("NODEJS", "Bash", "JavaScript", "PyThOn3")),
     *(
         ({**BASE, "interpreter": name}, "manifest.interpreter")

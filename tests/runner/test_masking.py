@@ -6,9 +6,9 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runner_process import Host
 
 from cronium_runner.masking import Masker
+from runner_process import Host
 
 SECRET = "correct-horse+battery/staple"
 

@@ -15,14 +15,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import payload_bytes as pb
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from payload_bytes import GNU, V7, folder, gnu_long_name, header, member, pax
 
+import payload_bytes as pb
 from cronium_runner import archive, payload, tree
 from cronium_runner.errors import PayloadError, RunnerError, StateDirectoryError
+from payload_bytes import GNU, V7, folder, gnu_long_name, header, member, pax
 
 GOOD = member(b"script.sh", b"echo hi\n")
 LONG = b"d" * 247
@@ -429,9 +429,10 @@ def test_a_full_disk_is_the_hosts_fault_not_the_payloads(tmp_path: Path) -> None
     (tmp_path / "p.tar.gz").write_bytes(pb.archive(member(b"big", os.urandom(2 << 20))))
     (tmp_path / "small").mkdir()
     runner = str(Path(payload.__file__).parents[1])
-    unpack = [sys.executable, "-c", UNPACK_IN_LITTLE_MEMORY, tmp_path / "p.tar.gz", tmp_path / "small", runner]
+    small = str(tmp_path / "small")
+    unpack = [sys.executable, "-c", UNPACK_IN_LITTLE_MEMORY, str(tmp_path / "p.tar.gz"), small, runner]
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && exec "$@"', tmp_path / "small", *unpack],
+        ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && exec "$@"', small, *unpack],
         stdout=subprocess.PIPE,
         timeout=60,
     )

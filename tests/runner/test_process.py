@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from runner_process import wait_until
 
 from cronium_runner import process
 from cronium_runner.errors import NotExecutableError
+from runner_process import wait_until
 
 
 @pytest.fixture

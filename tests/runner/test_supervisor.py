@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from runner_process import IGNORING_TERM, PATIENCE, ROOT, Host, is_running, processes_with, wait_until
 
 DAEMONS = """

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from openssh import sshd_path
 from remote_host import RemoteHost
 

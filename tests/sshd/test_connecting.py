@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from remote_host import RemoteHost
 
 from cronium_controller.connection import open_connection
 from cronium_controller.errors import AuthenticationError, ControllerError, UnreachableError
 from cronium_controller.hosts import Host, parse_host
+from remote_host import RemoteHost
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 

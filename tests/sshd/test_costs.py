@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
-from openssh import OpenSSHServer
-from remote_host import RemoteHost
 
 from cronium_controller.dispatch import Job
 from cronium_controller.payloads import load
+from openssh import OpenSSHServer
+from remote_host import RemoteHost
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 

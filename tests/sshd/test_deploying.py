@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from remote_host import RemoteHost, collect
 
 from cronium_controller.dispatch import Job
 from cronium_controller.errors import ControllerError
 from cronium_controller.install import Deployment, Runners
 from cronium_controller.payloads import load
+from remote_host import RemoteHost, collect
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 NewHost = Callable[..., RemoteHost]

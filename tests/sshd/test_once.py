@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from remote_host import RemoteHost, collect
 
 from cronium_controller.dispatch import Job
 from cronium_controller.errors import ControllerError, RefusedError
 from cronium_controller.payloads import load
 from cronium_controller.store import Store
+from remote_host import RemoteHost, collect
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 

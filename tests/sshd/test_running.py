@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from payload_bytes import make_payload
-from remote_host import RemoteHost, collect
 
 from cronium_controller.dispatch import Job
 from cronium_controller.payloads import load
 from cronium_runner.wire.results import Outcome
+from payload_bytes import make_payload
+from remote_host import RemoteHost, collect
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 
@@ -46,12 +46,13 @@ def test_what_the_runner_says_by_itself(shared: RemoteHost, tmp_path: Path) -> N
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "manifest.yaml").write_text("version: v1\ninterpreter: [/etc/passwd]\nentrypoint: x\n")
     (tmp_path / "plain" / "x").touch()
-    for words, status, code in [
+    cases: list[tuple[list[object], int, str]] = [
         ([shebang], 127, "interpreter.not_found"),
         ([tmp_path / "plain"], 126, "interpreter.not_executable"),
         ([shared.script("sleep 60", "slow.sh"), "--timeout", "0.2"], 124, "execution.timeout"),
         ([shared.script("true", "true.sh"), "--timeout", "-1"], 125, "usage.invalid"),
-    ]:
+    ]
+    for words, status, code in cases:
         done = shared.run(*words)
         assert (done.returncode, done.stdout) == (status, b""), (words, done.stderr)
         assert done.stderr.decode().strip().endswith(f"[{code}]"), done.stderr

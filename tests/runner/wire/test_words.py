@@ -1,4 +1,4 @@
-"""The words that both command lines share. What is read comes from a dictionary; what is refused never shows a value."""
+"""The words that both command lines share. Files are a dictionary here; what is refused never shows a value."""
 
 from typing import Any
 
