@@ -103,6 +103,7 @@ class Agent:
         self._conversations: dict[int, _Conversation] = {}
         self._supervisors: dict[int, str] = {}
         self._detached: dict[int, socket.socket] = {}
+        self._remembered: set[str] = set()
         self._poll = select.poll()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._last_heard = time.monotonic()
@@ -401,11 +402,21 @@ class Agent:
 
     def _start(self, conversation: _Conversation) -> None:
         assert conversation.submission is not None
+        assert isinstance(conversation.submission.source, Archive)
+        self._remember(conversation.submission.source.path)
         pid, watch = start_supervisor(self._state, conversation.submission)
         conversation.pid = pid
         conversation.verdict = GuardianReader()
         self._supervisors[pid] = conversation.submission.execution_id
         self._watch(conversation, watch)
+
+    def _remember(self, path: str) -> None:
+        """The first job of a payload parses its manifest for all later ones."""
+        from .prepare import remember_manifest
+
+        if path not in self._remembered:
+            self._remembered.add(path)
+            remember_manifest(path)
 
     def _watch(self, conversation: _Conversation, watch: socket.socket) -> None:
         watch.setblocking(False)

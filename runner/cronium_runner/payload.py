@@ -8,6 +8,7 @@ a fresh directory of its own and calls `remove_tree` when that fails.
 
 import os
 import stat
+from collections.abc import Collection, Iterator
 from typing import BinaryIO, Final
 
 from .archive import MAX_ENTRIES, MAX_UNPACKED_BYTES, GzipStream, entries, shown
@@ -15,6 +16,7 @@ from .errors import PayloadError
 from .tree import Tree, remove_tree
 
 __all__ = [
+    "contents",
     "copy_directory",
     "copy_script",
     "digest_of",
@@ -175,6 +177,23 @@ def unpack(source: BinaryIO | str, directory: int | str) -> list[str]:
                     for piece in stream.pieces(entry.size):
                         file.write(piece)
         return tree.files
+
+
+def contents(source: BinaryIO, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file of the payload; the content is empty for names that are not `wanted`.
+
+    Reads what `unpack` would write, and refuses what it would refuse. Raises PayloadError.
+    """
+    stream = GzipStream(source)
+    for entry in entries(stream):
+        name = member_name(entry.name)
+        if entry.is_directory or name.rpartition("/")[2].startswith("._"):
+            stream.skip(entry.size)
+        elif name in wanted:
+            yield name, b"".join(stream.pieces(entry.size))
+        else:
+            stream.skip(entry.size)
+            yield name, b""
 
 
 def copy_directory(source: str, directory: int | str) -> list[str]:

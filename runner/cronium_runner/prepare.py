@@ -4,6 +4,8 @@ Everything happens in a stage beside the final place. What can be refused is ref
 so that a rejection leaves nothing behind and the id free. Nothing of the payload runs here.
 """
 
+import contextlib
+import functools
 import hashlib
 import os
 import socket
@@ -21,11 +23,14 @@ from . import (
     process,
     strict_yaml,
 )
-from .errors import ManifestError
+from .errors import ManifestError, RunnerError
 from .jobdir import AlreadyClaimedError, ExecutionDirectory, Stage, StateDirectory, utc_now
 from .manifest import Manifest
 from .submission import DEFAULT_TIMEOUT, LEFT_BY_A_RUN, Archive, Folder, Source, Submission
 from .values import BundledValues
+
+REMEMBERED_BYTES: Final = 64 * 1024
+"""Payloads up to this size have their manifest parsed ahead: nearly all, and none that keeps an agent busy."""
 
 _EVENT_KEYS: Final = {
     # The event object's field: what the manifest's metadata, or an event that was handed over, may call it.
@@ -122,6 +127,28 @@ def inspect(state: StateDirectory, source: Source) -> tuple[Manifest, list[str]]
         stage.discard()
 
 
+def remember_manifest(path: str) -> None:
+    """Parses the manifest of a small payload file now, for supervisors that are forked later.
+
+    A forked process pays for every page it touches; parsing YAML touches many. A payload that cannot be read is left
+    for its supervisor to refuse.
+    """
+    with contextlib.suppress(RunnerError, OSError):
+        if os.stat(path).st_size > REMEMBERED_BYTES:
+            return
+        found: dict[str, bytes] = {}
+        with payload.open_payload(path) as file:
+            for name, content in payload.contents(file, manifest.FILE_NAMES):
+                found[name] = content
+        name = manifest.find_manifest(found)
+        _parsed(found[name], name, frozenset(found))
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: bytes, name: str, members: frozenset[str]) -> Manifest:
+    return manifest.parse_manifest(text, name=name, members=members)
+
+
 def source_digest(source: Source) -> str:
     """What identifies the content of a source: a payload's SHA-256, or one over a folder's or script's content."""
     if isinstance(source, Archive):
@@ -162,7 +189,7 @@ def _fill(stage: Stage, source: Source) -> tuple[Manifest, str]:
             return Manifest("v1", None, payload.copy_script(source.path, stage.work)), digest
     name = manifest.find_manifest(members)
     with open(os.path.join(stage.work, name), "rb") as file:
-        parsed = manifest.parse_manifest(file.read(strict_yaml.MAX_BYTES + 1), name=name, members=members)
+        parsed = _parsed(file.read(strict_yaml.MAX_BYTES + 1), name, frozenset(members))
     if parsed.limits is not None:
         raise ManifestError(
             "limits.unsupported",
