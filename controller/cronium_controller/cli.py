@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cronium_runner import __version__
-from cronium_runner.wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, EXIT_UNREACHABLE, Outcome
+from cronium_runner.wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, EXIT_UNREACHABLE, Outcome, Result
 from cronium_runner.wire.words import WordError
 
 from .errors import ControllerError
@@ -26,6 +26,7 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 
 
 @click.group(context_settings=_HELP)
+@click.version_option(__version__, message="cronium %(version)s")
 def cronium() -> None:
     """Run scripts on remote Linux hosts: started at most once, nothing lost when a connection dies.
 
@@ -82,7 +83,8 @@ def _reaching(function: Any) -> Any:
 )
 @click.option("--detach", is_flag=True, help="Return as soon as the host has taken it; prints the id.")
 @click.option("--json", "as_json", is_flag=True, help="Print only the result, as one JSON object.")
-def run(host: str, script: str, detach: bool, as_json: bool, **options: Any) -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Say on standard error under which id, and what was handed back.")
+def run(host: str, script: str, detach: bool, as_json: bool, verbose: bool, **options: Any) -> None:
     """Run a script, a directory with a manifest, or a payload on a host. Its exit status becomes ours.
 
     \b
@@ -119,13 +121,15 @@ def run(host: str, script: str, detach: bool, as_json: bool, **options: Any) -> 
         if detach:
             if not execution.is_running:  # rejected, or unknown: say so
                 return await show.follow(execution, as_json=as_json)
+            show.print_start(execution, verbose=verbose)
             execution.detach()
             if as_json:
                 show.print_json({"executionId": execution.id, "host": where.name, "state": "accepted"})
             else:
                 click.echo(execution.id)
             return 0
-        return await show.follow(execution, as_json=as_json)
+        show.print_start(execution, verbose=verbose)
+        return await show.follow(execution, as_json=as_json, verbose=verbose)
 
     _run(host, options, submit_and_show, as_json=as_json)
 
@@ -168,7 +172,7 @@ def deploy(host: str, as_json: bool, **options: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print only the result, as one JSON object.")
 def attach(execution_id: str, offsets: tuple[int, int], as_json: bool, **options: Any) -> None:
-    """Follow an execution from any later process, to its end. An interrupt cancels it, a second one leaves.
+    """Follow an execution from any later process, to its end. An interrupt leaves it running.
 
     \b
     Example:
@@ -178,7 +182,7 @@ def attach(execution_id: str, offsets: tuple[int, int], as_json: bool, **options
 
     async def follow(controller: "Controller", where: "Host") -> int:
         execution = await controller.attach(execution_id, where, offsets=offsets)
-        return await show.follow(execution, as_json=as_json)
+        return await show.follow(execution, as_json=as_json, can_cancel=False)
 
     _run_known(execution_id, options, follow, as_json=as_json)
 
@@ -252,6 +256,30 @@ def cancel(execution_id: str, **options: Any) -> None:
 
 
 @cronium.command(context_settings=_HELP)
+@click.option("-n", "count", type=click.IntRange(min=1), default=20, show_default=True, help="How many at most.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def history(count: int, as_json: bool) -> None:
+    """List the executions that were submitted from here, newest first. It asks no host.
+
+    \b
+    Example:
+      cronium history -n 5
+    """
+    from . import show
+    from .store import Store
+
+    store = Store()
+    records = store.recent(count)
+    store.close()
+    if not as_json:
+        show.print_history(records)
+        return
+    for record in records:
+        result = None if record.result is None else record.result.to_json()
+        show.print_json({"executionId": record.id, "host": record.host.name, "state": record.state, "result": result})
+
+
+@cronium.command(context_settings=_HELP)
 def version() -> None:
     """Print the version."""
     click.echo(f"cronium {__version__}")
@@ -261,7 +289,11 @@ def _run(host_text: str, options: dict[str, Any], work: Any, *, as_json: bool) -
     """Runs `work` with a controller and the host, and ends with its exit status."""
     from .hosts import parse_host
 
-    _finish(_with_controller(lambda: parse_host(host_text, identity=options["identity"]), options, work), as_json)
+    _finish(
+        _with_controller(lambda: parse_host(host_text, identity=options["identity"]), options, work),
+        as_json,
+        options.get("execution_id") or "",
+    )
 
 
 def _run_known(execution_id: str, options: dict[str, Any], work: Any, *, as_json: bool) -> None:
@@ -279,7 +311,7 @@ def _run_known(execution_id: str, options: dict[str, Any], work: Any, *, as_json
             )
         return record.host
 
-    _finish(_with_controller(recorded, options, work), as_json)
+    _finish(_with_controller(recorded, options, work), as_json, execution_id)
 
 
 async def _with_controller(find_host: Any, options: dict[str, Any], work: Any) -> int:
@@ -305,7 +337,7 @@ def _ask_passphrase(key: str) -> str:
     return answer
 
 
-def _finish(work: Coroutine[Any, Any, int], as_json: bool) -> None:
+def _finish(work: Coroutine[Any, Any, int], as_json: bool, execution_id: str) -> None:
     from . import show
 
     try:
@@ -317,8 +349,8 @@ def _finish(work: Coroutine[Any, Any, int], as_json: bool) -> None:
         if as_json:
             # Where nothing could be asked, what became of an id that was used before isn't known.
             state = Outcome.UNKNOWN if error.exit_status == EXIT_UNREACHABLE else Outcome.REJECTED
-            told = {"code": error.code, "message": error.message}
-            show.print_json({"host": error.host, "state": state.value, "exitCode": None, "error": told})
+            told = Result(execution_id, state, host=error.host, error_code=error.code, error_message=error.message)
+            show.print_result(told, {})
         click.echo(f"cronium: {error.message} [{error.code}]", err=True)
         status = error.exit_status
     except KeyboardInterrupt:

@@ -5,16 +5,19 @@ import codecs
 import os
 import signal
 import sys
+import time
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import click
 
 from cronium_runner.wire import exactjson
 from cronium_runner.wire.names import STDERR, STDOUT, STREAM_NAMES
-from cronium_runner.wire.results import EXIT_CANCELLED, Outcome, exit_status
+from cronium_runner.wire.results import EXIT_CANCELLED, Outcome, Result, exit_status
 
 from .dispatch import Execution
 from .hosts import Host
+from .store import Record
 
 TEXT_TAIL: Final = 64 * 1024
 """Bytes of each stream that --json shows as text (contracts §6)."""
@@ -23,12 +26,13 @@ _QUIET: Final = (Outcome.SUCCEEDED, Outcome.FAILED)
 _gone: set[int] = set()
 
 
-async def follow(execution: Execution, *, as_json: bool) -> int:
+async def follow(execution: Execution, *, as_json: bool, verbose: bool = False, can_cancel: bool = True) -> int:
     """Shows the output as it comes, then the result; returns the exit status.
 
-    An interrupt cancels the execution on the host and waits for its end; a second one leaves it running.
+    With `can_cancel` an interrupt cancels the execution on the host and waits for its end, and a second one stops
+    waiting. Without, the first one leaves it running.
     """
-    interrupts = _Interrupts(execution)
+    interrupts = _Interrupts(execution, can_cancel)
     tails = {stream: bytearray() for stream in STREAM_NAMES}
     with interrupts:
         async for piece in execution.pieces():
@@ -40,14 +44,14 @@ async def follow(execution: Execution, *, as_json: bool) -> int:
             if interrupts.has_left:
                 break
     if interrupts.has_left:
-        click.echo(f"cronium: left it running; attach with: cronium attach {execution.id}", err=True)
+        what = "it is being ended on the host" if can_cancel else "it goes on"
+        click.echo(f"cronium: left; {what}. Look again with: cronium attach {execution.id}", err=True)
         return EXIT_CANCELLED
     result = await execution.result()
+    if verbose:
+        print_summary(result)
     if as_json:
-        shown = result.to_json()
-        for stream, name in STREAM_NAMES.items():
-            shown[name]["text"] = tails[stream].decode("utf-8", "replace")
-        print_json(shown)
+        print_result(result, tails)
     elif result.state not in _QUIET or result.error_message is not None:
         click.echo(f"cronium: {execution.host}: {result.error_message or result.state} [{result.error_code}]", err=True)
     return exit_status(result)
@@ -78,6 +82,43 @@ async def write(stream: int, data: bytes) -> None:
         _gone.add(descriptor)
 
 
+def print_start(execution: Execution, *, verbose: bool) -> None:
+    """Says under which id it runs, where a person looks on; and always when nothing was started for it."""
+    if execution.was_started is False:
+        click.echo(f"cronium: '{execution.id}' was submitted before; this is that execution", err=True)
+    elif verbose or sys.stderr.isatty():
+        click.echo(f"cronium: execution {execution.id} on {execution.host}", err=True)
+
+
+def print_summary(result: Result) -> None:
+    """How it ended and what the script handed back, for a person, on standard error."""
+    ending = f"signal {result.signal}" if result.signal is not None else f"exit {result.exit_code}"
+    took = "" if result.duration_ms is None else f" after {result.duration_ms:.0f} ms"
+    click.echo(f"cronium: {result.state} ({ending}){took}", err=True)
+    if result.output is not None:
+        click.echo(f"cronium: output {exactjson.dumps(result.output)}", err=True)
+    for name, value in result.variables.items():
+        click.echo(f"cronium: variable {name} = {exactjson.dumps(value)}", err=True)
+    if result.condition is not None:
+        click.echo(f"cronium: condition {str(result.condition).lower()}", err=True)
+
+
+def print_result(result: Result, tails: Mapping[int, bytes | bytearray]) -> None:
+    """The result as --json shows it: with the end of each stream as text."""
+    shown = result.to_json()
+    for stream, name in STREAM_NAMES.items():
+        shown[name]["text"] = bytes(tails.get(stream, b"")).decode("utf-8", "replace")
+    print_json(shown)
+
+
+def print_history(records: Iterable[Record]) -> None:
+    """A line for each execution that was submitted from here, the newest first."""
+    click.echo(f"{'EXECUTION':<42} {'HOST':<24} {'STATE':<10} {'SUBMITTED':<20} WHAT")
+    for record in records:
+        submitted = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.submitted_at))
+        click.echo(f"{record.id:<42} {record.host.name:<24} {record.state:<10} {submitted:<20} {record.label}")
+
+
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object, one line, on standard output."""
     sys.stdout.buffer.write(exactjson.encode(value) + b"\n")
@@ -103,11 +144,11 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 class _Interrupts:
-    """While it is entered, the first SIGINT or SIGTERM cancels on the host and the second leaves."""
+    """While it is entered, SIGINT and SIGTERM cancel on the host (`can_cancel`, the first one) or leave."""
 
-    def __init__(self, execution: Execution) -> None:
+    def __init__(self, execution: Execution, can_cancel: bool) -> None:
         self._execution = execution
-        self._count = 0
+        self._can_cancel = can_cancel
         self.has_left = False
 
     def __enter__(self) -> "_Interrupts":
@@ -120,9 +161,9 @@ class _Interrupts:
             asyncio.get_running_loop().remove_signal_handler(number)
 
     def _hear(self) -> None:
-        self._count += 1
-        if self._count == 1:
-            click.echo("cronium: cancelling on the host; interrupt again to leave it running", err=True)
+        if self._can_cancel:
+            self._can_cancel = False
+            click.echo("cronium: cancelling on the host; interrupt again not to wait for its end", err=True)
             self._execution.cancel()
         else:
             self.has_left = True

@@ -4,6 +4,7 @@ What is decided about them (deadlines, grace, outcomes) is the supervisor's.
 """
 
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,8 @@ def start_script(argv: list[str], *, environment: Mapping[str, str], stdout: int
         )
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
+        if isinstance(error, OSError) and error.errno == errno.ENOEXEC:
+            reason = "it is no program and has no '#!' line; begin it with one, or name an interpreter"
         raise NotExecutableError(f"cannot execute {argv[0]}: {reason}") from None
 
 
