@@ -21,6 +21,7 @@ sys.path.insert(0, str(PROJECT / "tests"))
 
 from cronium_controller.connection import Access  # noqa: E402
 from cronium_controller.dispatch import Controller, Job  # noqa: E402
+from cronium_controller.errors import ControllerError  # noqa: E402
 from cronium_controller.hosts import Host  # noqa: E402
 from cronium_controller.install import Runners  # noqa: E402
 from cronium_controller.payloads import load  # noqa: E402
@@ -141,6 +142,9 @@ def main() -> int:
         heading("A host to run on")
         with ssh_server(folder) as (host, known_hosts):
             return asyncio.run(demonstrate(host, known_hosts, sys.argv[1], folder))
+    except ControllerError as error:
+        print(f"demo: {error.message} [{error.code}]", file=sys.stderr)
+        return 1
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

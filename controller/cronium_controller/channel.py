@@ -9,7 +9,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import asyncssh
 
@@ -98,6 +98,10 @@ class Conversation:
 class AgentChannel:
     """An agent that is running on a host and answering."""
 
+    ping_seconds: ClassVar[float] = frames.PING_SECONDS
+    """An agent that hears nothing from us for much longer takes us for gone, however much it has to say itself."""
+    silence_seconds: ClassVar[float] = frames.SILENCE_SECONDS
+
     def __init__(self, host_name: str) -> None:
         self.host_name = host_name
         self.lost: str | None = None
@@ -114,7 +118,7 @@ class AgentChannel:
         self._writable.set()
         self._ssh: asyncssh.SSHClientChannel[bytes] | None = None
         self._stderr = bytearray()
-        self._last_heard = time.monotonic()
+        self._last_heard = self._last_sent = self._last_pinged = time.monotonic()
         self._pinging: asyncio.Task[None] | None = None
         self._heard: asyncio.Future[None] | None = None
 
@@ -186,6 +190,7 @@ class AgentChannel:
         if self.lost is not None or self._ssh is None:
             raise ChannelLostError(self.lost or "the channel is not open", host=self.host_name)
         self.frames_sent += 1
+        self._last_sent = time.monotonic()
         try:
             self._ssh.write(frame)
         except (asyncssh.Error, OSError) as error:
@@ -290,14 +295,19 @@ class AgentChannel:
                 pass  # another PONG, or a kind of a newer agent
 
     async def _ping(self) -> None:
-        """Keeps the silence short, and ends a channel that is silent anyway."""
+        """Keeps the silence short on both sides, and ends a channel whose host is silent anyway.
+
+        The agent must hear something while it alone talks; we must hear something while we alone do (a long payload).
+        """
         while True:
-            await asyncio.sleep(frames.PING_SECONDS)
-            silence = time.monotonic() - self._last_heard
-            if silence >= frames.SILENCE_SECONDS:
-                self.close(f"the host has been silent for {silence:.0f} s")
+            due = min(self._last_sent, max(self._last_heard, self._last_pinged)) + self.ping_seconds
+            await asyncio.sleep(max(0.001, min(due, self._last_heard + self.silence_seconds) - time.monotonic()))
+            now = time.monotonic()
+            if now - self._last_heard >= self.silence_seconds:
+                self.close(f"the host has been silent for {now - self._last_heard:.0f} s")
                 return
-            if silence >= frames.PING_SECONDS:
+            if now >= min(self._last_sent, max(self._last_heard, self._last_pinged)) + self.ping_seconds:
+                self._last_pinged = now
                 with contextlib.suppress(ChannelLostError):
                     self.send(frames.encode(Kind.PING, 0))
 

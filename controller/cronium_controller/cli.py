@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cronium_runner import __version__
-from cronium_runner.wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, EXIT_UNREACHABLE, Outcome, Result
+from cronium_runner.wire.results import (
+    EXIT_CANCELLED,
+    EXIT_RUNNER_FAILED,
+    EXIT_UNREACHABLE,
+    Outcome,
+    Result,
+    exit_status,
+)
 from cronium_runner.wire.words import WordError
 
 from .errors import ControllerError
@@ -100,9 +107,11 @@ def run(host: str, script: str, detach: bool, as_json: bool, verbose: bool, **op
 
     from . import payloads, show
     from .arguments import read
-    from .dispatch import Job
+    from .dispatch import Job, new_execution_id
 
     input_text, event_text = options["input_text"], options["event_text"]
+    if options["execution_id"] is None:  # known from here on, to be told should we be interrupted
+        options["execution_id"] = new_execution_id()
 
     async def submit_and_show(controller: "Controller", where: "Host") -> int:
         given = {} if input_text is None else {"input": words.json_value(input_text, "--input", read)}
@@ -228,8 +237,7 @@ def logs(execution_id: str, stream: str | None, offset: int, raw: bool, **option
 
     async def print_logs(controller: "Controller", where: "Host") -> int:
         execution = await controller.attach(execution_id, where, offsets=(offset, offset), follow=False)
-        await show.print_pieces(execution, only=stream, raw=raw)
-        return 0
+        return await show.print_pieces(execution, only=stream, raw=raw)
 
     _run_known(execution_id, options, print_logs, as_json=False)
 
@@ -246,9 +254,15 @@ def cancel(execution_id: str, **options: Any) -> None:
     """
 
     async def end(controller: "Controller", where: "Host") -> int:
-        execution = await controller.attach(execution_id, where)
-        execution.cancel()
+        found = await controller.status(execution_id, where)
+        seen = (found["stdout"]["bytes"], found["stderr"]["bytes"])  # nobody reads the output here
+        execution = await controller.attach(execution_id, where, offsets=seen)
+        if execution.is_running:
+            execution.cancel()
         result = await execution.result()
+        if result.state is Outcome.UNKNOWN:
+            click.echo(f"cronium: {result.error_message} [{result.error_code}]", err=True)
+            return exit_status(result)
         click.echo(f"{execution_id}: {result.state}", err=True)
         return 0
 
@@ -354,8 +368,26 @@ def _finish(work: Coroutine[Any, Any, int], as_json: bool, execution_id: str) ->
         click.echo(f"cronium: {error.message} [{error.code}]", err=True)
         status = error.exit_status
     except KeyboardInterrupt:
-        status = EXIT_CANCELLED
+        sentence = "interrupted; nothing was submitted"
+        if _is_recorded(execution_id):
+            sentence = (
+                "interrupted before the end was known; it may be running. "
+                f"Look with: cronium attach {execution_id}, end it with: cronium cancel {execution_id}"
+            )
+        status = show.print_unknown(execution_id, None, sentence, {}, as_json=as_json)
     sys.exit(status)
+
+
+def _is_recorded(execution_id: str) -> bool:
+    from .store import Store
+
+    try:
+        store = Store()
+    except ControllerError:
+        return False
+    found = store.find(execution_id)
+    store.close()
+    return found is not None
 
 
 def main() -> None:

@@ -12,10 +12,11 @@ An execution is written down here before it is sent, and starts at most once on 
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, NamedTuple
@@ -23,22 +24,26 @@ from typing import Any, Final, NamedTuple
 from cronium_runner.wire import frames
 from cronium_runner.wire.codes import CODES
 from cronium_runner.wire.frames import CREDIT, Frame, Kind, ProtocolError
-from cronium_runner.wire.names import STREAM_NAMES, is_execution_id
+from cronium_runner.wire.names import STREAM_NAMES, execution_id_from, invalid_id_sentence, is_execution_id
 from cronium_runner.wire.results import Outcome, Result
 
 from .channel import AgentChannel, Conversation
 from .connection import Access, Connection, open_connection
-from .errors import ChannelLostError, ControllerError, PayloadError, RefusedError
+from .errors import ChannelLostError, ControllerError, PayloadError, RefusedError, StoreError
 from .hosts import Host
 from .install import Deployment, Runners, deploy, start_agent
 from .payloads import Payload
 from .store import Store
 
+_log = logging.getLogger("cronium.dispatch")
 _ABSENT: Any = object()
 ACKNOWLEDGE_SECONDS: Final = 5.0
 """How long leaving waits for hosts to hear that their results are stored; they keep them, should they not hear it."""
 GRANTED_AT_ONCE: Final = CREDIT // 4
 """Credit is given back in steps: often enough that the host never waits, without a frame for every line."""
+
+_HOSTS_TROUBLE: Final = ("state.", "runner.")
+"""Codes of what is wrong with the host or the agent, not with what was asked of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,15 @@ class Execution:
     """An execution on a host, as seen from here. Its life does not depend on this object."""
 
     def __init__(
-        self, execution_id: str, host: Host, transport: str, conversation: Conversation, store: Store, job: Job | None
+        self,
+        execution_id: str,
+        host: Host,
+        transport: str,
+        conversation: Conversation,
+        store: Store,
+        job: Job | None,
+        *,
+        is_new: bool = False,
     ) -> None:
         self.id = execution_id
         self.host = host
@@ -95,6 +108,9 @@ class Execution:
         self._conversation = conversation
         self._store = store
         self._job = job
+        self._is_new = is_new
+        """Whether the store knows this id from this very submission."""
+        self._receiving = asyncio.Lock()
         self._result: Result | None = None
         self._is_over = False
         self._ungranted = dict.fromkeys(STREAM_NAMES, 0)
@@ -106,11 +122,7 @@ class Execution:
     async def pieces(self) -> AsyncIterator[Piece]:
         """The output from here on. Ends with the execution, or when the channel is lost: then `result` is `unknown`."""
         while not self._is_over:
-            try:
-                piece = await self._receive()
-            except ChannelLostError as error:
-                self._lose(error)
-                return
+            piece = await self._next()
             if piece is not None:
                 yield piece
                 self._grant(piece)
@@ -138,6 +150,22 @@ class Execution:
             self._conversation.send(Kind.DETACH, {})
         self._conversation.close()
 
+    def abandon(self) -> None:
+        """Leaves before the host has answered, in the way that the job asks for when a controller is gone."""
+        if self._is_over:
+            return
+        with contextlib.suppress(ChannelLostError):
+            if self._job is not None and self._job.on_disconnect == "cancel":
+                self.cancel()
+        self.detach()  # also ends a payload on its way: what has not arrived is not started
+        with contextlib.suppress(StoreError):
+            self._store.note_state(self.id, Outcome.UNKNOWN.value)
+
+    @property
+    def known_result(self) -> Result | None:
+        """The result, if it has come by now; it says `unknown` when the channel was lost instead."""
+        return self._result
+
     @property
     def is_running(self) -> bool:
         """Whether the host has it and hasn't told its end, as far as we have read."""
@@ -148,17 +176,25 @@ class Execution:
 
         The payload travels here, when the host asks for it. Raises RefusedError.
         """
-        try:
-            while self.was_started is None and not self._is_over:
-                await self._receive()
-        except ChannelLostError as error:
-            self._lose(error)
+        while self.was_started is None and not self._is_over:
+            await self._next()
         return bool(self.was_started)
 
     async def wait_acknowledged(self) -> None:
         """Waits until the host knows that its result has been stored here."""
         if self._acknowledging is not None:
             await self._acknowledging
+
+    async def _next(self) -> Piece | None:
+        """Takes one frame, one caller at a time; a lost channel is the end. None for all that is not output."""
+        async with self._receiving:
+            if self._is_over:  # another caller has seen the end
+                return None
+            try:
+                return await self._receive()
+            except ChannelLostError as error:
+                self._lose(error.code, error.message)
+                return None
 
     async def _receive(self) -> Piece | None:
         """Takes one frame. Raises ChannelLostError, also for what is not in the protocol: then we know nothing."""
@@ -189,11 +225,16 @@ class Execution:
             case Kind.FINISHED:
                 self._finish(Result.from_json(frame.json()))
             case Kind.REFUSED:
-                told = frame.json()
+                refusal = _refusal(frame.json(), self.host)
+                is_attach = self._job is None
+                if self.was_started is not None or (is_attach and refusal.code.startswith(_HOSTS_TROUBLE)):
+                    self._lose(refusal.code, refusal.message)  # the host failed us, which ends no script
+                    return None
                 self._is_over = True
                 self._conversation.close()
-                self._store.note_state(self.id, "refused")
-                raise _refusal(told, self.host)
+                if self._is_new:
+                    self._store.note_state(self.id, "refused")
+                raise refusal
             case Kind.STATUS:  # an attach without following has shown all there is
                 self._is_over = True
                 self._conversation.close()
@@ -207,6 +248,8 @@ class Execution:
             self._ungranted[piece.stream] = 0
 
     def _finish(self, told: Result) -> None:
+        if told.execution_id != self.id:
+            raise ProtocolError(f"the result of '{self.id}' names {told.execution_id!r:.100}")
         self._is_over = True
         self._result = told.on(self.host.name, self._transport)
         self._store.finish(self._result, time.time())
@@ -224,8 +267,9 @@ class Execution:
                 self._store.note_acknowledged(self.id)
         self._conversation.close()
 
-    def _lose(self, error: ChannelLostError) -> None:
+    def _lose(self, code: str, message: str) -> None:
         self._is_over = True
+        self._conversation.close()
         self._store.note_state(self.id, Outcome.UNKNOWN.value)
         self._result = Result(
             execution_id=self.id,
@@ -233,8 +277,8 @@ class Execution:
             job_id=None if self._job is None else self._job.job_id,
             host=self.host.name,
             transport=self._transport,
-            error_code=error.code,
-            error_message=f"{error.message}; the execution may still be running. Look with: cronium attach {self.id}",
+            error_code=code,
+            error_message=f"{message}; the execution may still be running. Look with: cronium attach {self.id}",
         )
 
 
@@ -277,31 +321,30 @@ class Controller:
         await self.close()
 
     async def close(self) -> None:
-        """Ends all connections. Executions go on."""
-        with contextlib.suppress(TimeoutError):
-            acknowledging = [execution.wait_acknowledged() for execution in self._executions]
-            await asyncio.wait_for(asyncio.gather(*acknowledging), ACKNOWLEDGE_SECONDS)
-        for opening in self._reached.values():
-            opening.cancel()  # no effect on those that have been reached
-        reached = [task for task in self._reached.values() if task.done() and not task.cancelled()]
-        await asyncio.gather(*(task.result().leave() for task in reached if task.exception() is None))
-        self._reached.clear()
-        if self._owns_store:
-            self.store.close()
+        """Ends all connections, whatever one of them says. Executions go on."""
+        try:
+            with contextlib.suppress(TimeoutError):
+                acknowledging = [execution.wait_acknowledged() for execution in self._executions]
+                await asyncio.wait_for(_settle(acknowledging), ACKNOWLEDGE_SECONDS)
+            for opening in self._reached.values():
+                opening.cancel()  # no effect on those that have been reached
+            reached = [task for task in self._reached.values() if task.done() and not task.cancelled()]
+            await _settle([task.result().leave() for task in reached if task.exception() is None])
+            self._reached.clear()
+        finally:
+            if self._owns_store:
+                self.store.close()
 
     async def submit(self, host: Host, job: Job, *, follow: bool = True) -> Execution:
         """Submits a job. It is written down first; when this returns, the host has taken it, or the outcome is unknown.
 
         With `follow=False` no output is sent here, only the result. Raises UnreachableError, DeployError, StoreError
-        and RefusedError: after each of these nothing was started.
+        and RefusedError: after each of these nothing was started. Left early (a task that is cancelled), it may have
+        been started or not, as `unknown` says; with `on_disconnect="cancel"` the host is asked to end it.
         """
         execution_id = new_execution_id() if job.execution_id is None else job.execution_id
         if not is_execution_id(execution_id):
-            raise ControllerError(
-                "execution.id_invalid",
-                f"{execution_id!r} is not an execution id: use 1 to 64 letters, digits, '.', '_' or '-', "
-                "not beginning with '.' or '-'",
-            )
+            raise ControllerError("execution.id_invalid", invalid_id_sentence(execution_id))
         submission = job.submission(execution_id, follow=follow)
         try:
             frames.encode_json(Kind.SUBMIT, 0, submission)
@@ -312,13 +355,12 @@ class Controller:
                 f"they are JSON, at most {frames.MAX_BODY} bytes",
             ) from None
         reached = await self._reach(host)
-        self.store.record(execution_id, host, job.payload.sha256, job.payload.label, time.time())
+        is_new = self.store.record(execution_id, host, job.payload.sha256, job.payload.label, time.time())
         conversation = reached.agent.converse()
         conversation.send(Kind.SUBMIT, submission)
-        execution = Execution(execution_id, host, reached.connection.transport, conversation, self.store, job)
-        self._executions.add(execution)
-        await execution.wait_accepted()
-        return execution
+        transport = reached.connection.transport
+        execution = Execution(execution_id, host, transport, conversation, self.store, job, is_new=is_new)
+        return await self._accepted(execution)
 
     async def attach(
         self, execution_id: str, host: Host, *, offsets: tuple[int, int] = (0, 0), follow: bool = True
@@ -332,12 +374,23 @@ class Controller:
         conversation.send(Kind.ATTACH, {"executionId": execution_id, "offsets": list(offsets), "follow": follow})
         execution = Execution(execution_id, host, reached.connection.transport, conversation, self.store, None)
         execution.offsets = list(offsets)
+        return await self._accepted(execution)
+
+    async def _accepted(self, execution: Execution) -> Execution:
+        """The execution, once the host has answered. Whoever doesn't wait for that leaves nothing open."""
         self._executions.add(execution)
-        await execution.wait_accepted()
+        try:
+            await execution.wait_accepted()
+        except BaseException:
+            execution.abandon()
+            raise
         return execution
 
     async def status(self, execution_id: str, host: Host) -> dict[str, Any]:
-        """How an execution stands on its host. Raises RefusedError when the host knows nothing of it."""
+        """How an execution stands on its host.
+
+        Raises RefusedError when the host knows nothing of it, and ChannelLostError when it doesn't say.
+        """
         reached = await self._reach(host)
         conversation = reached.agent.converse()
         conversation.send(Kind.STATUS, {"executionId": execution_id})
@@ -346,11 +399,16 @@ class Controller:
         finally:
             conversation.close()
         assert frame is not None, "nobody else closes this conversation"
-        told = frame.json()
+        try:
+            told = frame.json()
+        except ProtocolError as error:
+            raise ChannelLostError(f"the agent said something unknown: {error}", host=host.name) from None
         if frame.kind != Kind.STATUS:
             raise _refusal(told, host)
-        status: dict[str, Any] = told["executions"][0]
-        return status
+        match told.get("executions"):
+            case [{"state": str()} as status]:
+                return dict(status)
+        raise ChannelLostError(f"the agent's status of '{execution_id}' cannot be read", host=host.name)
 
     async def deploy(self, host: Host) -> Deployment:
         """Makes sure that the runner is on the host; says where, and how many bytes that took."""
@@ -393,6 +451,13 @@ class Controller:
         return _Reached(connection, agent, deployment)
 
 
+async def _settle(leaving: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Waits for all of them; what one of them raises is logged and keeps none of the others from its end."""
+    for outcome in await asyncio.gather(*leaving, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            _log.warning("close_failed", extra={"reason": str(outcome)})
+
+
 def _refusal(told: dict[str, Any], host: Host) -> RefusedError:
     """The agent's refusal as an error. A newer agent may have codes that are not ours."""
     code = told.get("code")
@@ -401,4 +466,4 @@ def _refusal(told: dict[str, Any], host: Host) -> RefusedError:
 
 def new_execution_id() -> str:
     """A fresh id: readable in a listing, and never the same twice."""
-    return f"exec_{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}_{os.urandom(6).hex()}"
+    return execution_id_from(time.gmtime(), os.urandom(6))

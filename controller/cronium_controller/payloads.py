@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from cronium_runner.wire.frames import DATA_PIECE
+from cronium_runner.wire.names import PAYLOAD_SUFFIXES
 
 from .errors import PayloadError
 
@@ -76,7 +77,16 @@ def load(path: str | os.PathLike[str]) -> Payload:
             raise PayloadError("payload.unsafe_type", f"{given} is not a regular file; give a script or a payload")
         with given.open("rb") as file:
             is_gzip = file.read(2) == b"\x1f\x8b"
-        return _from_archive(given) if is_gzip else _from_script(given)
+        if is_gzip:
+            return _from_archive(given)
+        if given.name.endswith(PAYLOAD_SUFFIXES) or _sidecar(given).exists():
+            # Damaged, most likely: to run its bytes as a script would be the worst of answers.
+            raise PayloadError(
+                "payload.not_gzip",
+                f"{given} is not a gzip file, though its name or the .sha256 beside it says that it is a payload; "
+                "build it again",
+            )
+        return _from_script(given)
     except FileNotFoundError:
         raise PayloadError("payload.not_found", f"no script, directory or payload at {given}") from None
     except OSError as error:
@@ -87,7 +97,7 @@ def load(path: str | os.PathLike[str]) -> Payload:
 
 def _from_archive(path: Path) -> Payload:
     payload = Payload(path.name, path.open("rb"))
-    sidecar = path.with_name(path.name + ".sha256")
+    sidecar = _sidecar(path)
     if sidecar.exists():
         stated = sidecar.read_text("utf-8", "replace").split()
         if not stated or stated[0].lower().lstrip("\\") != payload.sha256:
@@ -97,6 +107,10 @@ def _from_archive(path: Path) -> Payload:
                 f"{path} has SHA-256 {payload.sha256}, which is not what {sidecar.name} says; build it again",
             )
     return payload
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
 
 
 def _from_script(path: Path) -> Payload:

@@ -2,6 +2,7 @@
 
 import asyncio
 import codecs
+import contextlib
 import os
 import signal
 import sys
@@ -13,14 +14,12 @@ import click
 
 from cronium_runner.wire import exactjson
 from cronium_runner.wire.names import STDERR, STDOUT, STREAM_NAMES
-from cronium_runner.wire.results import EXIT_CANCELLED, Outcome, Result, exit_status
+from cronium_runner.wire.results import TEXT_TAIL, Outcome, Result, exit_status
 
 from .dispatch import Execution
+from .errors import ChannelLostError
 from .hosts import Host
 from .store import Record
-
-TEXT_TAIL: Final = 64 * 1024
-"""Bytes of each stream that --json shows as text (contracts §6)."""
 
 _QUIET: Final = (Outcome.SUCCEEDED, Outcome.FAILED)
 _gone: set[int] = set()
@@ -43,10 +42,10 @@ async def follow(execution: Execution, *, as_json: bool, verbose: bool = False, 
                 await write(piece.stream, piece.data)
             if interrupts.has_left:
                 break
-    if interrupts.has_left:
+    if interrupts.has_left and execution.known_result is None:
         what = "it is being ended on the host" if can_cancel else "it goes on"
-        click.echo(f"cronium: left; {what}. Look again with: cronium attach {execution.id}", err=True)
-        return EXIT_CANCELLED
+        sentence = f"left; {what}. Look again with: cronium attach {execution.id}"
+        return print_unknown(execution.id, execution.host.name, sentence, tails, as_json=as_json)
     result = await execution.result()
     if verbose:
         print_summary(result)
@@ -57,8 +56,8 @@ async def follow(execution: Execution, *, as_json: bool, verbose: bool = False, 
     return exit_status(result)
 
 
-async def print_pieces(execution: Execution, *, only: str | None, raw: bool) -> None:
-    """Prints what an execution has written."""
+async def print_pieces(execution: Execution, *, only: str | None, raw: bool) -> int:
+    """Prints what an execution has written; the exit status says whether that was all there is."""
     decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in STREAM_NAMES}
     async for piece in execution.pieces():
         if only is None or STREAM_NAMES[piece.stream] == only:
@@ -66,6 +65,11 @@ async def print_pieces(execution: Execution, *, only: str | None, raw: bool) -> 
     for stream, decoder in decoders.items():  # a character that was cut off at the end is shown as one, too
         if rest := decoder.decode(b"", final=True):
             await write(stream, rest.encode())
+    result = execution.known_result
+    if result is None or result.state is not Outcome.UNKNOWN:
+        return 0
+    click.echo(f"cronium: {result.error_message} [{result.error_code}]", err=True)
+    return exit_status(result)
 
 
 async def write(stream: int, data: bytes) -> None:
@@ -109,6 +113,17 @@ def print_result(result: Result, tails: Mapping[int, bytes | bytearray]) -> None
     for stream, name in STREAM_NAMES.items():
         shown[name]["text"] = bytes(tails.get(stream, b"")).decode("utf-8", "replace")
     print_json(shown)
+
+
+def print_unknown(
+    execution_id: str, host: str | None, sentence: str, tails: Mapping[int, bytes | bytearray], *, as_json: bool
+) -> int:
+    """Says that we left before the end was known; the exit status for that."""
+    told = Result(execution_id, Outcome.UNKNOWN, host=host, error_code="channel.lost", error_message=sentence)
+    if as_json:
+        print_result(told, tails)
+    click.echo(f"cronium: {sentence}", err=True)
+    return exit_status(told)
 
 
 def print_history(records: Iterable[Record]) -> None:
@@ -164,7 +179,8 @@ class _Interrupts:
         if self._can_cancel:
             self._can_cancel = False
             click.echo("cronium: cancelling on the host; interrupt again not to wait for its end", err=True)
-            self._execution.cancel()
+            with contextlib.suppress(ChannelLostError):  # then the output ends, too, and says so
+                self._execution.cancel()
         else:
             self.has_left = True
             self._execution.detach()

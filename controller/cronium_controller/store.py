@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sql
+from sqlalchemy.dialects import sqlite
 
 from cronium_runner.wire import exactjson
 from cronium_runner.wire.results import Result
@@ -113,8 +114,11 @@ class Store:
         self._connection.close()
         self._engine.dispose()
 
-    def record(self, execution_id: str, host: Host, payload_sha256: str, label: str, now: float) -> None:
-        """Writes down an execution that is about to be submitted. The same id again on the same host stays as it is.
+    def record(self, execution_id: str, host: Host, payload_sha256: str, label: str, now: float) -> bool:
+        """Writes down an execution that is about to be submitted; whether that was news.
+
+        The same id again on the same host stays as it is, unless all that is known of it is that nothing was started:
+        then this submission takes its place.
 
         Raises ControllerError (`execution.id_conflict`) for an id that was submitted to another host: it could be
         found again on one of them only.
@@ -133,7 +137,7 @@ class Store:
             "is_acknowledged": False,
         }
         if self._write(_RECORD, row) == 1:
-            return
+            return True
         known = self.find(execution_id)
         if known is not None and _account(known.host) != _account(host):
             raise ControllerError(
@@ -141,13 +145,14 @@ class Store:
                 f"execution id '{execution_id}' was already submitted to {known.host}; choose a new id",
                 host=host.name,
             )
+        return False
 
     def note_state(self, execution_id: str, state: str) -> None:
         """Writes down how an execution stands while there is no result."""
         self._write(_NOTE_STATE, {"key": execution_id, "new_state": state})
 
     def finish(self, result: Result, now: float) -> None:
-        """Writes down the result."""
+        """Writes down the result. One that says how the script ended is never replaced by another."""
         self._write(
             _FINISH,
             {
@@ -186,14 +191,22 @@ class Store:
             raise StoreError(f"the database {self.path} cannot be written: {_reason(error)}") from None
 
 
-_RECORD = sql.insert(_executions).prefix_with("OR IGNORE")
+_NOTHING_STARTED: Final = ("rejected", "refused")
+_REPLACEABLE: Final = ("rejected", "lost", "unknown")
+_insert = sqlite.insert(_executions)
+_RECORD = _insert.on_conflict_do_update(
+    index_elements=[_executions.c.id],
+    # Everything that is not given is as in a new row: no result, no time of the end.
+    set_={column.name: _insert.excluded[column.name] for column in _executions.c if column.name != "id"},
+    where=_executions.c.state.in_(_NOTHING_STARTED),
+)
 _BY_KEY = _executions.c.id == sql.bindparam("key")
 _NOTE_STATE = (
     sql.update(_executions).where(_BY_KEY, _executions.c.result.is_(None)).values(state=sql.bindparam("new_state"))
 )
 _FINISH = (
     sql.update(_executions)
-    .where(_BY_KEY)
+    .where(_BY_KEY, sql.or_(_executions.c.result.is_(None), _executions.c.state.in_(_REPLACEABLE)))
     .values(state=sql.bindparam("new_state"), finished_at=sql.bindparam("now"), result=sql.bindparam("json"))
 )
 _NOTE_ACKNOWLEDGED = sql.update(_executions).where(_BY_KEY).values(is_acknowledged=True)

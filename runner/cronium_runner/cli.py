@@ -152,7 +152,13 @@ def validate(payload: str, sha256: str | None) -> None:
 
 @cronium_runner.command()
 @click.argument("execution_id", metavar="ID")
-@click.option("--offset", "offsets", type=(int, int), default=(0, 0), help="Bytes of stdout and stderr seen already.")
+@click.option(
+    "--offset",
+    "offsets",
+    type=(click.IntRange(min=0), click.IntRange(min=0)),
+    default=(0, 0),
+    help="Bytes of stdout and stderr seen already.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print only the result, as one JSON object.")
 def attach(execution_id: str, offsets: tuple[int, int], as_json: bool) -> None:
     """Follow an execution to its end; its exit status becomes ours. An interrupt leaves it running."""
@@ -176,9 +182,7 @@ def status(execution_id: str, as_json: bool) -> None:
     from . import follow, report
     from .jobdir import StateDirectory
 
-    execution = StateDirectory.open().execution(execution_id)
-    follow.wait_settled(execution)
-    found = follow.status(execution)
+    found = follow.settled_status(StateDirectory.open().execution(execution_id))
     if as_json:
         _print_json(found)
     else:
@@ -193,10 +197,7 @@ def list_executions(as_json: bool) -> None:
     from .jobdir import StateDirectory
 
     state = StateDirectory.open()
-    executions = [state.execution(execution_id) for execution_id in state.ids()]
-    for execution in executions:
-        follow.wait_settled(execution)
-    found = [follow.status(execution) for execution in executions]
+    found = [follow.settled_status(state.execution(execution_id)) for execution_id in state.ids()]
     if as_json:
         for one in found:
             _print_json(one)

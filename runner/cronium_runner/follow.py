@@ -4,13 +4,14 @@ Everything is read from the directory. A watch connection to the supervisor says
 "I am gone"; so a follower in the agent, on the command line and after a lost connection are the same thing.
 """
 
+import contextlib
 import os
 import socket
 import time
 from typing import Any, Final
 
 from . import process, undertaker
-from .errors import ExecutionError
+from .errors import ExecutionError, RunnerError
 from .jobdir import ExecutionDirectory
 from .lifecycle import State
 from .wire.names import STREAM_NAMES
@@ -96,7 +97,11 @@ def wait_settled(execution: ExecutionDirectory, *, is_guardian: bool = False) ->
 
 def status(execution: ExecutionDirectory) -> dict[str, Any]:
     """What is known of an execution, as one object: state, times, offsets, and the result once there is one."""
-    result = final_result(execution)
+    damage = None
+    try:
+        result = final_result(execution)
+    except RunnerError as error:  # one bad record must not hide the others
+        result, damage = None, {"code": error.code, "message": error.message}
     history = execution.history()
     claim = history[0] if history else {}
     state = State.FINISHED.value if result else (history[-1]["state"] if history else State.CLAIMED.value)
@@ -115,7 +120,15 @@ def status(execution: ExecutionDirectory) -> dict[str, Any]:
         "stdout": {"bytes": sizes["stdout"]},
         "stderr": {"bytes": sizes["stderr"]},
         "result": result,
+        "error": damage,
     }
+
+
+def settled_status(execution: ExecutionDirectory) -> dict[str, Any]:
+    """Like `status`, once it is known what became of an execution whose supervisor is dead."""
+    with contextlib.suppress(RunnerError):  # `status` tells of it
+        wait_settled(execution)
+    return status(execution)
 
 
 def acknowledge(execution: ExecutionDirectory) -> None:

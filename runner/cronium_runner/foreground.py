@@ -142,7 +142,9 @@ def _wait_for_result(execution: ExecutionDirectory, *, is_guardian: bool = False
 def _check_conflict(execution: ExecutionDirectory, submission: Submission) -> None:
     from .prepare import source_digest
 
-    follow.check_same_submission(execution, submission.fingerprint(source_digest(submission.source)))
+    follow.check_same_submission(
+        execution, submission.fingerprint(source_digest(execution.state_directory, submission.source))
+    )
 
 
 @contextlib.contextmanager

@@ -3,15 +3,18 @@
 The agent and the foreground command both start supervisors this way, and both learn the same things from the pair of
 sockets: what became of the claim, that there is more to read, and, by its end, that the supervisor is gone.
 
-    supervisor → guardian   claimed\\n | exists\\n | rejected <json>\\n   first
+    supervisor → guardian   claimed\\n | exists\\n | rejected <json>\\n   first; `claimed` once the script has been started
                             \\n                                          look again
                             finished\\n                                  the result is durable
     guardian → supervisor   c                                           cancel
     either end closing                                                  that side is gone
+
+A guardian that is gone changes nothing about the job, unless the submission says so: what can't be told is dropped.
 """
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 from typing import NoReturn
@@ -24,13 +27,18 @@ from .wire import exactjson
 from .wire.results import Outcome, Result
 
 
-def start_supervisor(state: StateDirectory, submission: Submission) -> tuple[int, socket.socket]:
-    """Forks a supervisor for the submission. Returns its pid and our end of the pair, which blocks."""
+def start_supervisor(
+    state: StateDirectory, submission: Submission, *, descriptor_limit: tuple[int, int] | None = None
+) -> tuple[int, socket.socket]:
+    """Forks a supervisor for the submission. Returns its pid and our end of the pair, which blocks.
+
+    `descriptor_limit` is what RLIMIT_NOFILE shall be for it and the script when the guardian has changed its own.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     pid = os.fork()
     if pid == 0:
         ours.close()
-        _supervise(state, submission, theirs)
+        _supervise(state, submission, theirs, descriptor_limit)
     theirs.close()
     return pid, ours
 
@@ -47,11 +55,24 @@ def rejected(submission_id: str, job_id: str | None, error: RunnerError) -> Resu
     )
 
 
-def _supervise(state: StateDirectory, submission: Submission, guardian: socket.socket) -> NoReturn:
+def undecided(submission: Submission) -> Result:
+    """The result of a submission whose supervisor ended before it could claim the id."""
+    sentence = "the supervisor ended before it had claimed the execution, so nothing was started; submit it again"
+    return rejected(submission.execution_id, submission.job_id, RunnerError("runner.internal", sentence))
+
+
+def _supervise(
+    state: StateDirectory,
+    submission: Submission,
+    guardian: socket.socket,
+    descriptor_limit: tuple[int, int] | None,
+) -> NoReturn:
     """The supervisor's whole life. Never returns into the guardian's code."""
     status = 0
     try:
         _detach(guardian.fileno())
+        if descriptor_limit is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, descriptor_limit)
         _prepare_and_run(state, submission, guardian)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it must be told and must not unwind further
         status = 1
@@ -88,7 +109,7 @@ def _prepare_and_run(state: StateDirectory, submission: Submission, guardian: so
     try:
         prepared = prepare(state, submission)
     except AlreadyClaimedError:
-        guardian.sendall(b"exists\n")
+        _tell(guardian, b"exists\n")
         return
     except RunnerError as error:
         _tell_rejection(submission, guardian, error)
@@ -99,11 +120,13 @@ def _prepare_and_run(state: StateDirectory, submission: Submission, guardian: so
         return
     socket_path = prepared.helper_socket.getsockname()
     try:
-        guardian.sendall(b"claimed\n")
-        Supervisor(prepared, submission, guardian).run()
-        with contextlib.suppress(OSError):
-            # Never waited for: a guardian that doesn't read now learns the same from the pair's end.
-            guardian.sendall(b"finished\n")
+        supervisor = Supervisor(prepared, submission, guardian)
+        supervisor.start()
+        # Only now: until the script runs the id may be given back, and who was told of it would find nothing.
+        _tell(guardian, b"claimed\n")
+        supervisor.run()
+        # Never waited for: a guardian that doesn't read now learns the same from the pair's end.
+        _tell(guardian, b"finished\n")
     except NotExecutableError as error:
         # Nothing has run, so the id is given back like in any other rejection.
         prepared.execution.release()
@@ -117,7 +140,12 @@ def _prepare_and_run(state: StateDirectory, submission: Submission, guardian: so
 
 def _tell_rejection(submission: Submission, guardian: socket.socket, error: RunnerError) -> None:
     result = rejected(submission.execution_id, submission.job_id, error)
-    guardian.sendall(b"rejected " + exactjson.encode(result.to_json()) + b"\n")
+    _tell(guardian, b"rejected " + exactjson.encode(result.to_json()) + b"\n")
+
+
+def _tell(guardian: socket.socket, words: bytes) -> None:
+    with contextlib.suppress(OSError):  # nobody there, which `Supervisor` notices and judges
+        guardian.sendall(words)
 
 
 def _report_defect(

@@ -15,12 +15,20 @@ from . import helpers
 MAGIC: Final = b"CRH1"
 MAX_WORDS: Final = 4096
 MAX_WORDS_BYTES: Final = 16 * 1024 * 1024
-MAX_STDIN: Final = 64 * 1024 * 1024
+MAX_STDIN: Final = 8 * 1024 * 1024
+"""More than any value may have (`values.MAX_BYTES`), so more is refused without being kept."""
+MAX_DISCARDED: Final = 64 * 1024 * 1024
+"""A client is heard out up to here, so that it can be told; then its connection ends."""
 MAX_CHUNK: Final = 1024 * 1024
 BACKLOG: Final = 256
 """Connections that may wait while the supervisor is busy: 8 processes × 20 helpers at once fit."""
 
 Execute = Callable[[helpers.Request, bytes | None], helpers.Answer]
+
+
+_TOO_LARGE: Final = helpers.HelperError(
+    "value.too_large", f"standard input is larger than {MAX_STDIN >> 20} MiB; write a file instead"
+)
 
 
 class _BrokenError(Exception):
@@ -52,6 +60,7 @@ class Connection:
         self._phase = _Phase.WORDS
         self._received = bytearray()
         self._stdin = bytearray()
+        self._stdin_size = 0
         self._request: helpers.Request | None = None
         self._unsent = bytearray()
 
@@ -83,6 +92,8 @@ class Connection:
             return False
         if not piece:
             return False
+        if self._phase is _Phase.ANSWER:
+            return self.send()  # what comes after the request is nobody's
         self._received += piece
         try:
             self._advance()
@@ -128,7 +139,10 @@ class Connection:
             self._unsent += _record(b"I", b"")
         if self._phase is _Phase.STDIN and self._take_stdin():
             assert self._request is not None
-            self._answer(self._execute(self._request, bytes(self._stdin)))
+            if self._stdin_size > MAX_STDIN:
+                self._answer(_TOO_LARGE.answer)
+            else:
+                self._answer(self._execute(self._request, bytes(self._stdin)))
 
     def _take_stdin(self) -> bool:
         """Collects chunks of standard input; True once the empty one has come."""
@@ -137,13 +151,15 @@ class Connection:
         try:
             while len(received) - start >= 4:
                 length = int.from_bytes(received[start : start + 4])
-                if length > MAX_CHUNK or len(self._stdin) + length > MAX_STDIN:
+                if length > MAX_CHUNK or self._stdin_size + length > MAX_DISCARDED:
                     raise _BrokenError
                 if length == 0:
                     return True
                 if len(received) - start - 4 < length:
                     return False
-                self._stdin += memoryview(received)[start + 4 : start + 4 + length]
+                self._stdin_size += length
+                if self._stdin_size <= MAX_STDIN:
+                    self._stdin += memoryview(received)[start + 4 : start + 4 + length]
                 start += 4 + length
         finally:
             del received[:start]

@@ -186,8 +186,13 @@ class Stage:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise AlreadyClaimedError(execution_id) from None
             raise
-        _sync_directory(self._state.executions)
-        return ExecutionDirectory(self._state, execution_id)
+        claimed = ExecutionDirectory(self._state, execution_id)
+        try:
+            _sync_directory(self._state.executions)
+        except OSError:
+            claimed.release()  # a claim that may be gone after a power loss is none
+            raise
+        return claimed
 
     def discard(self) -> None:
         """Removes what was prepared."""
@@ -215,7 +220,10 @@ class ExecutionDirectory:
             0o600,
         )
         try:
-            os.write(opened, line)
+            written = os.write(opened, line)
+            if written != len(line):  # the disk is full: half a line would make what follows unreadable
+                os.ftruncate(opened, os.fstat(opened).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
         finally:
             os.close(opened)
 
@@ -244,13 +252,18 @@ class ExecutionDirectory:
         _sync_directory(self.path)
 
     def read_result(self) -> dict[str, Any] | None:
-        """The recorded result, or None while there is none."""
+        """The recorded result, or None while there is none. Raises StateDirectoryError for one that is damaged."""
+        path = os.path.join(self.path, "result.json")
         try:
-            with open(os.path.join(self.path, "result.json"), "rb") as file:
+            with open(path, "rb") as file:
                 value = exactjson.loads(file.read())
         except FileNotFoundError:
             return None
-        return value if isinstance(value, dict) else None
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise StateDirectoryError(f"the record {path} is damaged; what became of '{self.id}' is not known")
+        return value
 
     def release(self) -> None:
         """Gives the id back: for a rejection after the claim but before the script ran."""

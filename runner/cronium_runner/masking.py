@@ -23,21 +23,22 @@ _URLSAFE: Final = bytes.maketrans(b"+/", b"-_")
 class Masker:
     """Replaces the given secrets. One for each stream."""
 
-    def __init__(self, secrets: Iterable[Any]) -> None:
+    def __init__(self, secrets: Iterable[Any], *, held: bytes = b"") -> None:
         self._patterns = sorted({form for secret in secrets for form in _forms(secret)}, key=len, reverse=True)
         self._found = re.compile(b"|".join(map(re.escape, self._patterns))) if self._patterns else None
         self._first_bytes = {pattern[0] for pattern in self._patterns}
         self._longest = max(map(len, self._patterns), default=0)
-        self._held = b""
+        self.held = held
+        """What was seen and not yet let go."""
 
     def __repr__(self) -> str:
-        return f"<Masker of {len(self._patterns)} patterns, {len(self._held)} bytes held>"
+        return f"<Masker of {len(self._patterns)} patterns, {len(self.held)} bytes held>"
 
     def feed(self, piece: bytes) -> bytes:
         """What can be let go after `piece`, secrets replaced."""
         if self._found is None:
             return piece
-        seen = self._held + piece
+        seen = self.held + piece
         end = self._begin_of_prefix(seen)
         parts = []
         start = 0
@@ -49,12 +50,12 @@ class Masker:
             start = match.end()
         end = max(start, end)
         parts.append(seen[start:end])
-        self._held = seen[end:]
+        self.held = seen[end:]
         return b"".join(parts)
 
     def flush(self) -> bytes:
         """The rest, when nothing more will come."""
-        rest, self._held = self._held, b""
+        rest, self.held = self.held, b""
         return rest if self._found is None else self._found.sub(MASK, rest)
 
     def _begin_of_prefix(self, seen: bytes) -> int:
@@ -85,8 +86,7 @@ class MaskedSpool:
 
     def mask(self, secrets: Iterable[Any]) -> None:
         """From here on these secrets are masked, for a script that has given one a new value."""
-        self._spool.write(self._masker.flush())
-        self._masker = Masker(secrets)
+        self._masker = Masker(secrets, held=self._masker.held)
 
     def close(self) -> StreamSummary:
         """Makes what was kept durable and says what it is."""
@@ -96,6 +96,10 @@ class MaskedSpool:
 
 def _forms(secret: Any) -> Iterable[bytes]:
     """The byte strings that give a secret away: each of its lines as it is, as JSON writes it, and in base64."""
+    if isinstance(secret, dict | list):
+        for inner in secret.values() if isinstance(secret, dict) else secret:
+            yield from _forms(inner)
+        return
     text = secret if isinstance(secret, str) else exactjson.dumps(secret)
     whole = text.encode("utf-8", "surrogatepass")
     lines = [line.strip() for line in whole.splitlines()]

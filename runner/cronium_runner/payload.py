@@ -179,13 +179,16 @@ def unpack(source: BinaryIO | str, directory: int | str) -> list[str]:
         return tree.files
 
 
-def contents(source: BinaryIO, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+def contents(source: BinaryIO, wanted: Collection[str], *, limit: int) -> Iterator[tuple[str, bytes]]:
     """Name and content of each file of the payload; the content is empty for names that are not `wanted`.
 
-    Reads what `unpack` would write, and refuses what it would refuse. Raises PayloadError.
+    Reads what `unpack` would write, and refuses what it would refuse, and more than `limit` bytes. Raises PayloadError.
     """
     stream = GzipStream(source)
     for entry in entries(stream):
+        limit -= entry.size
+        if limit < 0:
+            raise PayloadError("payload.too_large", "the payload is larger than what was asked for")
         name = member_name(entry.name)
         if entry.is_directory or name.rpartition("/")[2].startswith("._"):
             stream.skip(entry.size)

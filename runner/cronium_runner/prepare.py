@@ -9,7 +9,7 @@ import functools
 import hashlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from . import (
@@ -26,11 +26,12 @@ from . import (
 from .errors import ManifestError, RunnerError
 from .jobdir import AlreadyClaimedError, ExecutionDirectory, Stage, StateDirectory, utc_now
 from .manifest import Manifest
-from .submission import DEFAULT_TIMEOUT, LEFT_BY_A_RUN, Archive, Folder, Source, Submission
+from .submission import DEFAULT_TIMEOUT, LEFT_BY_A_RUN, Archive, Folder, Script, Source, Submission
 from .values import BundledValues
 
 REMEMBERED_BYTES: Final = 64 * 1024
 """Payloads up to this size have their manifest parsed ahead: nearly all, and none that keeps an agent busy."""
+UNPACKED_REMEMBERED_BYTES: Final = 1024 * 1024
 
 _EVENT_KEYS: Final = {
     # The event object's field: what the manifest's metadata, or an event that was handed over, may call it.
@@ -75,7 +76,7 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
             "CRONIUM_WORK_DIR": os.path.join(state.executions, submission.execution_id, "work"),
             "CRONIUM_SOCKET": state.socket_path(),
         }
-        command, script_environment = _command(stage, parsed, own)
+        command, script_environment = _command(stage, parsed, own, submission.secrets)
         values = BundledValues(
             os.path.join(stage.work, ".cronium"),
             input=submission.input if submission.has_input else parsed.metadata.get("inputData"),
@@ -121,14 +122,14 @@ def inspect(state: StateDirectory, source: Source) -> tuple[Manifest, list[str]]
     stage = state.stage()
     try:
         parsed, _ = _fill(stage, source)
-        command, _ = _command(stage, parsed, {})
+        command, _ = _command(stage, parsed, {}, ())
         return parsed, [_moved(word, stage.work, ".") for word in command.argv] + list(parsed.args)
     finally:
         stage.discard()
 
 
 def remember_manifest(path: str) -> None:
-    """Parses the manifest of a small payload file now, for supervisors that are forked later.
+    """Parses the manifest of a small payload file, named by its SHA-256, now: for supervisors that are forked later.
 
     A forked process pays for every page it touches; parsing YAML touches many. A payload that cannot be read is left
     for its supervisor to refuse.
@@ -137,8 +138,8 @@ def remember_manifest(path: str) -> None:
         if os.stat(path).st_size > REMEMBERED_BYTES:
             return
         found: dict[str, bytes] = {}
-        with payload.open_payload(path) as file:
-            for name, content in payload.contents(file, manifest.FILE_NAMES):
+        with payload.open_payload(path, os.path.basename(path).removesuffix(".tar.gz")) as file:
+            for name, content in payload.contents(file, manifest.FILE_NAMES, limit=UNPACKED_REMEMBERED_BYTES):
                 found[name] = content
         name = manifest.find_manifest(found)
         _parsed(found[name], name, frozenset(found))
@@ -149,44 +150,42 @@ def _parsed(text: bytes, name: str, members: frozenset[str]) -> Manifest:
     return manifest.parse_manifest(text, name=name, members=members)
 
 
-def source_digest(source: Source) -> str:
-    """What identifies the content of a source: a payload's SHA-256, or one over a folder's or script's content."""
-    if isinstance(source, Archive):
-        if source.sha256 is not None:
-            return source.sha256.lower()
-        with payload.open_payload(source.path) as file:
-            return payload.digest_of(file)
+def source_digest(state: StateDirectory, source: Source) -> str:
+    """What identifies the content of a source: a payload's SHA-256, or one over a folder's or script's files."""
+    stage = state.stage()
+    try:
+        return _unpack(stage, source)[1]
+    finally:
+        stage.discard()
+
+
+def _digest_of_files(directory: str, members: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    if isinstance(source, Folder):
-        for folder, folders, files in os.walk(source.path):
-            folders.sort()
-            for name in sorted(files):
-                path = os.path.join(folder, name)
-                if os.path.relpath(path, source.path) in LEFT_BY_A_RUN:
-                    continue
-                with open(path, "rb") as file:
-                    digest.update(os.fsencode(os.path.relpath(path, source.path)) + b"\0")
-                    digest.update(bytes.fromhex(payload.digest_of(file)))
-    else:
-        with open(source.path, "rb") as file:
-            digest.update(os.fsencode(os.path.basename(source.path)) + b"\0")
-            digest.update(bytes.fromhex(payload.digest_of(file)))
+    for name in sorted(set(members) - set(LEFT_BY_A_RUN)):
+        with open(os.path.join(directory, name), "rb") as file:
+            digest.update(os.fsencode(name) + b"\0" + bytes.fromhex(payload.digest_of(file)))
     return digest.hexdigest()
 
 
-def _fill(stage: Stage, source: Source) -> tuple[Manifest, str]:
-    """Puts the payload into the stage's work directory; returns its manifest and what identifies its content."""
+def _unpack(stage: Stage, source: Source) -> tuple[list[str], str]:
+    """Puts the source's files into the stage's work directory; their names, and what identifies their content."""
     os.mkdir(stage.work, 0o700)
     if isinstance(source, Archive):
         with payload.open_payload(source.path, source.sha256) as file:
             digest = payload.digest_of(file) if source.sha256 is None else source.sha256.lower()
-            members = payload.unpack(file, stage.work)
+            return payload.unpack(file, stage.work), digest
+    if isinstance(source, Folder):
+        members = payload.copy_directory(source.path, stage.work)
     else:
-        digest = source_digest(source)
-        if isinstance(source, Folder):
-            members = payload.copy_directory(source.path, stage.work)
-        else:
-            return Manifest("v1", None, payload.copy_script(source.path, stage.work)), digest
+        members = [payload.copy_script(source.path, stage.work)]
+    return members, _digest_of_files(stage.work, members)
+
+
+def _fill(stage: Stage, source: Source) -> tuple[Manifest, str]:
+    """Puts the payload into the stage's work directory; returns its manifest and what identifies its content."""
+    members, digest = _unpack(stage, source)
+    if isinstance(source, Script):
+        return Manifest("v1", None, members[0]), digest
     name = manifest.find_manifest(members)
     with open(os.path.join(stage.work, name), "rb") as file:
         parsed = _parsed(file.read(strict_yaml.MAX_BYTES + 1), name, frozenset(members))
@@ -199,11 +198,15 @@ def _fill(stage: Stage, source: Source) -> tuple[Manifest, str]:
 
 
 def _command(
-    stage: Stage, parsed: Manifest, own: Mapping[str, str]
+    stage: Stage, parsed: Manifest, own: Mapping[str, str], hidden: Collection[str]
 ) -> tuple[interpreter.ResolvedCommand, dict[str, str]]:
-    """The command that runs the entrypoint, and the environment that it gets."""
+    """The command that runs the entrypoint, and the environment that it gets: ours without the names that are `hidden`.
+
+    A secret may have come by our environment; to the script it is a variable, not something that all its children see.
+    """
     helpers = install.helper_folder()
-    plain = environment.script_environment(os.environ, manifest=parsed.environment, own=own, helper_bin=helpers.bin)
+    inherited = {name: value for name, value in os.environ.items() if name not in hidden}
+    plain = environment.script_environment(inherited, manifest=parsed.environment, own=own, helper_bin=helpers.bin)
     command = interpreter.resolve(parsed.interpreter, parsed.entrypoint, stage.work, plain["PATH"])
     return command, environment.for_interpreter(plain, command.kind, helpers)
 

@@ -70,18 +70,17 @@ def is_alive(who: Any) -> bool:
     if who.get("boot") != _boot_id():
         return False
     fields = _stat_fields(who["pid"])
-    return fields is not None and fields[0] not in (b"Z", b"X") and int(fields[19]) == who.get("start")
+    return fields is not None and _is_living(fields) and int(fields[19]) == who.get("start")
 
 
 def descendants(root: int, *, outside: int | None = None) -> list[int]:
     """Every living descendant of `root`, parents before children. Zombies and process group `outside` are left out."""
     children: dict[int, list[int]] = {}
     members = set()
-    for pid, state, parent, group in _processes():
-        if state not in (b"Z", b"X"):
-            children.setdefault(parent, []).append(pid)
-            if group == outside:
-                members.add(pid)
+    for pid, parent, group in _living():
+        children.setdefault(parent, []).append(pid)
+        if group == outside:
+            members.add(pid)
     found: list[int] = []
     waiting = [root]
     while waiting:
@@ -120,7 +119,7 @@ def signal_orphans(marker: str | None, guardian: int | None, number: int) -> int
     """Signals what is left of an execution whose supervisor is dead; says how many there were.
 
     Those are the processes that inherited `marker` (NAME=VALUE) in their environment, which is this execution's alone.
-    And, when `guardian` is the subreaper they were handed to, its children that are none of the runner's own: so one
+    And, when `guardian` is the subreaper they were handed to, its children that are no supervisors of its own: so one
     that cleaned its environment is found as well.
     """
     found = _orphans(marker, guardian)
@@ -144,20 +143,22 @@ def signal_orphans(marker: str | None, guardian: int | None, number: int) -> int
 
 def _orphans(marker: str | None, guardian: int | None, among: Sequence[int] | None = None) -> list[int]:
     own = os.getpid()
-    living = {pid: parent for pid, state, parent, _ in _processes() if state not in (b"Z", b"X") and pid != own}
+    living = {pid: parent for pid, parent, _ in _living() if pid != own}
     adopted: set[int] = set()
     if guardian is not None:
-        runner = _program(guardian)
-        tops = [pid for pid, parent in living.items() if parent == guardian and _program(pid) != runner]
+        # Supervisors and undertakers are forked and execute no other program: their command line is the guardian's.
+        command = _command(guardian)
+        tops = [pid for pid, parent in living.items() if parent == guardian and _command(pid) != command]
         adopted = {*tops, *(below for top in tops for below in descendants(top))}
     word = None if marker is None else os.fsencode(marker)
     asked = living if among is None else [pid for pid in among if pid in living]
     return [pid for pid in asked if pid in adopted or (word is not None and word in _environment(pid))]
 
 
-def _program(pid: int) -> str | None:
+def _command(pid: int) -> bytes | None:
     try:
-        return os.readlink(f"/proc/{pid}/exe")
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
     except OSError:
         return None
 
@@ -171,8 +172,8 @@ def _environment(pid: int) -> list[bytes]:
         return []
 
 
-def _processes() -> Iterator[tuple[int, bytes, int, int]]:
-    """pid, state, parent and process group of every process that /proc shows."""
+def _living() -> Iterator[tuple[int, int, int]]:
+    """pid, parent and process group of every process that /proc shows, zombies left out."""
     try:
         names = os.listdir("/proc")
     except OSError:
@@ -180,8 +181,13 @@ def _processes() -> Iterator[tuple[int, bytes, int, int]]:
     for name in names:
         if name.isdigit():
             fields = _stat_fields(int(name))
-            if fields is not None:
-                yield int(name), fields[0], int(fields[1]), int(fields[2])
+            if fields is not None and _is_living(fields):
+                yield int(name), int(fields[1]), int(fields[2])
+
+
+def _is_living(fields: list[bytes]) -> bool:
+    """Whether the process does anything yet. One whose first thread has ended shows as a zombie while others run on."""
+    return fields[0] != b"X" and (fields[0] != b"Z" or int(fields[17]) > 1)
 
 
 def _stat_fields(pid: int) -> list[bytes] | None:

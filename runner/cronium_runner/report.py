@@ -6,7 +6,7 @@ The report goes to standard error, so that the script's own standard output stay
 import sys
 from typing import Any, Final
 
-from .submission import Submission
+from .submission import Script, Submission
 from .wire import exactjson
 from .wire.results import Outcome, Result
 
@@ -19,13 +19,17 @@ def print_start(submission: Submission, what: str) -> None:
     _row("execution", submission.execution_id)
     _row(
         "input",
-        exactjson.dumps(submission.input) if submission.has_input else "none (cronium.input prints null)",
+        exactjson.dumps(submission.input) if submission.has_input else _no_input(submission),
     )
     for name, value in submission.variables.items():
         _row("variable", f"{name} = {exactjson.dumps(value)}")
     for name in submission.secrets:
         _row("secret", f"{name} = ***")
     _heading("output")
+
+
+def _no_input(submission: Submission) -> str:
+    return "none (cronium.input prints null)" if isinstance(submission.source, Script) else "what the manifest says"
 
 
 def print_end(result: Result) -> None:

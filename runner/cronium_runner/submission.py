@@ -21,6 +21,9 @@ MAX_TIMEOUT: Final = 24 * 3600.0
 LEFT_BY_A_RUN: Final = ("output.json", "variables.json")
 """What a local run of a folder leaves in it (contracts §4): results, so no part of what identifies the folder."""
 
+MAX_JOB_ID: Final = 256
+"""It is told in every state line and result."""
+
 OnDisconnect = Literal["continue", "cancel"]
 
 
@@ -76,6 +79,8 @@ class Submission(NamedTuple):
                 f"a timeout of {self.timeout:g} s is not possible: it is above 0 and at most {MAX_TIMEOUT:g} s (24 h)",
                 "usage.invalid",
             )
+        if self.job_id is not None and len(self.job_id) > MAX_JOB_ID:
+            raise InputError(f"a job id has at most {MAX_JOB_ID} characters, not {len(self.job_id)}", "usage.invalid")
         return self
 
     def fingerprint(self, payload_sha256: str) -> str:

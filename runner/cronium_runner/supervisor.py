@@ -35,13 +35,15 @@ DRAIN_SECONDS: Final = 2.0
 """How long a grandchild may keep the output open after the script's own end before the tree is ended."""
 CLEAN_UP_SECONDS: Final = 60.0
 """How long SIGKILL is repeated (contracts §8). What survives that is stuck in the kernel and said to be so."""
+MAX_CONNECTIONS: Final = 256
+"""Helpers at once. A script that opened more would take the descriptors that are needed to end it."""
 READ_PIECE: Final = 256 * 1024
 SWEEP_SECONDS: Final = 0.02
 """Between two sweeps of SIGKILL. Each ends what the one before missed, so a fork bomb runs out of parents."""
 
 
 class Supervisor:
-    """One running execution. `run` is called once, in a process of its own."""
+    """One running execution. `start` and then `run` are called once, in a process of its own."""
 
     def __init__(self, prepared: Prepared, submission: Submission, guardian: socket.socket) -> None:
         self._prepared = prepared
@@ -63,17 +65,15 @@ class Supervisor:
         self._kill_at: float | None = None
         self._give_up_at = float("inf")
         self._is_childless = False
+        self._connections = 0
         self._drain_until: float | None = None
         self._deadline = float("inf")
         self._strays: set[int] = set()
         self._started = 0.0
         self._started_at: str | None = None
 
-    def run(self) -> Result:
-        """Starts the script, sees it through to its end and writes the result down.
-
-        Raises NotExecutableError when the script could not be executed at all: then nothing has run.
-        """
+    def start(self) -> None:
+        """Starts the script. Raises NotExecutableError when it could not be executed at all: then nothing has run."""
         process.become_subreaper()
         self._listen_to_signals()
         self._add(self._prepared.helper_socket.fileno(), self._accept)
@@ -81,6 +81,9 @@ class Supervisor:
             self._guardian.setblocking(False)
             self._add(self._guardian.fileno(), self._hear_guardian)
         self._start_script()
+
+    def run(self) -> Result:
+        """Sees the started script through to its end and writes the result down."""
         while not self._is_over():
             self._turn()
         return self._finish()
@@ -126,9 +129,10 @@ class Supervisor:
 
     def _is_over(self) -> bool:
         """Whether the script has ended, nothing of it is left and its output has been read to the end."""
-        if self._status is None or (self._pipes and self._drain_until is not None):
+        is_given_up = time.monotonic() >= self._give_up_at
+        if not is_given_up and (self._status is None or (self._pipes and self._drain_until is not None)):
             return False
-        if not self._is_childless and time.monotonic() < self._give_up_at:
+        if not is_given_up and not self._is_childless:
             self._end_strays()
             return False
         # Nobody is left to write, so what the pipes still hold is all there will be.
@@ -256,6 +260,8 @@ class Supervisor:
         now = time.monotonic()
         if self._give_up_at == float("inf"):
             self._give_up_at = now + CLEAN_UP_SECONDS
+        if self._status is None:
+            process.send_signal_to_group(self._script, signal.SIGKILL)
         left = process.descendants(os.getpid())
         if self._status is not None:
             self._strays.update(left)
@@ -266,10 +272,14 @@ class Supervisor:
 
     def _accept(self, _events: int) -> None:
         while True:
+            if self._connections >= MAX_CONNECTIONS:
+                self._remove(self._prepared.helper_socket.fileno())  # the others wait until one has ended
+                return
             try:
                 connected, _ = self._prepared.helper_socket.accept()
             except OSError:  # nobody waiting, or no descriptor free: the next round tries again
                 return
+            self._connections += 1
             connected.setblocking(False)
             connection = helper_socket.Connection(connected, self._execute_helper)
             self._add(connected.fileno(), functools.partial(self._serve, connection))
@@ -310,6 +320,9 @@ class Supervisor:
             self._remove(descriptor)
             self._watchers.pop(descriptor, None)
             connection.close()
+            if self._connections == MAX_CONNECTIONS:
+                self._add(self._prepared.helper_socket.fileno(), self._accept)
+            self._connections -= 1
             return
         self._epoll.modify(descriptor, select.EPOLLIN | (select.EPOLLOUT if connection.has_unsent else 0))
         if connection.is_watch:
@@ -358,9 +371,8 @@ class Supervisor:
             self._execution.append_state(state, record)
 
     def _finish(self) -> Result:
-        assert self._status is not None
         duration = time.monotonic() - self._started
-        exit_code, number = _exit_of(self._status)
+        exit_code, number = (None, None) if self._status is None else _exit_of(self._status)
         summaries = {stream: spool.close() for stream, spool in self._spools.items()}
         state = self._end_reason or (Outcome.SUCCEEDED if exit_code == 0 else Outcome.FAILED)
         code, message = self._explain(state)
@@ -412,7 +424,8 @@ class Supervisor:
         if not self._is_childless:
             return (
                 "execution.unkillable",
-                "processes of the script survived SIGKILL for a minute; they are stuck in the kernel",
+                "processes of the script could not be ended within a minute: they belong to another user now, or are "
+                "stuck in the kernel",
             )
         if state is Outcome.TIMED_OUT:
             return (

@@ -13,6 +13,7 @@ import time
 from typing import Any, Final
 
 from . import __version__, process
+from .errors import StateDirectoryError
 from .jobdir import ExecutionDirectory, utc_now
 from .lifecycle import State
 from .wire.names import STDERR, STDOUT, STREAM_NAMES
@@ -22,24 +23,52 @@ GRACE_SECONDS: Final = 5.0
 """Between SIGTERM and SIGKILL, as the supervisor would have given (contracts §8)."""
 GIVE_UP_SECONDS: Final = 60.0
 SWEEP_SECONDS: Final = 0.02
+AGAIN_SECONDS: Final = 5.0
+"""Between two tries for one execution, where the disk refuses the record."""
+
+
+_failed: dict[str, float] = {}
+"""When (monotonic) an undertaker of ours could not write down what it had to, by the execution's path."""
+_started: dict[str, tuple[int, float]] = {}
+"""Undertakers of ours by the execution's path: their pid, and when (monotonic) they were started."""
 
 
 def start(execution: ExecutionDirectory, *, guardian: int | None) -> None:
     """Starts an undertaker for the execution, unless one is at it. Returns at once.
 
     `guardian` is the process that the dead supervisor's orphans were handed to, when that is known and alive.
+    Raises StateDirectoryError when one that we started before could not write down what it had to.
     """
+    if execution.path in _started:
+        child, when = _started[execution.path]
+        try:
+            pid, status = os.waitpid(child, os.WNOHANG)
+        except ChildProcessError:  # an agent's loop has collected it
+            pid, status = child, 0
+        if pid == 0 or (status == 0 and time.monotonic() < when + AGAIN_SECONDS):
+            return
+        del _started[execution.path]
+        if status != 0:
+            _failed[execution.path] = time.monotonic()
+    if time.monotonic() < _failed.get(execution.path, -AGAIN_SECONDS) + AGAIN_SECONDS:
+        raise StateDirectoryError(
+            f"that '{execution.id}' is lost cannot be written down in {execution.path}; free space there"
+        )
     lock = os.open(execution.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fork() == 0:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
             try:
                 _detach(lock)
                 if execution.read_result() is None:
                     _end_orphans(execution, guardian)
                     _write_lost(execution)
+                status = 0
             finally:
-                os._exit(0)
+                os._exit(status)
+        _started[execution.path] = (pid, time.monotonic())
     except BlockingIOError:
         pass  # one is at it
     finally:
@@ -89,7 +118,11 @@ def _write_lost(execution: ExecutionDirectory) -> None:
         error_message=f"the supervisor of '{execution.id}' died without a result; how far the script came is not "
         "known. What it had written so far is kept; submit it under a new id to run it again",
     )
-    execution.write_result(lost.to_json())
+    try:
+        execution.write_result(lost.to_json())
+    except OSError:
+        execution.remove_work()  # makes room; nothing runs there any more
+        execution.write_result(lost.to_json())
 
 
 def _kept(execution: ExecutionDirectory, stream: int) -> StreamSummary:

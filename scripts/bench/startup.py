@@ -3,6 +3,7 @@
 Single times on a shared machine mean little; a run of A right after a run of B, many times, says how they compare.
 """
 
+import argparse
 import asyncio
 import os
 import shutil
@@ -156,7 +157,11 @@ async def jobs(binary: str, folder: Path, state: Path, where: str, rounds: int) 
 
 
 def main() -> None:
-    binary, rounds = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 40
+    parser = argparse.ArgumentParser(prog="scripts/bench/startup", description="What starting costs, as paired ratios.")
+    parser.add_argument("binary", help=argparse.SUPPRESS)
+    parser.add_argument("rounds", nargs="?", type=int, default=40, help="how many pairs of each (default 40)")
+    given = parser.parse_args()
+    binary, rounds = given.binary, given.rounds
     folder = Path(tempfile.mkdtemp(prefix="cronium-bench-"))
     memory = Path(tempfile.mkdtemp(prefix="cronium-bench-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     print(f"{rounds} rounds, medians; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")

@@ -303,3 +303,14 @@ def test_a_file_that_changes_its_size_meanwhile_is_no_traceback(tmp_path: Path) 
         assert "growing" in refusal(folder).message
     finally:
         tarfile.TarFile.addfile = real  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("name", ["bad.tar.gz", "bad.tgz", "bad"])
+def test_a_payload_whose_magic_is_broken_is_never_a_script(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"#!/bin/sh\necho never\n")
+    if name == "bad":
+        (tmp_path / "bad.sha256").write_text("ab" * 32 + "  bad\n")
+    with pytest.raises(PayloadError) as refused:
+        load(tmp_path / name)
+    assert refused.value.code == "payload.not_gzip"
+    assert str(tmp_path / name) in refused.value.message

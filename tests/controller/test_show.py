@@ -89,7 +89,7 @@ def test_a_second_interrupt_leaves_it_running_and_says_how_to_come_back(remote: 
         assert b"interrupt again" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 255
     assert b"cronium attach stubborn" in stderr
     assert remote.wait_result("stubborn")["state"] == "cancelled"  # the first one still holds
 
@@ -149,3 +149,42 @@ def test_a_secret_comes_from_a_file_standard_input_or_the_environment(remote: Re
         check=True,
     )
     assert stdout == expected.stdout
+
+
+async def test_logs_that_are_cut_off_are_not_all_there_is(
+    remote: RemoteHost, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    async with TcpProxy(remote.server.port) as proxy, remote.controller() as controller:
+        host = through(remote, proxy)
+        job = Job(load(remote.script("head -c 2000000 /dev/zero")), execution_id="cut")
+        await (await controller.submit(host, job, follow=False)).result()
+        for cut_in, expected in ((100_000, 255), (None, 0)):
+            proxy.cut_in = cut_in
+            look = await controller.attach("cut", host, follow=False)
+            assert await show.print_pieces(look, only=None, raw=True) == expected
+            shown = capfdbinary.readouterr()
+            assert (len(shown.out) < 2_000_000) == (b"cronium attach cut" in shown.err) == (expected == 255)
+
+
+async def test_cancelling_does_not_fetch_the_output(remote: RemoteHost) -> None:
+    async with TcpProxy(remote.server.port) as proxy, remote.controller() as controller:
+        job = Job(load(remote.script("head -c 3000000 /dev/zero; echo end; sleep 60")), execution_id="much")
+        execution = await controller.submit(through(remote, proxy), job, follow=False)
+        execution.detach()
+        await asyncio.to_thread(remote.wait_output, "much", b"end")
+        proxy.cut_in = 1_000_000
+        done = await asyncio.to_thread(remote.cronium, "cancel", "much")
+        assert (done.returncode, done.stderr) == (0, b"much: cancelled\n")
+
+
+def test_leaving_before_the_host_has_answered_is_unknown_and_says_how_to_look(
+    remote: RemoteHost, tmp_path: Path
+) -> None:
+    with remote.never_ready() as agent, start(remote, remote.script("true"), "--json", "--execution-id", "early") as process:
+        pass
+
+
+def test_leaving_what_is_followed_is_one_object_too(remote: RemoteHost) -> None:
+    remote.run("--detach", "--execution-id", "on", remote.script("echo ready; sleep 60"))
+    remote.wait_output("on", b"ready")
+    pass

@@ -213,3 +213,36 @@ def test_hosts_come_back_as_they_were(path: Path) -> None:
         assert found is not None
         assert found.host == host
     store.close()
+
+
+@pytest.mark.parametrize("state", ["rejected", "refused"])
+def test_an_id_that_started_nothing_is_free_again(path: Path, state: str) -> None:
+    store = Store(path)
+    assert store.record("one", HOST, DIGEST, "job.sh", 5.0)
+    if state == "rejected":
+        store.finish(Result("one", Outcome.REJECTED), 6.0)
+        store.note_acknowledged("one")
+    else:
+        store.note_state("one", state)
+    other = parse_host("web02")
+    assert store.record("one", other, "cd" * 32, "fixed.sh", 7.0)
+    found = store.find("one")
+    assert found is not None
+    assert (found.host, found.payload_sha256, found.label, found.submitted_at) == (other, "cd" * 32, "fixed.sh", 7.0)
+    assert (found.state, found.result, found.finished_at, found.is_acknowledged) == ("submitted", None, None, False)
+    assert not store.record("one", other, DIGEST, "again.sh", 8.0)
+    store.close()
+
+
+@pytest.mark.parametrize("state", Outcome)
+def test_a_result_that_says_how_the_script_ended_stays(path: Path, state: Outcome) -> None:
+    store = Store(path)
+    store.record("one", HOST, DIGEST, "job.sh", 5.0)
+    store.finish(Result("one", state), 6.0)
+    store.finish(Result("one", Outcome.FAILED, exit_code=3), 7.0)
+    found = store.find("one")
+    assert found is not None
+    assert found.result is not None
+    is_replaced = state in (Outcome.REJECTED, Outcome.LOST, Outcome.UNKNOWN)
+    assert (found.result.state, found.finished_at) == ((Outcome.FAILED, 7.0) if is_replaced else (state, 6.0))
+    store.close()

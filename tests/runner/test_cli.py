@@ -325,6 +325,43 @@ def test_a_secret_is_in_no_argument_no_file_and_no_result(host: Host, origin: st
     assert recorded["variables"] == {"S": "***"}
 
 
+def test_a_secret_from_the_environment_is_not_in_the_scripts_environment(host: Host) -> None:
+    script = host.script('echo "${S-absent}"; cronium.getVariable S | wc -c\n')
+    assert host.run("run", "--secret", "S", script, env={"S": "quiet"}).stdout.split() == [b"absent", b"6"]
+
+
+def test_a_damaged_record_hides_no_other(host: Host) -> None:
+    for name in ("good", "bad"):
+        host.run("run", "--execution-id", name, host.script("true\n"))
+    (host.execution("bad") / "result.json").write_bytes(b'{"executionId"')
+    listed = {line["executionId"]: line for line in map(json.loads, host.run("list", "--json").stdout.splitlines())}
+    assert listed["good"]["result"]["state"] == "succeeded"
+    assert listed["bad"]["result"] is None
+    assert "damaged" in listed["bad"]["error"]["message"]
+
+
+def test_a_lost_execution_that_cannot_be_written_down_is_said_once_and_soon(host: Host) -> None:
+    process = host.start("run", "--execution-id", "job", host.script("echo on; sleep 60\n"), stdout=subprocess.DEVNULL)
+    claim = host.wait_running("job", b"on")
+    process.kill()
+    os.kill(claim["supervisor"]["pid"], signal.SIGKILL)
+    process.wait()
+    command = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", *map(str, host.executable), "status", "job", "--json"]
+    done = subprocess.run(command, env=host.environment, stdout=subprocess.PIPE, timeout=30, check=True)
+    assert json.loads(done.stdout)["error"]["code"] == "state.unusable", done.stdout
+    assert host.run("status", "job").stdout.split()[1] == b"lost"
+
+
+def test_a_fifo_in_a_folder_is_refused_at_once(host: Host) -> None:
+    folder = host.folder / "job"
+    folder.mkdir()
+    (folder / "manifest.yaml").write_text("version: v1\nentrypoint: script.sh\n")
+    (folder / "script.sh").write_text("true\n")
+    os.mkfifo(folder / "pipe")
+    done = host.run("run", folder)
+    assert (done.returncode, b"[payload.unsafe_type]" in done.stderr) == (125, True)
+
+
 # The forms of a job
 
 

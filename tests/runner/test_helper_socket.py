@@ -117,6 +117,20 @@ def test_a_large_value_goes_in_and_comes_out_whole(supervised: Supervised) -> No
     assert supervised.call(b"cronium.setVariable", b"LARGE", b"") == record(b"X", b"\0")
 
 
+def test_standard_input_larger_than_any_value_is_heard_out_and_refused(supervised: Supervised) -> None:
+    piece = bytes(1 << 20)
+    with supervised.connect() as connection:
+        connection.sendall(request(b"cronium.setVariable", b"HUGE"))
+        assert connection.recv(100) == record(b"I")
+        for _ in range(9):
+            connection.sendall(struct.pack(">I", len(piece)) + piece)
+        connection.sendall(bytes(4))
+        answer = read_to_end(connection)
+    assert answer.startswith(b"E")
+    assert b"larger than 8 MiB" in answer
+    assert answer.endswith(b"\1value.too_large")
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -32,6 +33,39 @@ def claimed(state: StateDirectory, execution_id: str = "job", record: dict[str, 
     stage = state.stage()
     os.mkdir(stage.work)
     return stage.claim(execution_id, record or {})
+
+
+def test_a_state_line_that_does_not_fit_is_not_half_written(state: StateDirectory) -> None:
+    execution = claimed(state)
+    before = execution.history()
+    program = (
+        "import resource, sys; from cronium_runner.jobdir import *; from cronium_runner.lifecycle import State\n"
+        "e = StateDirectory(sys.argv[1]).execution('job'); size = os.stat(e.path + '/state.jsonl').st_size\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, size + 20))\n"
+        "try: e.append_state(State.RUNNING, {'filler': 'x' * 100})\n"
+        "except OSError: sys.exit(7)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, state.path],
+        check=False,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/runner:{ROOT}/helpers"},
+    )
+    assert done.returncode == 7
+    assert execution.history() == before
+    execution.append_state(State.RUNNING, {})
+    assert [line["state"] for line in execution.history()] == ["claimed", "running"]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace to make an fsync fail")
+def test_a_claim_that_is_not_durable_is_given_back(host: Host) -> None:
+    words = ["strace", "-f", "-o", "/dev/null", "-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=1"]
+    run = [*words, *map(str, host.executable), "run", "--execution-id", "job", str(host.script("touch ran\n"))]
+    done = subprocess.run(run, env=host.environment, stderr=subprocess.PIPE, timeout=60, check=False)
+    if b"ptrace" in done.stderr:
+        pytest.skip("tracing is forbidden here")
+    assert (done.returncode, b"[state.unusable]" in done.stderr) == (125, True)
+    assert host.executions() == []
+    assert host.run("run", "--execution-id", "job", host.script("echo ran\n")).stdout == b"ran\n"
 
 
 # Which directories are trusted

@@ -48,6 +48,17 @@ def test_the_longer_of_two_secrets_wins_and_short_ones_are_left() -> None:
     assert masked(["secret", "secret-and-more", "abc"], b"secret-and-", b"more secret abc") == b"*** *** abc"
 
 
+def test_strings_within_a_secret_that_is_an_object_are_masked() -> None:
+    assert masked([{"user": "somebody", "keys": ["first-key", "x"]}], b"first-key of somebody x") == b"*** of *** x"
+
+
+def test_what_is_held_back_when_a_secret_changes_is_not_let_go() -> None:
+    old = Masker(["hunter2-secret"])
+    assert old.feed(b"hunter2") == b""
+    new = Masker(["hunter2-secret", "another-one"], held=old.held)
+    assert new.feed(b"-secret\n") == b"***\n"
+
+
 def test_what_is_held_back_is_only_what_could_go_on() -> None:
     masker = Masker([SECRET])
     assert masker.feed(b"prompt> ") == b"prompt> "

@@ -549,6 +549,36 @@ def test_a_killed_supervisor_leaves_lost_with_earlier_output_and_no_script(host:
     assert (again.returncode, again.stdout) == (125, stdout)
 
 
+def test_a_script_cannot_keep_its_end_away_by_taking_all_descriptors(host: Host) -> None:
+    script = host.script(
+        "import os, signal, socket, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "held = []\n"
+        "for _ in range(1100):\n"
+        "    one = socket.socket(socket.AF_UNIX); one.setblocking(False); held.append(one)\n"
+        "    try: one.connect(os.environ['CRONIUM_SOCKET'])\n"
+        "    except BlockingIOError: break\n"
+        "print(len(held), flush=True); time.sleep(60)\n",
+        "greedy.py",
+    )  # fmt: skip
+    result = host.run_json(script, "--timeout", "1")
+    assert (result["state"], result["signal"], result["exit status"]) == ("timed_out", signal.SIGKILL, 124)
+    assert int(result["stdout"]["text"]) > 256
+
+
+def test_a_script_whose_first_thread_has_ended_still_ends_by_its_timeout(host: Host) -> None:
+    script = host.script(
+        "import ctypes, signal, threading, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "print('on', flush=True); ctypes.CDLL(None).pthread_exit(None)\n",
+        "threads.py",
+    )
+    result = host.run_json(script, "--timeout", "1")
+    assert (result["state"], result["exit status"], result["stdout"]["text"]) == ("timed_out", 124, "on\n")
+    assert result["durationMs"] < 20_000
+
+
 LEAVERS = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -559,6 +589,9 @@ for index in range(21):
             os._exit(0)
         if index % 3 == 0:  # one that hides: nothing of ours in its environment
             os.execve("/bin/sh", ["sh", "-c", "trap '' TERM; while :; do sleep 60; done"], {"HIDDEN": sys.argv[1]})
+        if index % 3 == 1:  # the same, in the program that the runner itself may be
+            program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+            os.execve(sys.executable, [sys.executable, "-c", program], {"HIDDEN": sys.argv[1]})
         break
 print("ready", flush=True)
 time.sleep(60)
@@ -568,7 +601,7 @@ time.sleep(60)
 def check_the_whole_tree_goes(host: Host, mark: str) -> None:
     """Kills the supervisor of `job`, whose script is LEAVERS, and sees everything end that belonged to it."""
     claim = host.wait_running("job")
-    wait_until(lambda: len(processes_with(f"HIDDEN={mark}")) >= 7, "the ones that hide")
+    wait_until(lambda: len(processes_with(f"HIDDEN={mark}")) >= 14, "the ones that hide")
     left = processes_with(f"HIDDEN={mark}")
     os.kill(claim["supervisor"]["pid"], signal.SIGKILL)
     result = host.wait_result("job")

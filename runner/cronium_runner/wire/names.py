@@ -1,12 +1,16 @@
 """Names that both ends must agree on: execution ids, stream numbers, environment variables, folders."""
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 EXECUTION_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 """An execution id is also a file name and part of a shell word, so its alphabet is small (promises.md)."""
 
 SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
+
+PAYLOAD_SUFFIXES: Final = (".tar.gz", ".tgz")
+"""A file of such a name is a payload, never a script, whatever is in it."""
 
 STDOUT: Final = 1
 STDERR: Final = 2
@@ -19,6 +23,19 @@ INSTALL_ROOT: Final = ".local/lib/cronium-runner"
 def is_execution_id(text: str) -> bool:
     """Whether `text` may be used as an execution id."""
     return EXECUTION_ID.fullmatch(text) is not None
+
+
+def invalid_id_sentence(text: str) -> str:
+    """What to say of a text that is not an execution id."""
+    return (
+        f"{text!r} is not an execution id: use 1 to 64 letters, digits, '.', '_' or '-', not beginning with '.' or '-'"
+    )
+
+
+def execution_id_from(utc: Sequence[int], random: bytes) -> str:
+    """A fresh id: readable in a listing, and never the same twice. `utc` begins with year to second (time.gmtime())."""
+    year, month, day, hour, minute, second = utc[:6]
+    return f"exec_{year:04d}{month:02d}{day:02d}_{hour:02d}{minute:02d}{second:02d}_{random.hex()}"
 
 
 def is_sha256(text: str) -> bool:

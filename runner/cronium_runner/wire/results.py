@@ -108,6 +108,9 @@ class Result(NamedTuple):
         return self._replace(host=host, transport=transport)
 
 
+TEXT_TAIL: Final = 64 * 1024
+"""Bytes at the end of each stream that --json shows as text (contracts.md §6)."""
+
 EXIT_TIMED_OUT: Final = 124
 EXIT_RUNNER_FAILED: Final = 125
 EXIT_NOT_EXECUTABLE: Final = 126
