@@ -5,6 +5,7 @@ import sys
 
 from .errors import InputError, PayloadError
 from .submission import Archive, Folder, Script, Source
+from .wire.names import PAYLOAD_SUFFIXES
 from .wire.words import WordError
 
 
@@ -34,5 +35,6 @@ def source(path: str, sha256: str | None) -> Source:
         raise PayloadError("payload.not_found", f"no such payload, directory or script: {path}") from None
     except OSError as error:
         raise PayloadError("payload.unreadable", f"cannot read {path}: {error.strerror}") from None
-    is_archive = start == b"\x1f\x8b" or path.endswith((".tar.gz", ".tgz")) or sha256 is not None
+    is_archive = start == b"\x1f\x8b" or path.endswith(PAYLOAD_SUFFIXES) or os.path.exists(path + ".sha256")
+    is_archive = is_archive or sha256 is not None
     return Archive(os.path.abspath(path), sha256) if is_archive else Script(os.path.abspath(path))

@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import InputError, RunnerError
-from .wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, Outcome, Result, exit_status
+from .wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, TEXT_TAIL, Outcome, Result, exit_status
 
 if TYPE_CHECKING:
     from .submission import Submission
-
-TEXT_TAIL = 64 * 1024
-"""Bytes of each stream that --json shows as text (contracts §6)."""
 
 
 class _Commands(click.Group):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import follow, process
-from .guardian import GuardianReader, start_supervisor
+from .guardian import GuardianReader, start_supervisor, undecided
 from .jobdir import ExecutionDirectory, StateDirectory
 from .submission import Submission
 from .wire.names import STDERR, STDOUT
@@ -36,22 +36,21 @@ def run(state: StateDirectory, submission: Submission, *, show: bool) -> Result:
     reader = GuardianReader()
     with _cancelling_signals(pair, submission.on_disconnect == "cancel"):
         signal.pthread_sigmask(signal.SIG_SETMASK, unheld)
-        while reader.verdict is None:
-            piece = pair.recv(65536)
-            if not piece:
-                break
+        while reader.verdict is None and (piece := _hear(pair)):
             reader.feed(piece)
         if reader.verdict in ("claimed", "finished"):
-            execution = state.execution(submission.execution_id)
-            _copy_until_end(pair, follow.Follower(execution), show=show, reader=reader)
+            _copy_until_end(pair, follow.Follower(state.execution(submission.execution_id)), show=show)
     os.waitpid(pid, 0)
     pair.close()
     if reader.rejection is not None:
         return reader.rejection
+    if reader.verdict is None and not state.is_claimed(submission.execution_id):
+        return undecided(submission)
     execution = state.execution(submission.execution_id)
-    if reader.verdict == "exists":
+    if reader.verdict in (None, "exists"):
+        # Without a verdict it was killed: the claim may be its own, or somebody else's.
         _check_conflict(execution, submission)
-        return attach(execution, show=show)
+        return attach(execution, show=show, is_guardian=reader.verdict is None)
     result = Result.from_json(_wait_for_result(execution, is_guardian=True))
     follow.acknowledge(execution)
     return result
@@ -62,18 +61,20 @@ def attach(
     *,
     offsets: tuple[int, int] = (0, 0),
     show: bool = True,
-    can_cancel: bool = False,
+    is_guardian: bool = False,
 ) -> Result:
-    """Follows an execution from the given offsets to its end. An interrupt leaves it running unless `can_cancel`."""
+    """Follows an execution from the given offsets to its end. An interrupt leaves it running.
+
+    `is_guardian`: its supervisor may have been a child of this process.
+    """
     watch = follow.open_watch(execution)
     follower = follow.Follower(execution, offsets)
     if watch is None:
         _copy(follower, show=show)
     else:
-        with _cancelling_signals(watch, True) if can_cancel else contextlib.nullcontext():
-            _copy_until_end(watch, follower, show=show)
+        _copy_until_end(watch, follower, show=show)
         watch.close()
-    return Result.from_json(_wait_for_result(execution))
+    return Result.from_json(_wait_for_result(execution, is_guardian=is_guardian))
 
 
 def cancel(execution: ExecutionDirectory) -> bool:
@@ -81,27 +82,27 @@ def cancel(execution: ExecutionDirectory) -> bool:
     watch = follow.open_watch(execution)
     if watch is None:
         return False
-    watch.sendall(follow.CANCEL)
-    while watch.recv(65536):
+    with contextlib.suppress(OSError):  # it ended just now, by itself
+        watch.sendall(follow.CANCEL)
+    while _hear(watch):
         pass
     watch.close()
     return True
 
 
-def _copy_until_end(
-    watch: socket.socket, follower: follow.Follower, *, show: bool, reader: GuardianReader | None = None
-) -> None:
+def _hear(channel: socket.socket) -> bytes:
+    """What the supervisor says next; nothing when it is gone, also when it went without having listened."""
+    try:
+        return channel.recv(65536)
+    except OSError:
+        return b""
+
+
+def _copy_until_end(watch: socket.socket, follower: follow.Follower, *, show: bool) -> None:
     """Copies whatever is new each time the supervisor says that there is something, until it is gone."""
-    while True:
+    _copy(follower, show=show)
+    while _hear(watch):
         _copy(follower, show=show)
-        try:
-            piece = watch.recv(65536)
-        except OSError:
-            piece = b""
-        if reader is not None:
-            reader.feed(piece)
-        if not piece or (reader is not None and reader.verdict == "rejected"):
-            break
     _copy(follower, show=show)
     follower.close()
 

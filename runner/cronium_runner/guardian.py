@@ -3,7 +3,7 @@
 The agent and the foreground command both start supervisors this way, and both learn the same things from the pair of
 sockets: what became of the claim, that there is more to read, and, by its end, that the supervisor is gone.
 
-    supervisor → guardian   claimed\\n | exists\\n | rejected <json>\\n   first; `claimed` once the script has been started
+    supervisor → guardian   claimed\\n | exists\\n | rejected <json>\\n   first; claimed: and the script runs
                             \\n                                          look again
                             finished\\n                                  the result is durable
     guardian → supervisor   c                                           cancel
@@ -15,11 +15,10 @@ A guardian that is gone changes nothing about the job, unless the submission say
 import contextlib
 import os
 import resource
-import signal
 import socket
 from typing import NoReturn
 
-from . import __version__
+from . import __version__, process
 from .errors import NotExecutableError, RunnerError
 from .jobdir import AlreadyClaimedError, StateDirectory
 from .submission import Submission
@@ -70,7 +69,7 @@ def _supervise(
     """The supervisor's whole life. Never returns into the guardian's code."""
     status = 0
     try:
-        _detach(guardian.fileno())
+        process.detach(guardian.fileno())
         if descriptor_limit is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, descriptor_limit)
         _prepare_and_run(state, submission, guardian)
@@ -79,27 +78,6 @@ def _supervise(
         _report_defect(state, submission, guardian, error)
     finally:
         os._exit(status)
-
-
-def _detach(kept: int) -> None:
-    """A session of its own, default signals, and no descriptor but the pair's.
-
-    Neither of the guardian's own (ends of other pairs that it waits for) nor of those it was started with: they
-    would reach the script, or keep somebody's pipe open for as long as it runs.
-    """
-    os.setsid()
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_IGN)  # drops what came between fork and setsid: it was meant for the guardian
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    os.closerange(3, kept)
-    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
-    null = os.open("/dev/null", os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
-    os.close(null)
 
 
 def _prepare_and_run(state: StateDirectory, submission: Submission, guardian: socket.socket) -> None:

@@ -12,6 +12,7 @@ that is a non-empty directory or a file, so exactly one claim of an id succeeds,
 No process is started or signalled here.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -21,8 +22,10 @@ from typing import Any, Final
 from .errors import ExecutionError, StateDirectoryError
 from .lifecycle import State
 from .wire import exactjson
-from .wire.names import is_execution_id
+from .wire.names import invalid_id_sentence, is_execution_id
 
+TEMPORARY: Final = ".new-"
+"""How names begin that are not in use yet; no execution id and no digest can."""
 SOCKET_PATH_LIMIT: Final = 107
 """sun_path holds 108 bytes with its NUL (unix(7))."""
 
@@ -135,7 +138,16 @@ class StateDirectory:
 
     def new_temporary(self, folder: str) -> str:
         """A fresh name in `folder` that no execution id or digest can have."""
-        return os.path.join(folder, ".new-" + os.urandom(8).hex())
+        return os.path.join(folder, TEMPORARY + os.urandom(8).hex())
+
+    def sweep(self) -> None:
+        """Removes what processes that died in the middle have left half-prepared, once it is certainly nobody's."""
+        for folder in (self.executions, self.payloads):
+            with contextlib.suppress(OSError), os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith(TEMPORARY) and entry.stat(follow_symlinks=False).st_mtime < _an_hour_ago():
+                        with contextlib.suppress(OSError):
+                            remove_tree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
 
     def payload_path(self, sha256: str) -> str:
         """Where the payload of this digest is, or would be."""
@@ -301,12 +313,9 @@ def write_durably(path: str, content: bytes) -> None:
     os.rename(temporary, path)
 
 
-def invalid_id_sentence(execution_id: str) -> str:
-    """What to say about an execution id that can't be one."""
-    return (
-        f"{execution_id!r} is not an execution id: use 1 to 64 letters, digits, '.', '_' or '-', "
-        "not beginning with '.' or '-'"
-    )
+def _an_hour_ago() -> float:
+    # Preparing may take five minutes (contracts §8), receiving a large payload over a slow line longer.
+    return time.time() - 3600
 
 
 def _sync_directory(path: str) -> None:

@@ -23,6 +23,9 @@ class PayloadCache:
         self._state = state
         self._remembered: dict[str, None] = {}
 
+    def __repr__(self) -> str:
+        return f"<PayloadCache {self._state.payloads}, {len(self._remembered)} remembered>"
+
     def path(self, sha256: str) -> str:
         """Where the payload of this digest is, or will be."""
         return self._state.payload_path(sha256)

@@ -31,6 +31,27 @@ def become_subreaper() -> None:
         _ctypes.call_function(prctl, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
+def detach(kept: int) -> None:
+    """For a forked process that outlives its parent: a session of its own, default signals, no descriptor but `kept`.
+
+    Neither of the parent's own (ends of pairs that it waits for) nor of those it was started with: they would reach
+    the script, or keep somebody's pipe open for as long as it runs.
+    """
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_IGN)  # drops what came between fork and setsid: it was meant for the parent
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    os.closerange(3, kept)
+    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    null = os.open("/dev/null", os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
 def start_script(argv: list[str], *, environment: Mapping[str, str], stdout: int, stderr: int) -> int:
     """Starts the script in our working directory, in a session of its own, with standard input from /dev/null.
 
@@ -180,9 +201,10 @@ def _living() -> Iterator[tuple[int, int, int]]:
         return
     for name in names:
         if name.isdigit():
-            fields = _stat_fields(int(name))
-            if fields is not None and _is_living(fields):
-                yield int(name), int(fields[1]), int(fields[2])
+            with contextlib.suppress(OSError):
+                fields = _stat_fields(int(name))
+                if fields is not None and _is_living(fields):
+                    yield int(name), int(fields[1]), int(fields[2])
 
 
 def _is_living(fields: list[bytes]) -> bool:
@@ -191,10 +213,15 @@ def _is_living(fields: list[bytes]) -> bool:
 
 
 def _stat_fields(pid: int) -> list[bytes] | None:
-    """The fields of /proc/PID/stat from `state` on (proc(5) counts that one as 3), or None when it is gone."""
+    """The fields of /proc/PID/stat from `state` on (proc(5) counts that one as 3), or None when it is gone.
+
+    Raises OSError when it cannot be seen for want of descriptors: that must not pass for its end.
+    """
     try:
         file = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         return None
     try:
         # The command's name may hold spaces and parentheses, so cut behind the last one.

@@ -5,14 +5,14 @@ Only its shape and its checks belong here; preparing it is `prepare`'s.
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
 from .errors import ExecutionError, InputError
-from .jobdir import invalid_id_sentence
 from .wire import exactjson
-from .wire.names import is_execution_id, is_sha256
+from .wire.names import execution_id_from, invalid_id_sentence, is_execution_id, is_sha256
 
 DEFAULT_TIMEOUT: Final = 3600.0
 MAX_TIMEOUT: Final = 24 * 3600.0
@@ -90,10 +90,8 @@ class Submission(NamedTuple):
 
 
 def new_execution_id() -> str:
-    """A fresh id: readable in a listing, and never the same twice."""
-    import time
-
-    return f"exec_{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}_{os.urandom(6).hex()}"
+    """A fresh id."""
+    return execution_id_from(time.gmtime(), os.urandom(6))
 
 
 _FRAME_KEYS: Final = {

@@ -61,7 +61,7 @@ def start(execution: ExecutionDirectory, *, guardian: int | None) -> None:
         if pid == 0:
             status = 1
             try:
-                _detach(lock)
+                process.detach(lock)
                 if execution.read_result() is None:
                     _end_orphans(execution, guardian)
                     _write_lost(execution)
@@ -73,18 +73,6 @@ def start(execution: ExecutionDirectory, *, guardian: int | None) -> None:
         pass  # one is at it
     finally:
         os.close(lock)  # the child's copy holds on to it
-
-
-def _detach(lock: int) -> None:
-    os.setsid()
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    os.closerange(3, lock)
-    os.closerange(lock + 1, os.sysconf("SC_OPEN_MAX"))
-    null = os.open("/dev/null", os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
 
 
 def _end_orphans(execution: ExecutionDirectory, guardian: int | None) -> None:

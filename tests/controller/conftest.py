@@ -3,11 +3,12 @@
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from cronium_controller.install import Runners
 from openssh import sshd_path
 from remote_host import RemoteHost
 from runner_process import ROOT
@@ -44,3 +45,57 @@ def remote(
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     with made:
         yield made
+
+
+_IMPOSTOR = """
+import json, os
+from cronium_runner.wire import frames
+from cronium_runner.wire.frames import Kind
+
+os.write(1, frames.MAGIC + frames.encode_json(Kind.HELLO, 0, {"protocol": [1, 1]}))
+reader = frames.FrameReader()
+while piece := os.read(0, 65536):
+    for frame in reader.feed(piece):
+        if frame.kind == Kind.PING:
+            os.write(1, frames.encode(Kind.PONG, 0, frame.body))
+            continue
+        with open(HEARD, "a") as heard:
+            heard.write(Kind(frame.kind).name + "\\n")
+        if frame.kind in (Kind.SUBMIT, Kind.ATTACH):
+            for kind, body in ANSWERS:
+                os.write(1, frames.encode(kind, frame.channel, json.dumps(body).encode()))
+"""
+
+
+class Impostor:
+    """Something in the agent's place that answers every SUBMIT and ATTACH as it is told to."""
+
+    def __init__(self, folder: Path, carrier: Path, answers: list[tuple[int, object]]) -> None:
+        folder.mkdir()
+        self._heard = folder / "heard"
+        program = folder / "impostor.py"
+        program.write_text(f"HEARD = {str(self._heard)!r}\nANSWERS = {answers!r}\n{_IMPOSTOR}")
+        self.binary = folder / carrier.name
+        self.binary.write_text(carrier.read_text().replace("-m cronium_runner", shlex.quote(str(program))))
+        self.root = folder / "lib"
+
+    @property
+    def runners(self) -> Runners:
+        """For a controller that is to deploy it."""
+        return Runners(str(self.binary), root=str(self.root))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For a command that is to deploy it."""
+        return {"CRONIUM_RUNNER_BINARY": str(self.binary), "CRONIUM_RUNNER_ROOT": str(self.root)}
+
+    def heard(self) -> list[str]:
+        """The kinds of all frames so far, HELLO and PING excepted."""
+        kinds = self._heard.read_text().split() if self._heard.exists() else []
+        return [kind for kind in kinds if kind != "HELLO"]
+
+
+@pytest.fixture
+def impostor(tmp_path: Path, carrier: Path) -> "Callable[..., Impostor]":
+    """`impostor((kind, body), …)`: answers of an agent that isn't ours."""
+    return lambda *answers: Impostor(tmp_path / "impostor", carrier, [(int(kind), body) for kind, body in answers])

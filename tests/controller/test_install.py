@@ -39,20 +39,6 @@ def left(remote: RemoteHost) -> list[str]:
     return sorted(os.listdir(remote.root)) if remote.root.exists() else []
 
 
-@pytest.mark.parametrize("method", ["sftp", "cat"])
-async def test_the_runner_is_uploaded_once(remote: RemoteHost, method: str) -> None:
-    if method == "cat":
-        restart(remote, NO_SFTP)
-    first = await deployed(remote)
-    assert (first.method, first.uploaded_bytes) == (method, remote.binary.stat().st_size)
-    installed = Path(first.path)
-    before = installed.stat()
-    second = await deployed(remote)
-    assert (second.path, second.method, second.uploaded_bytes) == (first.path, "present", 0)
-    assert (installed.stat().st_ino, installed.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert left(remote) == [installed.parent.name]
-
-
 async def test_a_host_that_has_the_runner_is_not_asked_about_it(remote: RemoteHost) -> None:
     await deployed(remote)
     sessions = remote.server.count_in_log("Starting session")
@@ -60,16 +46,6 @@ async def test_a_host_that_has_the_runner_is_not_asked_about_it(remote: RemoteHo
     agent, deployment = await start_agent(connection, Runners(str(remote.binary), root=str(remote.root)))
     assert deployment is None
     assert remote.server.count_in_log("Starting session") == sessions + 1
-    agent.close()
-    await connection.close()
-
-
-async def test_a_host_without_it_gets_it_on_the_way(remote: RemoteHost) -> None:
-    connection = await open_connection(remote.host, remote.access())
-    agent, deployment = await start_agent(connection, Runners(str(remote.binary), root=str(remote.root)))
-    assert deployment is not None
-    assert deployment.uploaded_bytes > 0
-    assert agent.agent["protocol"] == [1, 1]
     agent.close()
     await connection.close()
 
@@ -83,18 +59,6 @@ async def test_a_shell_that_prints_first_and_one_session_at_a_time_are_no_hindra
         with pytest.raises(ControllerError, match="no execution"):
             await controller.status("never-there", remote.host)
         assert remote.server.count_in_log("Starting session") == sessions + 1
-
-
-async def test_what_arrives_damaged_is_not_run_and_not_left(remote: RemoteHost, tmp_path: Path) -> None:
-    """A `cat` that loses the last byte, as a full or broken disk would."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/cat").write_text("#!/bin/sh\nexec head -c -1\n")
-    (tmp_path / "bin/cat").chmod(0o755)
-    restart(remote, NO_SFTP, path=tmp_path / "bin")
-    with pytest.raises(DeployError) as refused:
-        await deployed(remote)
-    assert (refused.value.code, refused.value.exit_status) == ("deploy.digest_mismatch", 125)
-    assert left(remote) == []
 
 
 async def test_a_host_that_cannot_verify_is_one_clear_error(remote: RemoteHost, tmp_path: Path) -> None:
@@ -116,19 +80,6 @@ async def test_no_room_is_one_clear_error_and_leaves_nothing(remote: RemoteHost)
     assert left(remote) == []
 
 
-@pytest.mark.parametrize("system", ["Linux riscv64", "Darwin arm64"])
-async def test_another_system_or_architecture_is_said(remote: RemoteHost, tmp_path: Path, system: str) -> None:
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/uname").write_text(f"#!/bin/sh\necho {system}\n")
-    (tmp_path / "bin/uname").chmod(0o755)
-    restart(remote, path=tmp_path / "bin")
-    with pytest.raises(DeployError) as refused:
-        await deployed(remote)
-    assert refused.value.code == "deploy.unsupported"
-    assert system.split()[system.startswith("Linux")] in refused.value.message
-    assert left(remote) == []
-
-
 async def test_a_binary_for_another_architecture_is_not_sent(remote: RemoteHost, tmp_path: Path) -> None:
     other = tmp_path / "cronium-runner-0.0.0-linux-s390x"
     other.write_bytes(remote.binary.read_bytes())
@@ -136,17 +87,6 @@ async def test_a_binary_for_another_architecture_is_not_sent(remote: RemoteHost,
         await deployed(remote, other)
     assert refused.value.code == "deploy.unsupported"
     assert left(remote) == []
-
-
-async def test_a_binary_that_does_not_start_there_says_what_it_said(remote: RemoteHost, tmp_path: Path) -> None:
-    broken = tmp_path / remote.binary.name
-    broken.write_text(
-        '#!/bin/sh\n[ "$1" = install ] && mkdir -p "$2" && cp "$0" "$2/cronium-runner" && exit\n'
-        "echo no luck today >&2; exit 3\n"
-    )
-    async with remote.controller(runners=Runners(str(broken), root=str(remote.root))) as controller:
-        with pytest.raises(DeployError, match=r"no luck today.*exit status 3"):
-            await controller.status("x", remote.host)
 
 
 def test_a_binary_that_is_not_what_its_checksum_says_is_not_used(tmp_path: Path, carrier: Path) -> None:

@@ -356,7 +356,7 @@ def test_a_look_at_a_running_execution_ends_with_its_state(shared_agent: AgentPr
 def test_an_output_that_no_frame_could_carry_is_refused_to_the_script(
     shared_agent: AgentProcess, shared_host: Host
 ) -> None:
-    script = "head -c 17000000 /dev/zero | tr '\\0' a | cronium.output - || echo $?\n"
+    script = "head -c 7000000 /dev/zero | tr '\\0' a | cronium.output - || echo $?\n"
     channel = shared_agent.start(shared_host.payload(script), "huge")
     result = shared_agent.finished(channel)
     assert (result["state"], result["output"]) == ("succeeded", None)
@@ -391,6 +391,31 @@ def test_a_cancel_right_behind_the_submission_is_not_lost(shared_agent: AgentPro
     channel = shared_agent.submit(payload, "hasty")
     shared_agent.send(Kind.CANCEL, channel, {})
     shared_agent.expect(channel, Kind.ACCEPTED)
+    assert shared_agent.finished(channel)["state"] == "cancelled"
+
+
+def test_a_cancel_before_the_payload_is_here_starts_nothing(agent: AgentProcess, host: Host) -> None:
+    payload = host.payload("true\n")
+    channel = agent.submit(payload, "unborn", jobId="j")
+    agent.expect(channel, Kind.WANT_PAYLOAD)
+    agent.send(Kind.PAYLOAD, channel, payload.content[:10])
+    agent.send(Kind.CANCEL, channel, {})
+    agent.send_payload(channel, payload.content[10:])
+    result = agent.finished(channel)
+    assert (result["state"], result["error"]["code"], result["jobId"]) == ("cancelled", "execution.cancelled", "j")
+    agent.send(Kind.PING, 0, b"")
+    agent.expect(0, Kind.PONG)
+    assert os.listdir(host.state / "payloads") == []
+    assert host.executions() == []
+
+
+def test_a_cancel_right_behind_an_attach_is_not_lost(shared_agent: AgentProcess, shared_host: Host) -> None:
+    channel = shared_agent.start(shared_host.payload("echo ready; sleep 60\n"), "caught")
+    attached = shared_agent.new_channel()
+    attach = frames.encode_json(Kind.ATTACH, attached, {"executionId": "caught"})
+    shared_agent.send_raw(attach + frames.encode(Kind.CANCEL, attached, b"{}"))
+    shared_agent.expect(attached, Kind.ACCEPTED)
+    assert shared_agent.finished(attached)["state"] == "cancelled"
     assert shared_agent.finished(channel)["state"] == "cancelled"
 
 
@@ -506,11 +531,51 @@ def test_bottomless_json_is_refused(agent: AgentProcess) -> None:
 def test_a_channel_number_in_use_is_not_taken_twice(agent: AgentProcess, host: Host) -> None:
     payload = host.payload(WAITING)
     channel = agent.start(payload, "job")
+    agent.expect(channel, Kind.DATA)  # granted again while the agent still listens
     agent.submit(payload, "other", channel=channel)
     assert agent.expect(0, Kind.ERROR).json()["code"] == "channel.protocol"
     go(host, "job")
     assert agent.process.wait(30) == 0
     assert not host.execution("other").exists()
+
+
+@pytest.mark.parametrize("kind", [Kind.ATTACH, Kind.ACKNOWLEDGE, Kind.STATUS], ids=lambda kind: kind.name)
+def test_a_request_on_a_channel_number_in_use_leaves_its_execution_alone(
+    shared_agent: AgentProcess, shared_host: Host, kind: Kind
+) -> None:
+    name = f"in-use-{kind.name}"
+    channel = shared_agent.start(shared_host.payload(WAITING), name, onDisconnect="cancel")
+    shared_agent.expect(channel, Kind.DATA)
+    for wanted in (name, "nobody"):
+        shared_agent.send(kind, channel, {"executionId": wanted})
+        assert shared_agent.expect(channel, Kind.REFUSED).json()["code"] == "channel.protocol"
+    go(shared_host, name)
+    assert shared_agent.finished(channel)["exitCode"] == 3
+    assert shared_agent.stdout(channel) == b"ready\ndone\n"
+
+
+def test_what_goes_wrong_in_one_conversation_is_refused_there_and_costs_no_other(
+    shared_agent: AgentProcess, shared_host: Host
+) -> None:
+    waiting = shared_agent.start(shared_host.payload(WAITING), "sound")
+    broken = shared_agent.start(shared_host.payload("sleep 60\n"), "broken")
+    (shared_host.execution("broken") / "stdout").mkdir()  # a spool that opens and cannot be read
+    shared_agent.send_raw(frames.encode_credit(broken, STDOUT, 1))
+    assert shared_agent.expect(broken, Kind.REFUSED).json()["code"] == "state.unusable"
+    shared_agent.send(Kind.ATTACH, broken, {"executionId": "broken"})
+    shared_agent.send(Kind.CANCEL, broken, {})
+    shared_host.wait_result("broken")
+    go(shared_host, "sound")
+    assert shared_agent.finished(waiting)["exitCode"] == 3
+
+
+def test_nothing_starts_behind_the_end_of_the_connection(agent: AgentProcess, host: Host) -> None:
+    payload = host.payload("true\n")
+    agent.finished(agent.start(payload, "warm"))
+    late = frames.encode_json(Kind.SUBMIT, 9, {"executionId": "late", "sha256": payload.sha256})
+    agent.send_raw(frames.encode_json(Kind.ERROR, 0, {"code": "channel.version", "message": "bye"}) + late)
+    assert agent.process.wait(30) == 0
+    assert host.executions() == ["warm"]
 
 
 def test_frames_for_a_channel_that_has_ended_are_ignored(shared_agent: AgentProcess, shared_host: Host) -> None:
@@ -622,6 +687,14 @@ def test_an_agent_that_cannot_use_its_state_directory_says_so(host: Host) -> Non
     host.state.unlink()
 
 
+def test_an_agent_that_cannot_use_its_install_directory_says_so(host: Host) -> None:
+    done = host.run("agent", input=b"", env={"CRONIUM_INSTALL_DIR": f"{host.script('')}/below"})
+    assert done.returncode == 125
+    assert done.stdout == b""
+    assert b"[install.unusable]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_no_descriptor_of_the_agent_reaches_a_script(shared_agent: AgentProcess, shared_host: Host) -> None:
     channels = [shared_agent.start(shared_host.payload(WAITING), f"open-{number}") for number in range(3)]
     script = "import os, json\nprint(json.dumps(sorted(os.listdir('/proc/self/fd'))))\n"
@@ -649,3 +722,21 @@ def test_the_agent_keeps_no_descriptor_of_what_has_ended(shared_agent: AgentProc
         else:
             shared_agent.finished(channel)
     wait_until(lambda: open_now() <= before, f"the agent to have {before} descriptors again", 5)
+
+
+def test_detaching_from_an_execution_that_another_submission_started_keeps_no_descriptor(
+    agent: AgentProcess, host: Host
+) -> None:
+    payload = host.payload(WAITING)
+    warm = agent.start(payload, "warm")
+    go(host, "warm")
+    agent.finished(warm)
+    folder = f"/proc/{agent.process.pid}/fd"
+    before = len(os.listdir(folder))
+    submission = {"executionId": "job", "sha256": payload.sha256}
+    agent.send_raw(b"".join(frames.encode_json(Kind.SUBMIT, channel, submission) for channel in (50, 51)))
+    started = {bool(agent.expect(channel, Kind.ACCEPTED).json()["started"]): channel for channel in (50, 51)}
+    agent.send(Kind.DETACH, started[False], {})
+    go(host, "job")
+    assert agent.finished(started[True])["exitCode"] == 3
+    wait_until(lambda: len(os.listdir(folder)) <= before, f"the agent to have {before} descriptors again", 5)

@@ -68,6 +68,20 @@ def test_a_claim_that_is_not_durable_is_given_back(host: Host) -> None:
     assert host.run("run", "--execution-id", "job", host.script("echo ran\n")).stdout == b"ran\n"
 
 
+def test_what_dead_processes_left_half_prepared_is_swept_and_nothing_else(state: StateDirectory) -> None:
+    claimed(state, "kept")
+    state.ensure_payloads()
+    old, young = state.stage(), state.stage()
+    os.mkdir(old.work)
+    part = Path(state.new_temporary(state.payloads))
+    part.write_bytes(b"half")
+    for path in (old.path, part, state.execution("kept").path):
+        os.utime(path, (0, 0))
+    state.sweep()
+    assert sorted(os.listdir(state.executions)) == sorted([os.path.basename(young.path), "kept"])
+    assert os.listdir(state.payloads) == []
+
+
 # Which directories are trusted
 
 

@@ -42,7 +42,7 @@ async def test_a_refused_key_is_offered_once(fresh: RemoteHost) -> None:
     error = await failure(fresh, host)
     assert isinstance(error, AuthenticationError)
     assert error.code == "host.auth_failed"
-    assert error.exit_status == 255
+    assert (error.exit_status, error.phase) == (255, "authentication")
     assert "--identity" in error.message
     assert fresh.server.count_in_log("Failed publickey") == 1
     assert fresh.server.count_in_log("Connection from") == 2, "ours, and the one that waited for the server"
@@ -189,7 +189,7 @@ def ssh_folder() -> Path:
 async def test_ssh_config_says_who_where_and_with_which_key(fresh: RemoteHost, ssh_folder: Path) -> None:
     (ssh_folder / "config").write_text(
         f"Host web01\n  HostName 127.0.0.1\n  Port {fresh.server.port}\n  IdentityFile {fresh.server.identity}\n"
-        "  IdentitiesOnly yes\n"
+        "  IdentitiesOnly yes\n  RequestTTY force\n"
     )
     for _ in range(2):
         connection = await open_connection(parse_host("web01"), fresh.access())

@@ -59,16 +59,6 @@ async def test_a_payload_travels_once(shared: RemoteHost, tmp_path: Path) -> Non
         assert (await controller._reach(shared.host)).agent.frames_sent <= 3
 
 
-async def test_first_submits_at_once_share_one_connection(shared: RemoteHost) -> None:
-    before = sessions(shared.server)
-    async with shared.controller() as controller:
-        job = Job(load(shared.script("true")))
-        executions = await asyncio.gather(*[controller.submit(shared.host, job) for _ in range(24)])
-        assert {(await execution.result()).exit_code for execution in executions} == {0}
-        assert controller.connections_opened == 1
-    assert sessions(shared.server) <= before + 3  # one agent, and what a first deployment may need
-
-
 async def test_a_failed_first_connection_is_one_failure_for_all_and_tried_again_later(shared: RemoteHost) -> None:
     from cronium_controller.errors import HostKeyError
 

@@ -63,7 +63,7 @@ async def test_a_changed_key_is_refused_before_authentication_every_time(fresh: 
 async def test_an_unknown_key_is_refused_under_strict(fresh: RemoteHost) -> None:
     with pytest.raises(HostKeyError) as refused:
         await connect(fresh, HostKeyPolicy.STRICT)
-    assert refused.value.code == "host.key_unknown"
+    assert (refused.value.code, refused.value.phase) == ("host.key_unknown", "host key")
     assert "SHA256:" in refused.value.message
     assert lines(fresh) == []
     assert fresh.server.count_in_log("Accepted publickey") == 0
