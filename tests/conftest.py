@@ -1,12 +1,19 @@
 """What tests of several folders share: hosts to run on. Each ends by checking that nothing was left behind."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from runner_process import Host
+
+
+# Who is started in the background by a shell, as a CI may be, has these two ignored, and so would every process that a
+# test starts. With a handler here they start with the defaults, as from a terminal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
