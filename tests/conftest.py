@@ -9,7 +9,6 @@ import pytest
 
 from runner_process import Host
 
-
 # Who is started in the background by a shell, as a CI may be, has these two ignored, and so would every process that a
 # test starts. With a handler here they start with the defaults, as from a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
