@@ -5,9 +5,9 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -64,27 +64,33 @@ def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
     assert [path.stat().st_mode & 0o777 for path in sorted(tmp_path.iterdir())] == [0o600, 0o600]
 
 
-@pytest.fixture
-def small_files() -> Iterator[int]:
-    """No file of this process may grow over 4096 bytes: a disk that refuses, without a disk."""
+@contextmanager
+def small_files(limit: int) -> Iterator[None]:
+    """No file of this process may grow over `limit` bytes: a disk that refuses, without a disk.
+
+    Only around what is tested: the test runner's own output may be a file, too.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield 4096
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
-def test_a_disk_that_refuses_never_raises_and_what_was_kept_is_described(tmp_path: Path, small_files: int) -> None:
+def test_a_disk_that_refuses_never_raises_and_what_was_kept_is_described(tmp_path: Path) -> None:
     path = tmp_path / "stdout"
     spool = Spool(str(path))
     content = os.urandom(10_000)
-    spool.write(content[:3000])
-    spool.write(content[3000:9000])
-    spool.write(content[9000:])
-    summary = spool.close()
-    assert path.read_bytes() == content[:small_files]
-    assert (summary.bytes, summary.truncated, summary.sha256) == (small_files, True, sha256(content[:small_files]))
+    with small_files(4096):
+        spool.write(content[:3000])
+        spool.write(content[3000:9000])
+        spool.write(content[9000:])
+        summary = spool.close()
+    assert path.read_bytes() == content[:4096]
+    assert (summary.bytes, summary.truncated, summary.sha256) == (4096, True, sha256(content[:4096]))
     assert spool.error is not None
 
 
