@@ -78,6 +78,14 @@ def _reaching(function: Any) -> Any:
     metavar="NAME[=@FILE]",
     help="A variable that is kept in memory only: from FILE, standard input (=@-), or the environment.",
 )
+@click.option(
+    "--mask",
+    "masked_names",
+    multiple=True,
+    metavar="GLOB",
+    help="Mask values of variables and environment variables of such names in the output, like *_TOKEN and *PASSWORD* "
+    "by default; repeatable, replaces the defaults, '' masks none.",
+)
 @click.option("--event", "event_text", metavar="FILE|JSON", help="What cronium.event reads.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="For the script alone; one hour by default.")
 @click.option("--execution-id", metavar="ID", help="Start at most once under this id; again, it attaches.")
@@ -103,7 +111,7 @@ def run(host: str, script: str, detach: bool, as_json: bool, verbose: bool, **op
       cronium run --host web01 ./report.py -- --since yesterday
       cronium run --host web01 ./slow.sh --detach --execution-id nightly-2026-01-02
     """
-    from cronium_runner.wire import words
+    from cronium_runner.wire import masks, words
 
     from . import payloads, show
     from .arguments import read
@@ -124,8 +132,12 @@ def run(host: str, script: str, detach: bool, as_json: bool, verbose: bool, **op
             timeout=options["timeout"],
             execution_id=options["execution_id"],
             on_disconnect=options["on_disconnect"],
+            masked_names=options["masked_names"] or masks.DEFAULT_NAMES,
             **given,
         )
+        short = masks.too_short(job.secrets, job.variables, job.masked_names)
+        if short:
+            click.echo(f"cronium: warning: {masks.short_sentence(short)}", err=True)
         execution = await controller.submit(where, job, follow=not detach)
         if detach:
             if not execution.is_running:  # rejected, or unknown: say so

@@ -20,9 +20,9 @@ from .hostkeys import HostKeyCheck, HostKeyPolicy, default_known_hosts
 from .hosts import Host
 
 CONNECT_SECONDS: Final = 10.0
-KEEPALIVE_SECONDS: Final = 30
+KEEPALIVE_SECONDS: Final = 30.0
 KEEPALIVE_COUNT: Final = 4
-"""Contracts §8: a dead peer is noticed after about two and a half minutes."""
+"""Contracts §8. asyncssh gives a silent peer up after interval × (count + 1): here, two and a half minutes."""
 _SESSION_PAUSES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds between attempts to open a session: sshd cleans up within milliseconds, on a busy machine within a second."""
 _QUICK_ACK_ROUNDS: Final = 25
@@ -38,6 +38,10 @@ class Access:
     host_keys: HostKeyPolicy = HostKeyPolicy.ACCEPT_NEW
     known_hosts: str = field(default_factory=default_known_hosts)
     connect_timeout: float = CONNECT_SECONDS
+    keepalive_seconds: float = KEEPALIVE_SECONDS
+    """Silence after which the host is asked whether it is there, and how long each answer is awaited."""
+    keepalive_count: int = KEEPALIVE_COUNT
+    """Questions without an answer before the connection counts as lost."""
     passphrase: Callable[[str], str] | None = None
     warn: Callable[[str], None] = _log.warning
 
@@ -131,8 +135,8 @@ async def open_connection(host: Host, access: Access) -> Connection:
         "client_factory": Client,
         "connect_timeout": access.connect_timeout,
         "login_timeout": 2 * access.connect_timeout,
-        "keepalive_interval": KEEPALIVE_SECONDS,
-        "keepalive_count_max": KEEPALIVE_COUNT,
+        "keepalive_interval": access.keepalive_seconds,
+        "keepalive_count_max": access.keepalive_count,
     }
     if host.port is not None:
         options["port"] = host.port

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-from cronium_runner.wire import frames
+from cronium_runner.wire import frames, masks
 from cronium_runner.wire.codes import CODES
 from cronium_runner.wire.frames import CREDIT, Frame, Kind, ProtocolError
 from cronium_runner.wire.names import STREAM_NAMES, execution_id_from, invalid_id_sentence, is_execution_id
@@ -60,6 +60,8 @@ class Job:
     execution_id: str | None = None
     job_id: str | None = None
     on_disconnect: str = "continue"
+    masked_names: tuple[str, ...] = masks.DEFAULT_NAMES
+    """Globs for names of variables and of the script's environment: their values are masked in its output."""
 
     def submission(self, execution_id: str, *, follow: bool) -> dict[str, Any]:
         """The body of a SUBMIT frame."""
@@ -73,6 +75,8 @@ class Job:
         body.update({key: value for key, value in optional.items() if value is not None})
         if self.on_disconnect != "continue":
             body["onDisconnect"] = self.on_disconnect
+        if self.masked_names != masks.DEFAULT_NAMES:
+            body["maskedNames"] = list(self.masked_names)
         return body
 
 

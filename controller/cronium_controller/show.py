@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from cronium_runner.wire import exactjson
+from cronium_runner.wire import exactjson, masks
 from cronium_runner.wire.names import STDERR, STDOUT, STREAM_NAMES
 from cronium_runner.wire.results import TEXT_TAIL, Outcome, Result, exit_status
 
@@ -102,7 +102,8 @@ def print_summary(result: Result) -> None:
     if result.output is not None:
         click.echo(f"cronium: output {exactjson.dumps(result.output)}", err=True)
     for name, value in result.variables.items():
-        click.echo(f"cronium: variable {name} = {exactjson.dumps(value)}", err=True)
+        told = "***" if masks.is_masked_name(name) else exactjson.dumps(value)
+        click.echo(f"cronium: variable {name} = {told}", err=True)
     if result.condition is not None:
         click.echo(f"cronium: condition {str(result.condition).lower()}", err=True)
 

@@ -44,6 +44,8 @@ close_range(2) a supervisor closes all that there may be one by one."""
 
 _REQUESTS: Final = (Kind.SUBMIT, Kind.ATTACH, Kind.ACKNOWLEDGE, Kind.STATUS)
 """What begins a channel number's use."""
+_ASKED_AGAIN: Final = (Phase.JOINING, Phase.ENDING)
+"""Phases whose next step nothing announces: a supervisor that takes no connection now, or is not quite gone."""
 
 
 class Agent:
@@ -107,7 +109,7 @@ class Agent:
         timeout = None
         if self._is_connected:
             timeout = max(0.0, self._last_heard + frames.SILENCE_SECONDS - time.monotonic())
-        if self._is_starved or any(one.phase is Phase.ENDING for one in self._conversations.values()):
+        if self._is_starved or any(one.phase in _ASKED_AGAIN for one in self._conversations.values()):
             timeout = AGAIN_SECONDS
         ready = self._poll.poll(None if timeout is None else timeout * 1000 + 1)
         for descriptor, _ in ready:
@@ -387,8 +389,10 @@ def _raise_descriptor_limit() -> tuple[int, int]:
 def _load_what_supervisors_need() -> None:
     """Does once, here, what each forked supervisor would otherwise do again: imports, and finding the helpers."""
     from . import install, manifest, supervisor  # noqa: F401
+    from .wire import masks
 
     install.helper_folder()
+    masks.is_masked_name("")  # compiles the default names
     manifest.parse_manifest(b"version: v1\nentrypoint: warm\n", members=("warm",))
 
 

@@ -63,6 +63,14 @@ def _submission_options(function: Any) -> Any:
             help="A variable kept in memory only: from FILE, from standard input (=@-), "
             "or from the environment variable of that name.",
         ),
+        click.option(
+            "--mask",
+            "masked_names",
+            multiple=True,
+            metavar="GLOB",
+            help="Mask values of variables and environment variables of such names in the output, like *_TOKEN and "
+            "*PASSWORD* by default; repeatable, replaces the defaults, '' masks none.",
+        ),
         click.option("--event", "event_text", metavar="FILE|JSON", help="What cronium.event reads."),
         click.option("--timeout", type=float, metavar="SECONDS", help="For the script alone; one hour by default."),
         click.option("--execution-id", metavar="ID", help="Start at most once under this id."),
@@ -128,7 +136,7 @@ def test(**options: Any) -> None:
     submission = _submission(options)
     report.print_start(submission, options["payload"])
     result = foreground.run(StateDirectory.open(), submission, show=True)
-    report.print_end(result)
+    report.print_end(submission, result)
     _leave_values(submission, result)
     sys.exit(exit_status(result))
 
@@ -246,7 +254,7 @@ def version(as_json: bool) -> None:
 def _submission(options: dict[str, Any]) -> "Submission":
     from .arguments import read
     from .submission import Submission, new_execution_id
-    from .wire import words
+    from .wire import masks, words
 
     chosen = options["execution_id"]
     if chosen is None and "CRONIUM_WORK_DIR" not in os.environ:
@@ -254,7 +262,7 @@ def _submission(options: dict[str, Any]) -> "Submission":
         chosen = os.environ.get("CRONIUM_EXECUTION_ID")
     input_text, event_text = options["input_text"], options["event_text"]
     try:
-        return Submission(
+        submission = Submission(
             execution_id=new_execution_id() if chosen is None else chosen,
             source=_source(options["payload"], options["sha256"]),
             has_input=input_text is not None,
@@ -263,12 +271,17 @@ def _submission(options: dict[str, Any]) -> "Submission":
             secrets=words.secrets(options["secrets"], os.environ, read),
             event={} if event_text is None else words.json_object(event_text, "--event", read),
             args=options["args"] or None,
+            masked_names=options["masked_names"] or masks.DEFAULT_NAMES,
             timeout=options["timeout"],
             on_disconnect=options["on_disconnect"],
             keep_work=options["keep"],
         ).checked()
     except words.WordError as error:
         raise InputError(error.message, error.code) from None
+    short = masks.too_short(submission.secrets, submission.variables, submission.masked_names)
+    if short:
+        _say(f"warning: {masks.short_sentence(short)}")
+    return submission
 
 
 def _source(path: str, sha256: str | None) -> Any:

@@ -34,7 +34,7 @@ class Phase(StrEnum):
     STARTING = "starting"
     """A supervisor is forked and has not said what became of the claim."""
     JOINING = "joining"
-    """The execution exists and is to be followed; again and again while no descriptor is free."""
+    """The execution exists and is to be followed; again and again while no descriptor is free, or it is busy."""
     FOLLOWING = "following"
     """Its output is sent as it comes."""
     ENDING = "ending"
@@ -248,22 +248,31 @@ class Conversation:
 
     def _join(self) -> None:
         """Follows an execution that exists; a submission's only if it is the same submission."""
-        execution = self._agent.state.execution(self._id)
-        started = False
-        if self._submission is not None:
-            following.check_same_submission(execution, self._submission.fingerprint(self._sha256))
-            if self._pid is not None:  # ours was killed before it could say whose claim this is
-                started = any((line.get("supervisor") or {}).get("pid") == self._pid for line in execution.history())
-        watch = following.open_watch(execution) if self._wants_future else None
-        self._pid = None
-        self._follower = following.Follower(execution, self._offsets)
-        self._accept(started=started)
+        if self._follower is None:
+            self._recognise()
+        assert self._follower is not None
+        try:
+            watch = following.open_watch(self._follower.execution) if self._wants_future else None
+        except BlockingIOError:
+            return  # busy: its output is read meanwhile, and the next turn asks again
         if watch is None:
             self._move(Phase.ENDING)
             return
         self._move(Phase.FOLLOWING)
         self._listen(watch)
         self._pass_cancel_on()
+
+    def _recognise(self) -> None:
+        """The execution is there: it is told whose it is, and its output can be read."""
+        execution = self._agent.state.execution(self._id)
+        started = False
+        if self._submission is not None:
+            following.check_same_submission(execution, self._submission.fingerprint(self._sha256))
+            if self._pid is not None:  # ours was killed before it could say whose claim this is
+                started = any((line.get("supervisor") or {}).get("pid") == self._pid for line in execution.history())
+        self._pid = None
+        self._follower = following.Follower(execution, self._offsets)
+        self._accept(started=started)
 
     def _send_output(self, follower: following.Follower) -> bool:
         """Sends new output. Whether some is left that must wait, for credit or for room."""

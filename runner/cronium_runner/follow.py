@@ -8,6 +8,7 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from . import process, undertaker
@@ -50,8 +51,15 @@ class Follower:
         self._files.clear()
 
 
+BUSY_SECONDS: Final = 0.05
+"""Between two tries to reach a supervisor whose socket has no room for another connection."""
+
+
 def open_watch(execution: ExecutionDirectory) -> socket.socket | None:
-    """A watch connection to the execution's supervisor, or None when none is listening (any more)."""
+    """A watch connection to the execution's supervisor, or None when none is listening (any more).
+
+    Raises BlockingIOError when it is there but takes no connection now, busy with its helpers: ask again.
+    """
     path = _claim_record(execution).get("socket")
     if not isinstance(path, str):
         return None
@@ -62,10 +70,25 @@ def open_watch(execution: ExecutionDirectory) -> socket.socket | None:
         watch.setblocking(True)
         name = b"@watch"
         watch.sendall(b"CRH1" + (1).to_bytes(4) + len(name).to_bytes(4) + name)
+    except BlockingIOError:
+        watch.close()
+        raise
     except OSError:
         watch.close()
         return None
     return watch
+
+
+def wait_watch(
+    execution: ExecutionDirectory, meanwhile: Callable[[], object] = lambda: None
+) -> socket.socket | None:
+    """Like `open_watch`, but waits for a supervisor that is busy, and calls `meanwhile` each time round."""
+    while True:
+        try:
+            return open_watch(execution)
+        except BlockingIOError:
+            meanwhile()
+            time.sleep(BUSY_SECONDS)
 
 
 def final_result(execution: ExecutionDirectory, *, is_guardian: bool = False) -> dict[str, Any] | None:

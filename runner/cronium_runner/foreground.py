@@ -67,8 +67,8 @@ def attach(
 
     `is_guardian`: its supervisor may have been a child of this process.
     """
-    watch = follow.open_watch(execution)
     follower = follow.Follower(execution, offsets)
+    watch = follow.wait_watch(execution, lambda: _copy(follower, show=show))
     if watch is None:
         _copy(follower, show=show)
     else:
@@ -79,7 +79,7 @@ def attach(
 
 def cancel(execution: ExecutionDirectory) -> bool:
     """Asks the execution to end. False when it has ended already."""
-    watch = follow.open_watch(execution)
+    watch = follow.wait_watch(execution)
     if watch is None:
         return False
     with contextlib.suppress(OSError):  # it ended just now, by itself

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 from .output import Spool
 from .wire import exactjson
+from .wire.masks import SHORTEST, text_of
 from .wire.results import StreamSummary
 
 MASK: Final = b"***"
-SHORTEST: Final = 6
-"""Bytes. A shorter value is not masked: it would turn up in innocent text, and its masks would tell where."""
+LONGEST: Final = 16 * 1024
+"""Bytes. A longer value is looked for in pieces of this size, else that much of the output would be held back."""
 
 _URLSAFE: Final = bytes.maketrans(b"+/", b"-_")
 
@@ -84,14 +85,19 @@ class MaskedSpool:
         """Adds a piece, masked."""
         self._spool.write(self._masker.feed(piece))
 
-    def mask(self, secrets: Iterable[Any]) -> None:
-        """From here on these secrets are masked, for a script that has given one a new value."""
-        self._masker = Masker(secrets, held=self._masker.held)
+    def masking(self, secrets: Iterable[Any]) -> "MaskedSpool":
+        """The same spool, masking these from here on: for a script that has given a secret a new value."""
+        return MaskedSpool(self._spool, Masker(secrets, held=self._masker.held))
 
     def close(self) -> StreamSummary:
         """Makes what was kept durable and says what it is."""
         self._spool.write(self._masker.flush())
         return self._spool.close()
+
+
+def masked(spool: Spool | MaskedSpool, secrets: Iterable[Any]) -> MaskedSpool:
+    """The spool, masking these from here on."""
+    return spool.masking(secrets) if isinstance(spool, MaskedSpool) else MaskedSpool(spool, Masker(secrets))
 
 
 def _forms(secret: Any) -> Iterable[bytes]:
@@ -100,18 +106,27 @@ def _forms(secret: Any) -> Iterable[bytes]:
         for inner in secret.values() if isinstance(secret, dict) else secret:
             yield from _forms(inner)
         return
-    text = secret if isinstance(secret, str) else exactjson.dumps(secret)
-    whole = text.encode("utf-8", "surrogatepass")
-    lines = [line.strip() for line in whole.splitlines()]
+    whole = text_of(secret).encode("utf-8", "surrogatepass")
+    lines = [line for line in map(bytes.strip, whole.splitlines()) if _is_long_enough(line)]
     for line in lines:
-        if len(line) >= SHORTEST:
-            yield line
-            escaped = exactjson.encode(line.decode("utf-8", "surrogatepass"))[1:-1]
-            if escaped != line:
-                yield escaped
-    if len(whole) >= SHORTEST:
-        for value in {whole, *(line for line in lines if len(line) >= SHORTEST)}:
-            yield from _in_base64(value)
+        yield from _pieces(line)
+        escaped = exactjson.encode(line.decode("utf-8", "surrogatepass"))[1:-1]
+        if escaped != line:
+            yield from _pieces(escaped)
+    for value in {whole, *lines} if _is_long_enough(whole) else ():
+        yield from _in_base64(value)
+
+
+def _is_long_enough(value: bytes) -> bool:
+    return len(value) >= SHORTEST and len(value.decode("utf-8", "replace")) >= SHORTEST
+
+
+def _pieces(value: bytes) -> Iterable[bytes]:
+    """The value, or pieces of one that is long; none of them is too short."""
+    while len(value) >= LONGEST + SHORTEST:
+        yield value[:LONGEST]
+        value = value[LONGEST:]
+    yield value
 
 
 def _in_base64(value: bytes) -> Iterable[bytes]:
@@ -120,8 +135,10 @@ def _in_base64(value: bytes) -> Iterable[bytes]:
         encoded = binascii.b2a_base64(bytes(offset) + value, newline=False)
         # A character holds six bits; those that also hold bits of a neighbour are left out.
         certain = encoded[-(-8 * offset // 6) : 8 * (offset + len(value)) // 6]
-        if len(certain) >= SHORTEST:
-            yield certain
-            urlsafe = certain.translate(_URLSAFE)
-            if urlsafe != certain:
+        if len(certain) < SHORTEST:
+            continue
+        for piece in _pieces(certain):
+            yield piece
+            urlsafe = piece.translate(_URLSAFE)
+            if urlsafe != piece:
                 yield urlsafe

@@ -28,6 +28,7 @@ from .jobdir import AlreadyClaimedError, ExecutionDirectory, Stage, StateDirecto
 from .manifest import Manifest
 from .submission import DEFAULT_TIMEOUT, LEFT_BY_A_RUN, Archive, Folder, Script, Source, Submission
 from .values import BundledValues
+from .wire import masks
 
 REMEMBERED_BYTES: Final = 64 * 1024
 """Payloads up to this size have their manifest parsed ahead: nearly all, and none that keeps an agent busy."""
@@ -77,6 +78,7 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
             "CRONIUM_SOCKET": state.socket_path(),
         }
         command, script_environment = _command(stage, parsed, own, submission.secrets)
+        is_masked = functools.partial(masks.is_masked_name, globs=submission.masked_names)
         values = BundledValues(
             os.path.join(stage.work, ".cronium"),
             input=submission.input if submission.has_input else parsed.metadata.get("inputData"),
@@ -84,6 +86,8 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
             secrets=submission.secrets,
             event=event,
             environment=parsed.environment,
+            is_masked=is_masked,
+            also_masked=[value for name, value in script_environment.items() if is_masked(name)],
         )
         values.create_files()
         listening = helper_socket.listen(own["CRONIUM_SOCKET"])

@@ -7,7 +7,7 @@ import sys
 from typing import Any, Final
 
 from .submission import Script, Submission
-from .wire import exactjson
+from .wire import exactjson, masks
 from .wire.results import Outcome, Result
 
 _MARKS: Final = {Outcome.SUCCEEDED: "ok", Outcome.FAILED: "failed", Outcome.TIMED_OUT: "timed out"}
@@ -22,17 +22,21 @@ def print_start(submission: Submission, what: str) -> None:
         exactjson.dumps(submission.input) if submission.has_input else _no_input(submission),
     )
     for name, value in submission.variables.items():
-        _row("variable", f"{name} = {exactjson.dumps(value)}")
+        _row("variable", f"{name} = {_shown(name, value, submission.masked_names)}")
     for name in submission.secrets:
         _row("secret", f"{name} = ***")
     _heading("output")
+
+
+def _shown(name: str, value: Any, masked_names: tuple[str, ...]) -> str:
+    return "***" if masks.is_masked_name(name, masked_names) else exactjson.dumps(value)
 
 
 def _no_input(submission: Submission) -> str:
     return "none (cronium.input prints null)" if isinstance(submission.source, Script) else "what the manifest says"
 
 
-def print_end(result: Result) -> None:
+def print_end(submission: Submission, result: Result) -> None:
     """Says how it ended and what the script handed back."""
     _heading("result")
     _row("state", f"{_MARKS.get(result.state, result.state.value)}{_ending(result)}")
@@ -49,7 +53,7 @@ def print_end(result: Result) -> None:
         "none (cronium.output was not called)" if result.output is None else exactjson.dumps(result.output),
     )
     for name, value in result.variables.items():
-        _row("variable set", f"{name} = {exactjson.dumps(value)}")
+        _row("variable set", f"{name} = {_shown(name, value, submission.masked_names)}")
     if result.condition is not None:
         _row("condition", str(result.condition).lower())
     if result.strays:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
 from .errors import ExecutionError, InputError
-from .wire import exactjson
+from .wire import exactjson, masks
 from .wire.names import execution_id_from, invalid_id_sentence, is_execution_id, is_sha256
 
 DEFAULT_TIMEOUT: Final = 3600.0
@@ -66,6 +66,8 @@ class Submission(NamedTuple):
     job_id: str | None = None
     on_disconnect: OnDisconnect = "continue"
     keep_work: bool = False
+    masked_names: tuple[str, ...] = masks.DEFAULT_NAMES
+    """Globs for names of variables and environment variables: their values are masked in the output."""
 
     def __repr__(self) -> str:
         return f"<Submission {self.execution_id} {self.source!r}>"  # never the secrets
@@ -105,6 +107,7 @@ _FRAME_KEYS: Final = {
     "timeout": (int, float, type(None)),
     "jobId": (str, type(None)),
     "onDisconnect": str,
+    "maskedNames": list,
     "offsets": list,
     "follow": bool,
 }
@@ -132,6 +135,9 @@ def from_frame(body: dict[str, Any], payload_path: Callable[[str], str]) -> Subm
     on_disconnect = body.get("onDisconnect", "continue")
     if on_disconnect not in ("continue", "cancel"):
         raise InputError(f"onDisconnect is 'continue' or 'cancel', not {on_disconnect!r}", "usage.invalid")
+    globs = body.get("maskedNames", masks.DEFAULT_NAMES)
+    if not all(isinstance(glob, str) for glob in globs):
+        raise InputError("the submission's maskedNames are texts", "usage.invalid")
     timeout = body.get("timeout")
     return Submission(
         execution_id=body.get("executionId", ""),
@@ -145,4 +151,5 @@ def from_frame(body: dict[str, Any], payload_path: Callable[[str], str]) -> Subm
         timeout=None if timeout is None else float(timeout),
         job_id=body.get("jobId"),
         on_disconnect=on_disconnect,
+        masked_names=tuple(globs),
     ).checked()

@@ -55,7 +55,7 @@ class Supervisor:
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._watchers: dict[int, helper_socket.Connection] = {}
         self._spools = {stream: self._new_spool(name) for stream, name in STREAM_NAMES.items()}
-        self._masked_secrets = len(prepared.values.secret_values)
+        self._masked_values = len(prepared.values.masked_values)
         self._pipes: dict[int, int] = {}
         self._has_news = False
         self._script = 0
@@ -288,28 +288,26 @@ class Supervisor:
     def _execute_helper(self, request: helpers.Request, stdin: bytes | None) -> helpers.Answer:
         try:
             answer = helpers.execute(request, self._prepared.values, stdin)
-            self._mask_new_secrets()
+            self._mask_new_values()
             return answer
         except Exception as error:  # noqa: BLE001 - a defect in one helper call must not cost the whole execution
             return helpers.Answer(1, stderr=f"Error: the runner failed: {type(error).__name__}: {error}\n".encode())
 
     def _new_spool(self, name: str) -> "Spool | MaskedSpool":
         spool = Spool(self._execution.spool_path(name))
-        secrets = self._prepared.values.secret_values
-        if not secrets:
-            return spool
-        from .masking import MaskedSpool, Masker
+        return self._masked(spool) if self._prepared.values.masked_values else spool
 
-        return MaskedSpool(spool, Masker(secrets))
+    def _masked(self, spool: "Spool | MaskedSpool") -> "MaskedSpool":
+        from .masking import masked
 
-    def _mask_new_secrets(self) -> None:
+        return masked(spool, self._prepared.values.masked_values)
+
+    def _mask_new_values(self) -> None:
         """Before the script learns that a secret has a new value, that value is masked too."""
-        secrets = self._prepared.values.secret_values
-        if len(secrets) != self._masked_secrets:
-            self._masked_secrets = len(secrets)
-            for spool in self._spools.values():
-                assert not isinstance(spool, Spool)
-                spool.mask(secrets)
+        count = len(self._prepared.values.masked_values)
+        if count != self._masked_values:
+            self._masked_values = count
+            self._spools = {stream: self._masked(spool) for stream, spool in self._spools.items()}
 
     def _serve(self, connection: helper_socket.Connection, events: int) -> None:
         descriptor = connection.fileno()

@@ -6,7 +6,7 @@ under a temporary name first, without fsync: what has to survive is in the resul
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from .helpers import HelperError, Json
@@ -34,8 +34,14 @@ class BundledValues:
         secrets: Mapping[str, Json] | None = None,
         event: Mapping[str, Json] | None = None,
         environment: Mapping[str, str] | None = None,
+        is_masked: Callable[[str], bool] = lambda _name: False,
+        also_masked: Iterable[Json] = (),
     ) -> None:
-        """`folder` is the work directory's `.cronium`. `environment` is what context.json shows: the manifest's."""
+        """`folder` is the work directory's `.cronium`. `environment` is what context.json shows: the manifest's.
+
+        `is_masked` tells the variables, by their names, whose values must not be seen in the output either;
+        `also_masked` are values from elsewhere.
+        """
         self._folder = folder
         self._input = input
         self._secrets = dict(secrets or {})
@@ -45,8 +51,10 @@ class BundledValues:
         self._output: Json = None
         self._changed: dict[str, Json] = {}
         self._condition: bool | None = None
-        self.secret_values = list(self._secrets.values())
-        """What must not be seen in the script's output: the values handed over, and those the script gave since."""
+        self._is_masked = is_masked
+        named = (value for name, value in self._variables.items() if is_masked(name))
+        self.masked_values: list[Json] = [*self._secrets.values(), *named, *also_masked]
+        """What must not be seen in the script's output: values handed over, and those that the script gave since."""
 
     def __repr__(self) -> str:
         return (
@@ -103,13 +111,19 @@ class BundledValues:
     def set_variable(self, name: str, value: Json) -> None:
         if name in self._secrets:
             self._secrets[name] = value
-            self.secret_values.append(value)
+            self._mask(value)
             self._changed[name] = MASKED
             return
         variables = {**self._variables, name: value}
         self._store("variables.json", variables)
         self._variables = variables
         self._changed[name] = value
+        if self._is_masked(name):
+            self._mask(value)
+
+    def _mask(self, value: Json) -> None:
+        if value not in self.masked_values:
+            self.masked_values.append(value)
 
     def event(self) -> Mapping[str, Json]:
         return self._event

@@ -93,3 +93,64 @@ def test_secrets_of_a_job_are_masked_in_both_streams_also_a_new_value(host: Host
     assert result["stderr"]["text"] == "***\n"
     assert result["stdout"]["bytes"] == 12
     assert result["variables"] == {"PASSWORD": "***"}
+
+
+def test_values_of_telling_names_are_masked_wherever_they_came_from(host: Host) -> None:
+    """Variables handed over, the manifest's and the login's environment, and what the script sets itself."""
+    folder = host.folder / "job"
+    folder.mkdir()
+    (folder / "manifest.yaml").write_text(
+        "version: v1\nentrypoint: script.sh\nenvironment: {STORE_PASSWORD_RO: from-the-manifest, PLAIN: just-a-word}\n"
+    )
+    (folder / "script.sh").write_text(
+        "#!/bin/bash\n"
+        "echo $STORE_PASSWORD_RO $LOGIN_TOKEN $PLAIN; cronium.getVariable db_password; cronium.getVariable REGION\n"
+        "fresh=made-by-the-script\n"
+        "cronium.setVariable NEW_API_KEY $fresh; echo $fresh $(printf %s $fresh | base64) >&2\n"
+    )
+    result = host.run_json(
+        folder,
+        "--var",
+        "db_password=from-the-operator",
+        "--var",
+        "REGION=eu-west",
+        env={"LOGIN_TOKEN": "from-the-login"},
+    )
+    assert result["stdout"]["text"] == "*** *** just-a-word\n***\neu-west\n"
+    assert result["stderr"]["text"] == "*** ***\n"
+    assert result["variables"] == {"NEW_API_KEY": "made-by-the-script"}, "what is handed back is the job's to decide"
+
+
+def test_which_names_are_masked_can_be_chosen(host: Host) -> None:
+    script = host.script("cronium.getVariable MY_TOKEN; cronium.getVariable CARD_NUMBER\n")
+    words = ["--var", "MY_TOKEN=token-value", "--var", "CARD_NUMBER=1234-5678"]
+    assert host.run_json(script, *words)["stdout"]["text"] == "***\n1234-5678\n"
+    assert host.run_json(script, *words, "--mask", "card_*")["stdout"]["text"] == "token-value\n***\n"
+    assert host.run_json(script, *words, "--mask", "")["stdout"]["text"] == "token-value\n1234-5678\n"
+    both = host.run_json(script, *words, "--mask", "CARD_*", "--mask", "*_TOKEN")
+    assert both["stdout"]["text"] == "***\n***\n"
+
+
+def test_a_value_too_short_for_a_mask_is_told(host: Host) -> None:
+    done = host.run("run", host.script("cronium.getVariable PIN\n"), "--secret", "PIN", env={"PIN": "12345"})
+    assert done.stdout == b"12345\n"
+    assert done.stderr.decode() == (
+        "cronium-runner: warning: not masked in the output, because a value has fewer than 6 characters: PIN\n"
+    )
+    assert masked(["ééééé"], "ééééé".encode()) == "ééééé".encode(), "characters are counted, not bytes"
+
+
+def test_the_local_report_masks_as_well(host: Host) -> None:
+    script = host.script("cronium.setVariable NEW_TOKEN abcdefgh\n")
+    told = host.run("test", script, "--var", "OLD_TOKEN=ijklmnop").stderr.decode()
+    assert "abcdefgh" not in told
+    assert "ijklmnop" not in told
+    assert told.count("_TOKEN = ***") == 2
+
+
+def test_a_huge_value_is_looked_for_in_pieces() -> None:
+    value = "".join(f"{number:06d}" for number in range(50_000))
+    masker = Masker([value])
+    shown = masker.feed(f"<{value}>".encode())
+    assert len(masker.held) < 64 * 1024
+    assert set((shown + masker.flush()).decode()) <= set("<*>")
