@@ -8,8 +8,9 @@ import contextlib
 import functools
 import hashlib
 import os
+import signal
 import socket
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from . import (
@@ -23,7 +24,7 @@ from . import (
     process,
     strict_yaml,
 )
-from .errors import ManifestError, RunnerError
+from .errors import ExecutionError, ManifestError, RunnerError
 from .jobdir import AlreadyClaimedError, ExecutionDirectory, Stage, StateDirectory, utc_now
 from .manifest import Manifest
 from .submission import DEFAULT_TIMEOUT, LEFT_BY_A_RUN, Archive, Folder, Script, Source, Submission
@@ -33,6 +34,9 @@ from .wire import masks
 REMEMBERED_BYTES: Final = 64 * 1024
 """Payloads up to this size have their manifest parsed ahead: nearly all, and none that keeps an agent busy."""
 UNPACKED_REMEMBERED_BYTES: Final = 1024 * 1024
+
+SET_UP_SECONDS: Final = 300.0
+"""How long preparing may take (contracts §8). It is the host's work, not the script's: a disk that hangs, say."""
 
 _EVENT_KEYS: Final = {
     # The event object's field: what the manifest's metadata, or an event that was handed over, may call it.
@@ -67,7 +71,8 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
     stage = state.stage()
     listening = None
     try:
-        parsed, digest = _fill(stage, submission.source)
+        with _set_up_time():
+            parsed, digest = _fill(stage, submission.source)
         event = _event(submission, parsed.metadata)
         own = {
             "CRONIUM_HELPER_MODE": "bundled",
@@ -119,6 +124,24 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
         job_id=event["jobId"],
         helper_socket=listening,
     )
+
+
+@contextlib.contextmanager
+def _set_up_time() -> Iterator[None]:
+    """Ends what is inside, with an ExecutionError, when it takes longer than SET_UP_SECONDS."""
+
+    def give_up(*_: object) -> None:
+        raise ExecutionError(
+            "execution.set_up_timeout",
+            f"the payload was not unpacked within {SET_UP_SECONDS:g} s; nothing was started; look at the host's disk",
+        )
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, SET_UP_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def inspect(state: StateDirectory, source: Source) -> tuple[Manifest, list[str]]:

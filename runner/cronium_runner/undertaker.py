@@ -7,6 +7,7 @@ starts another. Only then, with no supervisor alive, does anybody but the superv
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import signal
 import time
@@ -23,6 +24,7 @@ GRACE_SECONDS: Final = 5.0
 """Between SIGTERM and SIGKILL, as the supervisor would have given (contracts §8)."""
 GIVE_UP_SECONDS: Final = 60.0
 SWEEP_SECONDS: Final = 0.02
+READ_PIECE: Final = 256 * 1024
 AGAIN_SECONDS: Final = 5.0
 """Between two tries for one execution, where the disk refuses the record."""
 
@@ -115,8 +117,9 @@ def _write_lost(execution: ExecutionDirectory) -> None:
 
 def _kept(execution: ExecutionDirectory, stream: int) -> StreamSummary:
     """What the spool holds. It counts as cut: what was in the pipe when the supervisor died is gone."""
-    try:
-        size = os.stat(execution.spool_path(STREAM_NAMES[stream])).st_size
-    except FileNotFoundError:
-        size = 0
-    return StreamSummary(size, truncated=True)
+    size, digest = 0, hashlib.sha256()
+    with contextlib.suppress(OSError), open(execution.spool_path(STREAM_NAMES[stream]), "rb") as file:
+        while piece := file.read(READ_PIECE):
+            size += len(piece)
+            digest.update(piece)
+    return StreamSummary(size, truncated=True, sha256=digest.hexdigest())

@@ -544,6 +544,7 @@ def test_a_killed_supervisor_leaves_lost_with_earlier_output_and_no_script(host:
     result = host.recorded("job")
     assert result is not None
     assert (result["state"], result["exitCode"], result["error"]["code"]) == ("lost", None, "execution.lost")
+    assert result["stdout"] == {"bytes": len(stdout), "truncated": True, "sha256": hashlib.sha256(stdout).hexdigest()}
     wait_until(lambda: not is_running(int(stdout.split()[1])), "the script's process group to end", 5)
     again = host.run("run", "--execution-id", "job", host.folder / "script.sh")
     assert (again.returncode, again.stdout) == (125, stdout)

@@ -39,6 +39,7 @@ CODES: Final[dict[str, str]] = {
     "execution.id_conflict": "this execution id was already used for another payload or input",
     "execution.not_found": "no execution of this id on this host",
     "execution.lost": "the supervisor died without a result; how far the script came is not known",
+    "execution.set_up_timeout": "the payload could not be unpacked in time; nothing was started",
     "execution.timeout": "the script ran longer than its timeout and was ended",
     "execution.cancelled": "the execution was cancelled and the script was ended",
     "execution.unkillable": "processes of the script could not be ended, not even by SIGKILL",
