@@ -182,6 +182,35 @@ def deploy(host: str, as_json: bool, **options: Any) -> None:
 
 
 @cronium.command(context_settings=_HELP)
+@click.option("--host", required=True, metavar="[USER@]ADDR[:PORT]", help="Where.")
+@_reaching
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a finding.")
+def doctor(host: str, as_json: bool, **options: Any) -> None:
+    """Look at a host: login shell, transfers, sessions, forwarding, disks, interpreters, clock. Puts the runner there.
+
+    Ends with 1 when something keeps jobs from running there.
+
+    \b
+    Example:
+      cronium doctor --host deploy@web01
+    """
+    from . import doctor as doctors
+    from . import show
+
+    async def look(controller: "Controller", where: "Host") -> int:
+        is_ill = False
+        async for finding in controller.examine(where):
+            is_ill = is_ill or finding.level == doctors.BAD
+            if as_json:
+                show.print_json({"host": where.name, **finding._asdict()})
+            else:
+                show.print_finding(finding)
+        return int(is_ill)
+
+    _run(host, options, look, as_json=as_json)
+
+
+@cronium.command(context_settings=_HELP)
 @click.argument("execution_id", metavar="ID")
 @_reaching
 @click.option(

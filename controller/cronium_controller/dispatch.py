@@ -19,7 +19,7 @@ import weakref
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cronium_runner.wire import frames, masks
 from cronium_runner.wire.codes import CODES
@@ -34,6 +34,9 @@ from .hosts import Host
 from .install import Deployment, Runners, deploy, start_agent
 from .payloads import Payload
 from .store import Store
+
+if TYPE_CHECKING:
+    from .doctor import Finding
 
 _log = logging.getLogger("cronium.dispatch")
 _ABSENT: Any = object()
@@ -423,6 +426,18 @@ class Controller:
         finally:
             await connection.close()
         return deployment
+
+    async def examine(self, host: Host) -> "AsyncIterator[Finding]":
+        """What there is to know about a host: `doctor`'s findings as they come. Raises UnreachableError."""
+        from . import doctor
+
+        connection = await open_connection(host, self._access)
+        self.connections_opened += 1
+        try:
+            async for finding in doctor.examine(connection, self._runners):
+                yield finding
+        finally:
+            await connection.close()
 
     async def _reach(self, host: Host) -> _Reached:
         """The host's connection and agent, opened by whoever asks first and shared by all others."""

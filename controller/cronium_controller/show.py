@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -20,6 +20,9 @@ from .dispatch import Execution
 from .errors import ChannelLostError
 from .hosts import Host
 from .store import Record
+
+if TYPE_CHECKING:
+    from .doctor import Finding
 
 _QUIET: Final = (Outcome.SUCCEEDED, Outcome.FAILED)
 _gone: set[int] = set()
@@ -139,6 +142,13 @@ def print_json(value: dict[str, Any]) -> None:
     """One JSON object, one line, on standard output."""
     sys.stdout.buffer.write(exactjson.encode(value) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def print_finding(finding: "Finding") -> None:
+    """One finding about a host, and what to do about it below."""
+    click.echo(f"{finding.level:<5} {finding.name:<28} {finding.seen}")
+    if finding.advice:
+        click.echo(f"{'':<34} → {finding.advice}")
 
 
 def print_status(status: dict[str, Any], host: Host) -> None:

@@ -240,6 +240,21 @@ def install(directory: str | None) -> None:
 
 @cronium_runner.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def doctor(as_json: bool) -> None:
+    """Look at this host: what the runner needs of it, what is there, what to do. Ends with 1 when jobs can't run."""
+    from . import doctor as doctors
+    from . import report
+
+    findings = doctors.examine()
+    if as_json:
+        _print_json({**doctors.facts(), "findings": [finding.to_json() for finding in findings]})
+    else:
+        report.print_findings(findings)
+    sys.exit(any(finding.level == doctors.BAD for finding in findings))
+
+
+@cronium_runner.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def version(as_json: bool) -> None:
     """Print version, build time and commit."""
     from .version import as_json as version_as_json

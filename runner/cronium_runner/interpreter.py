@@ -73,6 +73,11 @@ def canonical(name: str) -> str | None:
     return ALIASES.get(name.lower())
 
 
+def programs(name: str) -> tuple[str, ...]:
+    """The programs that an interpreter's canonical name stands for, in the order they are tried."""
+    return _PROGRAMS.get(name, (name,))
+
+
 def known_names() -> str:
     """All names a manifest may use, for a message."""
     return ", ".join(ALIASES)
@@ -128,8 +133,7 @@ def _script_path(entrypoint: str, work_dir: str) -> str:
 def _named(name: str, entrypoint: str, script: str, work_dir: str, path_env: str) -> ResolvedCommand:
     if name in ("bash", "sh"):
         _shebang(entrypoint, script)
-    programs = _PROGRAMS.get(name, (name,))
-    program = _find(programs, work_dir, path_env, f"{name}, which {shown(entrypoint)} needs,")
+    program = _find(programs(name), work_dir, path_env, f"{name}, which {shown(entrypoint)} needs,")
     return ResolvedCommand([program, *_ARGUMENTS.get(name, ()), script], name)
 
 

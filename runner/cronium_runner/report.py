@@ -4,11 +4,14 @@ The report goes to standard error, so that the script's own standard output stay
 """
 
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .submission import Script, Submission
 from .wire import exactjson, masks
 from .wire.results import Outcome, Result
+
+if TYPE_CHECKING:
+    from .doctor import Finding
 
 _MARKS: Final = {Outcome.SUCCEEDED: "ok", Outcome.FAILED: "failed", Outcome.TIMED_OUT: "timed out"}
 
@@ -72,6 +75,14 @@ def print_statuses(statuses: list[dict[str, Any]]) -> None:
         if result.get("signal") is not None:
             ending = f"signal {result['signal']}"
         print(f"{status['executionId']:<48} {state:<12} {ending:<10} {status['claimedAt'] or '-'}".rstrip())
+
+
+def print_findings(findings: "list[Finding]") -> None:
+    """A line for each finding, and what to do about it below, on standard output."""
+    for finding in findings:
+        print(f"{finding.level:<5} {finding.name:<28} {finding.seen}")
+        if finding.advice:
+            print(f"{'':<34} → {finding.advice}")
 
 
 def _ending(result: Result) -> str:

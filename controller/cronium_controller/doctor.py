@@ -1,0 +1,141 @@
+"""Explaining a host from the controller's side: the route, the server's limits, and what the host's own runner says.
+
+Puts the runner there, as any job would. Every question is asked once and bounded in time; what fails is a finding, not
+an error, and the rest is asked all the same. The host's half is the runner's `doctor`.
+"""
+
+import asyncio
+import os
+import shlex
+import time
+from collections.abc import AsyncIterator
+from typing import Final, NamedTuple
+
+import asyncssh
+
+from cronium_runner.wire import exactjson
+
+from .connection import Connection, reason
+from .errors import ControllerError
+from .install import Runners, deploy
+
+ASK_SECONDS: Final = 15.0
+MANY_SESSIONS: Final = 11
+"""One more than OpenSSH's default MaxSessions: whether there is a limit that anybody will meet."""
+SLOW_SHELL_SECONDS: Final = 0.05
+"""A login shell that takes longer does something at every start (the measured case was one that set up pyenv)."""
+CLOCK_SKEW_SECONDS: Final = 60.0
+"""The leeway that tokens have; beyond it, times of results are misleading."""
+
+OK: Final = "ok"
+NOTE: Final = "note"
+BAD: Final = "bad"
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at: `level` is ok, note or bad; `advice` says what to do, if anything."""
+
+    name: str
+    level: str
+    seen: str
+    advice: str = ""
+
+
+async def examine(connection: Connection, runners: Runners) -> AsyncIterator[Finding]:
+    """Findings as they come; the last ones are the host's own."""
+    version = connection.ssh.get_extra_info("server_version", "an unknown server")
+    user = connection.ssh.get_extra_info("username")
+    yield Finding("connection", OK, f"{version} as {user}, route {connection.transport}")
+    for check in (_login_shell, _file_transfer, _sessions, _forwarding):
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                yield await check(connection)
+        except (TimeoutError, asyncssh.Error, OSError, ControllerError) as error:
+            yield Finding(check.__name__.strip("_").replace("_", " "), NOTE, f"no answer: {reason(error)}")
+    async for finding in _runner(connection, runners):
+        yield finding
+
+
+async def _login_shell(connection: Connection) -> Finding:
+    began = time.monotonic()
+    done = await connection.run("echo cronium", timeout=ASK_SECONDS)
+    took = time.monotonic() - began
+    if done.stdout.strip() != b"cronium" or done.stderr:
+        printed = " ".join((done.stdout + done.stderr).decode("utf-8", "replace").replace("cronium", "").split())
+        return Finding("login shell", NOTE, f"prints by itself: {printed[:200]!r}", "jobs don't mind; raw commands do")
+    if took > SLOW_SHELL_SECONDS:
+        return Finding(
+            "login shell", NOTE, f"{took * 1000:.0f} ms", "its rc files are slow; jobs pay that once, not each"
+        )
+    return Finding("login shell", OK, f"{took * 1000:.0f} ms")
+
+
+async def _file_transfer(connection: Connection) -> Finding:
+    try:
+        sftp = await connection.open_session(connection.ssh.start_sftp_client)
+    except (asyncssh.ChannelOpenError, asyncssh.SFTPError):
+        return Finding("file transfer", NOTE, "no SFTP", "files go through the shell instead")
+    version = sftp.version
+    sftp.exit()
+    return Finding("file transfer", OK, f"SFTP, version {version}")
+
+
+async def _sessions(connection: Connection) -> Finding:
+    """How many sessions one connection takes at once."""
+    held = []
+    try:
+        for _ in range(MANY_SESSIONS):
+            held.append(await connection.start("cat"))  # waits for the server to clean up after earlier sessions
+    except asyncssh.ChannelOpenError:
+        pass
+    finally:
+        for process in held:
+            process.close()
+    if not held:
+        return Finding("sessions", BAD, "none", "let the server open sessions (MaxSessions above 0)")
+    seen = f"{len(held)} at once on one connection"
+    if len(held) == MANY_SESSIONS:
+        return Finding("sessions", OK, f"at least {seen}")
+    # All jobs share one session; only raw commands and transfers need more.
+    return Finding("sessions", OK if len(held) > 1 else NOTE, f"{seen} (MaxSessions)")
+
+
+async def _forwarding(connection: Connection) -> Finding:
+    path = f"/tmp/cronium-doctor-{os.urandom(8).hex()}"  # noqa: S108 - removed at once, nothing listens behind it
+    try:
+        listener = await connection.ssh.forward_remote_path(path, "/nonexistent")
+        listener.close()
+        await listener.wait_closed()
+        await connection.run(f"rm -f {shlex.quote(path)}", timeout=ASK_SECONDS)  # sshd leaves the socket there
+        return Finding("forwarding", OK, "reverse forwarding of sockets")
+    except asyncssh.ChannelListenError:
+        pass
+    try:
+        listener = await connection.ssh.forward_remote_port("127.0.0.1", 0, "127.0.0.1", 1)
+        listener.close()
+        await listener.wait_closed()
+        return Finding("forwarding", NOTE, "reverse forwarding of TCP ports only (AllowStreamLocalForwarding)")
+    except asyncssh.ChannelListenError:
+        return Finding("forwarding", NOTE, "none", "bundled mode works; API mode needs AllowStreamLocalForwarding")
+
+
+async def _runner(connection: Connection, runners: Runners) -> AsyncIterator[Finding]:
+    try:
+        deployment, binary = await deploy(connection, runners)
+        how = f"uploaded now by {deployment.method}" if deployment.uploaded_bytes else "was there"
+        yield Finding("runner", OK, f"{binary.version} at {deployment.path}, {how}")
+        asked = time.time()
+        done = await connection.run(f"{shlex.quote(deployment.path)} doctor --json", timeout=ASK_SECONDS)
+        between = (asked + time.time()) / 2
+        told = exactjson.loads(done.stdout[done.stdout.index(b"{") :])
+    except ControllerError as error:
+        yield Finding("runner", BAD, error.message, "see docs/errors.md for the code " + error.code)
+        return
+    except ValueError:
+        yield Finding("runner", BAD, "its doctor says nothing that can be read", "update the runner: cronium deploy")
+        return
+    for finding in told["findings"]:
+        yield Finding(finding["name"], finding["level"], finding["seen"], finding["advice"])
+    skew = told["time"] - between
+    level = OK if abs(skew) < CLOCK_SKEW_SECONDS else NOTE
+    yield Finding("clock against ours", level, f"{skew:+.1f} s", "" if level == OK else "set one of the clocks")

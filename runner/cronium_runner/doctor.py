@@ -1,0 +1,189 @@
+"""Explaining a host: what the runner needs of it, what is there, and what to do about what isn't.
+
+Starts nothing, and writes only what a first job would write as well: the state directory and the install directory.
+"""
+
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+from . import __version__, interpreter, location
+from .errors import RunnerError
+from .jobdir import SOCKET_PATH_LIMIT, StateDirectory
+
+OK: Final = "ok"
+NOTE: Final = "note"
+"""Works, with a difference that is worth knowing."""
+BAD: Final = "bad"
+"""Jobs cannot run until this is mended."""
+
+LITTLE_SPACE: Final = 256 * 1024 * 1024
+"""Bytes. Room for a payload, its files and some output; less is enough for small jobs, so it is a note."""
+LITTLE_FILES: Final = 1000
+"""Inodes: a job makes about ten file-system objects."""
+PIDFD_KERNEL: Final = (5, 3)
+GROUP_KILL_KERNEL: Final = (5, 14)
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at. `advice` says what to do; empty when there is nothing to do."""
+
+    name: str
+    level: str
+    seen: str
+    advice: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """The finding as one JSON object."""
+        return self._asdict()
+
+
+def examine() -> list[Finding]:
+    """Everything, in the order a person would ask. One check that fails in an unforeseen way is itself a finding."""
+    found: list[Finding] = []
+    for check in _CHECKS:
+        try:
+            found += check()
+        except Exception as error:  # noqa: BLE001 - the doctor must be able to speak on a host that is ill
+            found.append(Finding(check.__name__.strip("_"), NOTE, f"cannot be looked at: {error}"))
+    return found
+
+
+def facts() -> dict[str, Any]:
+    """What a controller compares: clock (seconds since the epoch), architecture and account."""
+    return {"time": time.time(), "machine": os.uname().machine, "user": os.geteuid(), "runnerVersion": __version__}
+
+
+def _system() -> Iterator[Finding]:
+    system = os.uname()
+    libc = " ".join(platform.libc_ver()).strip() or "not the GNU C library"
+    yield Finding("system", OK, f"{system.sysname} {system.release}, {system.machine}, {libc}")
+    release = _kernel()
+    if release < PIDFD_KERNEL:
+        yield Finding("kernel", NOTE, "before 5.3: a process is named by pid and start time, without a pidfd")
+    elif release < GROUP_KILL_KERNEL:
+        yield Finding("kernel", NOTE, "before 5.14: a control group cannot be ended at once; descendants are swept")
+    else:
+        yield Finding("kernel", OK, "has pidfds and cgroup.kill")
+
+
+def _runner() -> Iterator[Finding]:
+    form = "the installed binary" if getattr(sys, "frozen", False) else "from source"
+    yield Finding("runner", OK, f"{__version__}, {form}, {sys.executable}")
+
+
+def _install_directory() -> Iterator[Finding]:
+    failures = []
+    for root in location.roots():
+        try:
+            location.make_private(root)
+            location.check_executable(root)
+        except (location.UnusableError, OSError) as error:
+            failures.append(str(error))
+            continue
+        level = NOTE if failures else OK
+        yield Finding("install directory", level, root, f"not used: {'; '.join(failures)}" if failures else "")
+        return
+    yield Finding(
+        "install directory",
+        BAD,
+        "; ".join(failures),
+        "set CRONIUM_INSTALL_DIR to a directory of yours on a file system that may execute",
+    )
+
+
+def _state_directory() -> Iterator[Finding]:
+    try:
+        state = StateDirectory.open()
+    except RunnerError as error:
+        yield Finding("state directory", BAD, error.message, "mend it, or set CRONIUM_STATE_DIR")
+        return
+    yield Finding("state directory", OK, state.path)
+    yield from _room("disk of the state directory", state.path)
+    folder = os.path.join(state.path, "s")
+    if len(os.fsencode(folder)) + 9 > SOCKET_PATH_LIMIT:
+        yield Finding("helper sockets", NOTE, f"{folder} is too long a path for sockets; they go to /tmp")
+
+
+def _temporary_directory() -> Iterator[Finding]:
+    path = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - looked at, not used
+    if not os.access(path, os.W_OK | os.X_OK):
+        yield Finding("temporary files", NOTE, f"{path} is not writable; scripts that use it will fail")
+        return
+    yield from _room("temporary files", path)
+
+
+def _room(name: str, path: str) -> Iterator[Finding]:
+    found = os.statvfs(path)
+    free = found.f_bavail * found.f_frsize
+    seen = f"{free / 1e9:.1f} GB free on the disk of {path}"
+    if free < LITTLE_SPACE:
+        yield Finding(name, NOTE, seen, "free space: output and payloads need it")
+    elif found.f_files and found.f_favail < LITTLE_FILES:
+        yield Finding(name, NOTE, f"{found.f_favail} inodes left on the disk of {path}", "remove small files")
+    else:
+        yield Finding(name, OK, seen)
+
+
+def _home() -> Iterator[Finding]:
+    import pwd
+
+    recorded, home = pwd.getpwuid(os.geteuid()).pw_dir, os.environ.get("HOME")
+    if "CRONIUM_STATE_DIR" not in os.environ and home and os.path.realpath(home) != os.path.realpath(recorded):
+        yield Finding("home directory", NOTE, f"$HOME is {home}, the password database says {recorded}, which is used")
+
+
+def _interpreters() -> Iterator[Finding]:
+    there = []
+    for name in dict.fromkeys(interpreter.ALIASES.values()):
+        programs = interpreter.programs(name)
+        path = next((found for program in programs if (found := shutil.which(program))), None)
+        if path is not None:
+            there.append(path)
+    yield Finding("interpreters", OK, ", ".join(there) or "none on PATH")
+
+
+def _processes() -> Iterator[Finding]:
+    if not os.path.exists("/proc/self/stat"):
+        yield Finding("processes", BAD, "/proc is not mounted", "mount it: what a script leaves is found there")
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    level = NOTE if hard != resource.RLIM_INFINITY and hard < 1024 else OK
+    yield Finding("open files", level, f"{soft}, at most {'any number' if hard == resource.RLIM_INFINITY else hard}")
+
+
+def _clock() -> Iterator[Finding]:
+    now = time.time()
+    shown = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+    # Only the controller judges time; here a clock that was never set is all that can be told.
+    if now < 1_700_000_000:  # November 2023: before this program was written
+        yield Finding("clock", NOTE, shown, "set the clock: times in results will be wrong")
+    else:
+        yield Finding("clock", OK, shown)
+
+
+_CHECKS: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
+    _system,
+    _runner,
+    _install_directory,
+    _state_directory,
+    _temporary_directory,
+    _home,
+    _interpreters,
+    _processes,
+    _clock,
+)
+
+
+def _kernel() -> tuple[int, int]:
+    numbers = os.uname().release.split("-")[0].split(".")
+    try:
+        return int(numbers[0]), int(numbers[1])
+    except (IndexError, ValueError):
+        return 0, 0
