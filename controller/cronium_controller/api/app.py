@@ -1,0 +1,292 @@
+"""The endpoints of the runtime API (contracts §7). Who may ask is decided here, what is stored is the store's matter.
+
+Every endpoint checks in the same order: the token, whose execution it is, how often, then the body.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
+
+import anyio
+from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cronium_runner import __version__
+from cronium_runner.wire import exactjson
+
+from ..errors import StoreError
+from ..platform_store import Caller, GrantError, PlatformStore, SequenceError, Write
+from ..platform_store.database import CONNECTIONS
+from ..platform_store.live import LONGEST_NAME
+from . import metrics, requests
+from .edge import Edge, log
+from .errors import ApiError, json_response
+from .metrics import Metrics
+from .rate import PER_MINUTE, RateLimit
+from .requests import LARGEST_BODY
+from .schema import document
+from .tokens import Claims, TokenError, TokenExpiredError, Tokens
+from .tools import Tool, ToolCaller, ToolError, ToolInputError
+
+_DONE: Final = b'{"success":true}'
+
+# Seconds. A token bucket's next drop comes sooner; the header has whole ones only.
+_RETRY_AT_LEAST: Final = 1
+
+_T = TypeVar("_T")
+_Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class _RawSegment(Convertor[str]):
+    """A path segment as it was sent, also an empty one; starlette's own refuses that before we can say why."""
+
+    regex = "[^/]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("raw", _RawSegment())
+
+
+class RuntimeApi:
+    """The ASGI application. `clock` gives seconds since the epoch; `tools` are by the name that scripts use."""
+
+    def __init__(
+        self,
+        store: PlatformStore,
+        tokens: Tokens,
+        *,
+        tools: Mapping[str, Tool] | None = None,
+        clock: Callable[[], float] = time.time,
+        requests_per_minute: int = PER_MINUTE,
+        largest_body: int = LARGEST_BODY,
+    ) -> None:
+        self._store = store
+        self._tokens = tokens
+        self._tools = dict(tools or {})
+        self._clock = clock
+        self._rate = RateLimit(requests_per_minute)
+        self._largest_body = largest_body
+        self._metrics = Metrics()
+        self._document = exactjson.encode(document())
+        # The store waits for disks and servers, so it is called in threads: as many as there are connections to it.
+        self._threads = anyio.CapacityLimiter(CONNECTIONS)
+        self._app: ASGIApp = Edge(self._routed(), self._metrics)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+    def _routed(self) -> Starlette:
+        routes = [
+            _route("/executions/{id:raw}/input", GET=self._input),
+            _route("/executions/{id:raw}/output", POST=self._output),
+            _route("/executions/{id:raw}/variables/{key:raw}", GET=self._variable, PUT=self._set_variable),
+            _route("/executions/{id:raw}/condition", POST=self._condition),
+            _route("/executions/{id:raw}/context", GET=self._context),
+            _route("/tool-actions/execute", POST=self._tool_action),
+            _route("/health", GET=self._health),
+            _route("/metrics", GET=self._show_metrics),
+            _route("/openapi.json", GET=self._openapi),
+        ]
+        app = Starlette(routes=routes, exception_handlers={ApiError: _refuse, HTTPException: _refuse_unrouted})
+        app.router.redirect_slashes = False
+        return app
+
+    # Reading.
+
+    async def _input(self, request: Request) -> Response:
+        caller = self._caller_of(request)
+        return _data(await self._read(self._store.read_input, caller))
+
+    async def _context(self, request: Request) -> Response:
+        caller = self._caller_of(request)
+        found = await self._read(self._store.read_context, caller)
+        given = {"eventId": None, "eventName": None, "eventType": None, "startTime": None, "metadata": None, **found}
+        return _data(exactjson.dumps(given))
+
+    async def _variable(self, request: Request) -> Response:
+        caller = self._caller_of(request)
+        key = _key(request)
+        value = await self._read(self._store.read_variable, caller, key) if _is_storable(key) else None
+        if value is None:
+            raise ApiError("not_found", "there is no variable of this name")
+        return _data(f'{{"key":{exactjson.dumps(key)},"value":{value}}}')
+
+    # Writing.
+
+    async def _output(self, request: Request) -> Response:
+        return await self._write(request, "output.set", "data")
+
+    async def _set_variable(self, request: Request) -> Response:
+        caller = self._caller_of(request)
+        key = _key(request)
+        if not _is_storable(key):
+            raise ApiError("invalid_request", f"a variable's name has 1 to {LONGEST_NAME} bytes")
+        return await self._write(request, "variable.set", "value", key, caller)
+
+    async def _condition(self, request: Request) -> Response:
+        return await self._write(request, "condition.set", "condition")
+
+    async def _write(
+        self, request: Request, action: str, name: str, key: str | None = None, caller: Caller | None = None
+    ) -> Response:
+        caller = caller or self._caller_of(request)
+        sequence = requests.sequence(request, caller.execution_id)
+        value = requests.member(await requests.json_object(request, self._largest_body), name)
+        if action == "condition.set" and not isinstance(value, bool):
+            raise ApiError("invalid_body", '"condition" is true or false')
+        is_new = await self._in_store(self._store.write, caller, Write(action, value, key, sequence), self._clock())
+        self._metrics.writes.labels(action, "applied" if is_new else "repeated").inc()
+        return json_response(_DONE)
+
+    # Tools: at most once, never repeated, both sides of the call in the audit log.
+
+    async def _tool_action(self, request: Request) -> Response:
+        claims = self._claims(request)
+        caller = self._admitted(request, claims)
+        if "idempotency-key" in request.headers:
+            raise ApiError("invalid_key", "a tool action takes no Idempotency-Key: it is never repeated")
+        body = await requests.json_object(request, self._largest_body)
+        name, action = requests.member(body, "tool"), requests.member(body, "action")
+        params = body.get("params", body.get("config", {}))
+        if not isinstance(name, str) or not isinstance(action, str) or not isinstance(params, dict):
+            raise ApiError("invalid_body", '"tool" and "action" are texts, "params" is an object')
+        tool = self._tools.get(name)
+        if tool is None:
+            await self._audit_tool(caller, "tool.unknown", name, action)
+            raise ApiError("not_found", "no tool of this name is configured")
+        return await self._execute(tool, name, action, params, caller)
+
+    async def _execute(self, tool: Tool, name: str, action: str, params: Mapping[str, Any], caller: Caller) -> Response:
+        await self._audit_tool(caller, "tool.started", name, action)
+        outcome = "failed"
+        try:
+            data = await tool.execute(action, params, ToolCaller(caller.execution_id, caller.peer))
+            body = exactjson.encode({"success": True, "data": data})
+            outcome = "succeeded"
+        except ToolInputError as error:
+            outcome = "refused"
+            raise ApiError("invalid_action", str(error)) from None
+        except ToolError as error:
+            body = exactjson.encode({"success": False, "data": {"error": "tool_failed", "message": str(error)}})
+        except asyncio.CancelledError:
+            outcome = "interrupted"  # the service is ending; whether the tool has acted is not known
+            raise
+        finally:
+            self._metrics.tool_actions.labels(name, outcome).inc()
+            await self._audit_tool(caller, f"tool.{outcome}", name, action)
+        return json_response(body)
+
+    async def _audit_tool(self, caller: Caller, what: str, name: str, action: str) -> None:
+        def note() -> None:
+            detail = {"action": action[:100]}
+            self._store.note(caller, what, self._clock(), subject=name, detail=detail)
+
+        await self._in_store(note)
+
+    # For everybody.
+
+    async def _health(self, _request: Request) -> Response:
+        try:
+            await self._in_thread(self._store.check)
+        except StoreError:
+            return json_response(b'{"status":"unhealthy"}', 503)
+        return json_response(exactjson.encode({"status": "healthy", "version": __version__}))
+
+    async def _show_metrics(self, _request: Request) -> Response:
+        return Response(self._metrics.text(), media_type=metrics.CONTENT_TYPE)
+
+    async def _openapi(self, _request: Request) -> Response:
+        return json_response(self._document)
+
+    # Who asks.
+
+    def _caller_of(self, request: Request) -> Caller:
+        """Who may ask about the path's execution."""
+        claims = self._claims(request)
+        if requests.segment(request.path_params["id"], "execution") != claims.execution_id:
+            raise ApiError("forbidden", "the token is another execution's")
+        return self._admitted(request, claims)
+
+    def _claims(self, request: Request) -> Claims:
+        try:
+            return self._tokens.check(requests.bearer_token(request))
+        except TokenExpiredError as error:
+            raise ApiError("token_expired", str(error)) from None
+        except TokenError as error:
+            raise ApiError("unauthorized", str(error)) from None
+
+    def _admitted(self, request: Request, claims: Claims) -> Caller:
+        wait = self._rate.take(claims.execution_id, self._clock())
+        if wait:
+            after = {"Retry-After": str(max(_RETRY_AT_LEAST, int(wait + 1)))}
+            raise ApiError("rate_limited", "too many requests for this execution", after)
+        request.scope["cronium_execution"] = claims.execution_id
+        return Caller(claims.execution_id, claims.jti, None if request.client is None else request.client.host)
+
+    async def _read(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        """Like `_in_store`; without the two switches of threads where reading is quicker than they are."""
+        return await self._in_store(call, *arguments, at_once=self._store.reads_at_once)
+
+    async def _in_store(self, call: Callable[..., _T], *arguments: Any, at_once: bool = False) -> _T:
+        """A call of the store, its refusals as answers."""
+        try:
+            if at_once:
+                return call(*arguments)
+            return await self._in_thread(call, *arguments)
+        except GrantError:
+            raise ApiError("token_revoked", "the token has been revoked, or was never issued") from None
+        except SequenceError as error:
+            raise ApiError("out_of_order", str(error)) from None
+        except StoreError as error:
+            log.error("store_failed", extra={"reason": error.message})
+            raise ApiError("internal", "the platform's database cannot be used just now") from None
+
+    async def _in_thread(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        return await anyio.to_thread.run_sync(call, *arguments, limiter=self._threads)
+
+
+def _route(path: str, **endpoints: _Endpoint) -> Route:
+    """One route for all methods of a path, so that `Allow` names them all."""
+
+    async def dispatch(request: Request) -> Response:
+        request.scope["cronium_route"] = path.replace(":raw", "")
+        method = "GET" if request.method == "HEAD" else request.method
+        return await endpoints[method](request)
+
+    return Route(path, dispatch, methods=list(endpoints))
+
+
+async def _refuse(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError), "registered for this only"
+    return error.response()
+
+
+async def _refuse_unrouted(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "registered for this only"
+    if error.status_code == 405:
+        return ApiError("method_not_allowed", "the path has no such method", error.headers).response()
+    return ApiError("not_found", "there is no such path").response()
+
+
+def _key(request: Request) -> str:
+    return requests.segment(request.path_params["key"], "variable's name")
+
+
+def _is_storable(key: str) -> bool:
+    return 0 < len(key.encode()) <= LONGEST_NAME
+
+
+def _data(encoded: str) -> Response:
+    """A value that is JSON already, so that it goes out as it was written."""
+    return json_response(f'{{"success":true,"data":{encoded}}}'.encode())

@@ -1,0 +1,212 @@
+"""Listening: an ASGI application on a TCP port or a unix socket, in the event loop that is running.
+
+uvicorn's HTTP without its process: the controller embeds this, so no signal handlers, no logging set-up and no polling.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import socket
+import stat
+import sys
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+from uvicorn.server import ServerState
+
+from ..errors import ControllerError
+from .errors import envelope
+from .requests import LARGEST_HEADER
+
+LONGEST_SOCKET_PATH: Final = 107
+"""Bytes: sockaddr_un has 108 with the NUL."""
+
+# Seconds that an idle connection stays open: longer than a script usually thinks between two helpers.
+_KEEP_ALIVE_SECONDS: Final = 120
+
+# Seconds for answers that are being made when we are told to stop: a write takes milliseconds.
+_CLOSE_SECONDS: Final = 5.0
+
+# Of a request that was refused while it was still being sent, this much is read and thrown away: a connection that is
+# closed with unread bytes is reset, and the answer is lost with it. 16 MiB is three of the tokens that promises.md has.
+_MOST_DISCARDED: Final = 16 << 20
+_DISCARD_SECONDS: Final = 2.0
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's, with our envelope for what is no HTTP and 431 for headers that are too long."""
+
+    _discarded: int | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if self._discarded is None:
+            super().data_received(data)
+            return
+        self._discarded += len(data)
+        if self._discarded > _MOST_DISCARDED:
+            self.transport.close()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether the connection stays open: until the answer is sent, for a client that has only stopped sending."""
+        if self._discarded is not None or self.cycle is None or self.cycle.more_body or self.cycle.response_complete:
+            return False
+        self.cycle.keep_alive = False
+        return True
+
+    def send_400_response(self, _msg: str) -> None:
+        """Called while h11's error is being handled; which one it was decides the status."""
+        status = getattr(sys.exception(), "error_status_hint", 400)
+        if status == 431:
+            body = envelope(
+                "header_too_large", f"the request's line and headers are longer than {LARGEST_HEADER} bytes"
+            )
+        else:
+            status, body = 400, envelope("invalid_request", "that is no HTTP request")
+        self._discarded = 0
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun already
+            self.transport.close()
+            return
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        response = h11.Response(status_code=status, headers=headers, reason=STATUS_PHRASES[status])
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_DISCARD_SECONDS, self.transport.close)
+
+
+def tcp_listener(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 is any. Raises ControllerError (`api.address_unusable`)."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen()
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise _unusable(f"{host}:{port}", error) from None
+    return listener
+
+
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether only this machine can reach it."""
+    return listener.family == socket.AF_UNIX or ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+def unix_listener(path: str) -> socket.socket:
+    """A listening unix socket, 0600 from its first moment on. A stale one of that name is replaced.
+
+    Raises ControllerError (`api.address_unusable`).
+    """
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        raise ControllerError(
+            "api.address_unusable", f"the socket's path has more than {LONGEST_SOCKET_PATH} bytes: {path}"
+        )
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        os.fchmod(listener.fileno(), 0o600)  # Linux gives the file of a bound socket the mode that the socket has
+        listener.bind(path)
+        if stat.S_IMODE(os.lstat(path).st_mode) & 0o077:
+            raise OSError(0, "its permissions cannot be set")
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise _unusable(path, error) from None
+    return listener
+
+
+def _remove_stale(path: str) -> None:
+    """Removes a socket that nobody listens on any more."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(0, "there is a file of that name")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise OSError(0, "another service listens there")
+
+
+@contextlib.asynccontextmanager
+async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
+    """Answers requests on `listener` while the block runs; then closes it, and removes a unix socket's file."""
+    state = ServerState()
+    config = _config(app)
+    path = listener.getsockname() if listener.family == socket.AF_UNIX else None
+    loop = asyncio.get_running_loop()
+
+    def protocol() -> asyncio.Protocol:
+        return _Protocol(config, state, {}, loop)
+
+    if path is None:
+        server = await loop.create_server(protocol, sock=listener)
+    else:
+        server = await loop.create_unix_server(protocol, sock=listener)
+    try:
+        yield
+    finally:
+        server.close()
+        if path is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        await _finish(state)
+
+
+async def _finish(state: ServerState) -> None:
+    """Lets answers that are being made be sent, and closes what is idle."""
+    for connection in list(state.connections):
+        if isinstance(connection, _Protocol):
+            connection.shutdown()
+    if state.tasks:
+        _, left = await asyncio.wait(set(state.tasks), timeout=_CLOSE_SECONDS)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=_CLOSE_SECONDS)
+    for connection in list(state.connections):
+        connection.transport.close()
+    await asyncio.sleep(0)  # for the transports' own last callbacks
+
+
+def _config(app: Any) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        loop="none",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        h11_max_incomplete_event_size=LARGEST_HEADER,
+    )
+    config.load()
+    return config
+
+
+def _unusable(where: str, error: OSError) -> ControllerError:
+    return ControllerError("api.address_unusable", f"cannot listen on {where}: {error.strerror or error}")

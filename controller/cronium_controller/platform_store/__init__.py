@@ -1,0 +1,23 @@
+"""The platform's live data: what a script in API mode reads and writes while it runs, and who did what to it.
+
+Beside `store`, which remembers what was submitted where; both can be one database. SQLite by default, PostgreSQL by
+URL. Nothing here knows HTTP or tokens' signatures.
+"""
+
+from .audit import Entry
+from .database import Database, database_url
+from .live import Caller, GrantError, LiveExecution, SequenceError, Write
+from .platform import PlatformStore, Variable
+
+__all__ = [
+    "Caller",
+    "Database",
+    "Entry",
+    "GrantError",
+    "LiveExecution",
+    "PlatformStore",
+    "SequenceError",
+    "Variable",
+    "Write",
+    "database_url",
+]

@@ -1,0 +1,196 @@
+"""The platform's store: each call is one transaction. For the runtime API, the controller and the operator."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sql
+
+from cronium_runner.wire import exactjson
+
+from . import audit, live
+from .audit import Entry
+from .database import Database, database_url
+from .live import EXECUTION, GLOBAL, USER, Caller, LiveExecution, Write
+from .migrations import migrate
+from .tables import grants, live_executions, upsert, variables
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A variable as an operator sees it. `user_id` is None for a global one."""
+
+    name: str
+    value: Any
+    user_id: str | None
+    changed_at: float
+
+
+class PlatformStore:
+    """The live data. May be used by several threads; every method raises StoreError when the database can't be used."""
+
+    def __init__(self, url: str | None = None) -> None:
+        """Opens or creates it, and brings it to the newest version. `url` as for `database_url`."""
+        self.database = Database(database_url(url))
+        try:
+            migrate(self.database)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the database."""
+        self.database.close()
+
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether reading takes some tenths of a millisecond and waits for nobody: SQLite's readers don't wait for
+        writers. A server's answer has to be waited for."""
+        return self.database.is_sqlite
+
+    def check(self) -> None:
+        """Raises StoreError when the database doesn't answer."""
+        with self.database.reading() as connection:
+            connection.execute(sql.select(live_executions.c.id).limit(1))
+
+    # Executions and their grants: the controller.
+
+    def register(self, execution: LiveExecution, now: float, *, actor: str) -> bool:
+        """Makes an execution known; whether that was news. One that is known stays as it is."""
+        row = {
+            "id": execution.id,
+            "job_id": execution.job_id,
+            "user_id": execution.user_id,
+            "host": execution.host,
+            "context": exactjson.dumps(dict(execution.context)),
+            "input": exactjson.dumps(execution.input),
+            "registered_at": now,
+        }
+        with self.database.writing() as connection:
+            insert = upsert(connection.dialect.name, live_executions).on_conflict_do_nothing()
+            if connection.execute(insert.returning(live_executions.c.id), row).one_or_none() is None:
+                return False
+            for name, value in execution.variables.items():
+                live.store_variable(connection, EXECUTION, execution.id, name, value, now)
+            audit.append(connection, Entry(now, actor, "execution.registered", execution.id, host=execution.host))
+        return True
+
+    def find(self, execution_id: str) -> LiveExecution | None:
+        """A known execution; without the variables that were handed over for it."""
+        with self.database.reading() as connection:
+            row = connection.execute(
+                sql.select(live_executions).where(live_executions.c.id == execution_id)
+            ).one_or_none()
+        if row is None:
+            return None
+        given, context = exactjson.loads(row.input), exactjson.loads(row.context)
+        return LiveExecution(row.id, row.user_id, row.job_id, row.host, given, {}, context)
+
+    def grant(self, caller: Caller, now: float, expires_at: float, *, actor: str) -> None:
+        """Lets a token in: one that isn't in here opens nothing, whatever its signature."""
+        with self.database.writing() as connection:
+            connection.execute(
+                sql.insert(grants).values(
+                    jti=caller.jti, execution_id=caller.execution_id, issued_at=now, expires_at=expires_at
+                )
+            )
+            audit.append(connection, Entry(now, actor, "token.issued", caller.execution_id, subject=caller.jti))
+
+    def revoke(self, execution_id: str, now: float, *, actor: str) -> int:
+        """Shuts out all tokens of an execution that has ended and delivered everything; how many those were.
+
+        Values that were handed over for it alone are deleted.
+        """
+        with self.database.writing() as connection:
+            unrevoked = sql.and_(grants.c.execution_id == execution_id, grants.c.revoked_at.is_(None))
+            count: int = connection.execute(sql.update(grants).where(unrevoked).values(revoked_at=now)).rowcount
+            connection.execute(
+                sql.update(live_executions)
+                .where(live_executions.c.id == execution_id, live_executions.c.revoked_at.is_(None))
+                .values(revoked_at=now)
+            )
+            connection.execute(
+                sql.delete(variables).where(variables.c.scope == EXECUTION, variables.c.owner == execution_id)
+            )
+            if count:
+                audit.append(connection, Entry(now, actor, "token.revoked", execution_id, detail={"count": count}))
+        return count
+
+    def written(self, execution_id: str) -> tuple[Any, bool | None]:
+        """Output and condition as the script left them; None for what it didn't write."""
+        with self.database.reading() as connection:
+            columns = sql.select(live_executions.c.output, live_executions.c.condition)
+            row = connection.execute(columns.where(live_executions.c.id == execution_id)).one_or_none()
+        if row is None:
+            return None, None
+        return None if row.output is None else exactjson.loads(row.output), row.condition
+
+    # What a script may do. All raise GrantError.
+
+    def read_input(self, caller: Caller) -> str:
+        """The input's JSON."""
+        with self.database.reading() as connection:
+            return str(live.admit(connection, caller, _ADMIT_TO_INPUT).input)
+
+    def read_context(self, caller: Caller) -> dict[str, Any]:
+        """The context, with the ids that it always has."""
+        with self.database.reading() as connection:
+            row = live.admit(connection, caller, _ADMIT_TO_CONTEXT)
+        given: dict[str, Any] = exactjson.loads(row.context)
+        return {**given, "executionId": row.id, "jobId": row.job_id, "userId": row.user_id}
+
+    def read_variable(self, caller: Caller, name: str) -> str | None:
+        """The variable's JSON, None when there is none."""
+        with self.database.reading() as connection:
+            return live.find_variable(connection, live.admit(connection, caller), name)
+
+    def write(self, caller: Caller, write: Write, now: float) -> bool:
+        """Applies a write once; whether it was news. Also raises SequenceError."""
+        with self.database.writing() as connection:
+            return live.apply(connection, caller, write, now)
+
+    def note(
+        self, caller: Caller, action: str, now: float, *, subject: str | None = None, detail: dict[str, Any]
+    ) -> None:
+        """Writes something that a script did, and that is no write, into the audit log."""
+        with self.database.writing() as connection:
+            execution = live.admit(connection, caller)
+            audit.append(connection, live.entry(execution, caller, action, now, subject, None, detail))
+
+    # The operator.
+
+    def variable(self, name: str, user_id: str | None = None) -> Variable | None:
+        """One variable of a user, or a global one."""
+        found = self._variables(user_id, variables.c.name == name.encode())
+        return found[0] if found else None
+
+    def variables(self, user_id: str | None = None) -> list[Variable]:
+        """All variables of a user, or all global ones, by name."""
+        return self._variables(user_id)
+
+    def set_variable(self, name: str, value: Any, user_id: str | None, now: float, *, actor: str, host: str) -> None:
+        """Sets a user's variable, or a global one. The next read of a running script sees it."""
+        scope, owner = _place(user_id)
+        with self.database.writing() as connection:
+            live.store_variable(connection, scope, owner, name, value, now)
+            detail = {"scope": scope, "owner": owner, "bytes": len(exactjson.encode(value))}
+            audit.append(connection, Entry(now, actor, "variable.set", subject=name, host=host, detail=detail))
+
+    def audit(self, limit: int, execution_id: str | None = None) -> list[Entry]:
+        """The audit log's last entries, oldest of them first."""
+        with self.database.reading() as connection:
+            return audit.newest(connection, limit, execution_id)
+
+    def _variables(self, user_id: str | None, *where: sql.ColumnElement[bool]) -> list[Variable]:
+        scope, owner = _place(user_id)
+        query = sql.select(variables).where(variables.c.scope == scope, variables.c.owner == owner, *where)
+        with self.database.reading() as connection:
+            rows = connection.execute(query.order_by(variables.c.name)).all()
+        return [Variable(bytes(row.name).decode(), exactjson.loads(row.value), user_id, row.changed_at) for row in rows]
+
+
+_ADMIT_TO_INPUT: Final = live.admission(live_executions.c.input)
+_ADMIT_TO_CONTEXT: Final = live.admission(live_executions.c.context)
+
+
+def _place(user_id: str | None) -> tuple[str, str]:
+    return (GLOBAL, "") if user_id is None else (USER, user_id)
