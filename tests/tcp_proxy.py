@@ -1,11 +1,37 @@
-"""A TCP proxy on the loopback interface for tests: it counts bytes, delays them, and cuts connections."""
+"""A TCP proxy on the loopback interface for tests: it counts bytes, delays them, and cuts connections.
+
+A cut is a reset, as by a firewall that has forgotten the connection; an end, as by a peer that was shut down; or a
+hole, as by a cable that was pulled: nothing passes any more, and nobody is told.
+"""
 
 import asyncio
 import contextlib
 import socket
 import struct
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
+
+Cut = Literal["reset", "fin", "hole"]
+CUTS: tuple[Cut, ...] = ("reset", "fin", "hole")
+
+
+@dataclass(slots=True)
+class _Plan:
+    """Cut in the way of `how` as soon as `left` more bytes have passed in one direction."""
+
+    left: int
+    how: Cut
+    is_sent: bool
+
+
+@dataclass(eq=False, slots=True)
+class _Pair:
+    """One connection: the writers to both of its ends."""
+
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+    is_cut: bool = False
+    """Nothing passes any more; reset, ended or left in the dark, as was asked for."""
 
 
 class TcpProxy:
@@ -17,10 +43,13 @@ class TcpProxy:
         self.connections = 0
         self.sent_bytes = 0
         """Bytes from the clients to the target."""
-        self.cut_in: int | None = None
-        """Bytes from the target that clients still get before all connections are reset, once."""
+        self.received_bytes = 0
+        """Bytes from the target to the clients."""
+        self.cuts = 0
+        """How often connections were cut as planned."""
+        self._plan: _Plan | None = None
         self._target_port = target_port
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._pairs: set[_Pair] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -36,37 +65,91 @@ class TcpProxy:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def cut(self) -> None:
-        """Resets all connections, as a firewall that has forgotten them does."""
-        for writer in list(self._writers):
-            with contextlib.suppress(OSError):
-                tcp = writer.get_extra_info("socket")
-                tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
+    @property
+    def cut_in(self) -> int | None:
+        """Bytes from the target that clients still get before all connections are reset, once."""
+        return None if self._plan is None else self._plan.left
+
+    @cut_in.setter
+    def cut_in(self, count: int | None) -> None:
+        self._plan = None
+        if count is not None:
+            self.cut_after(count)
+
+    def cut_after(self, count: int, how: Cut = "reset", *, is_sent: bool = False) -> None:
+        """Cuts all connections, once, when `count` more bytes have passed; `is_sent`: of those the clients send."""
+        self._plan = _Plan(count, how, is_sent)
+
+    def cut(self, how: Cut = "reset") -> None:
+        """Cuts all connections now. Those that come later are served."""
+        for pair in list(self._pairs):
+            pair.is_cut = True
+            for writer in pair.writers:
+                with contextlib.suppress(OSError):
+                    _cut(writer, how)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
-        self._writers |= {writer, there_writer}
-        for one, other, is_ours in ((reader, there_writer, True), (there_reader, writer, False)):
-            task = asyncio.ensure_future(self._pump(one, other, is_ours=is_ours))
-            self._tasks.add(task)
+        pair = _Pair([writer])
+        self._pairs.add(pair)
+        try:
+            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        except OSError:  # nobody there any more
+            writer.close()
+            return
+        pair.writers.append(there_writer)
+        for each in pair.writers:
+            each.transport.set_write_buffer_limits(0)  # what counts as passed has left us before a reset can drop it
+        for one, other, is_sent in ((reader, there_writer, True), (there_reader, writer, False)):
+            self._tasks.add(asyncio.ensure_future(self._pump(pair, one, other, is_sent=is_sent)))
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_ours: bool) -> None:
+    async def _pump(
+        self, pair: _Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_sent: bool
+    ) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):
             while piece := await reader.read(65536):
-                if is_ours:
-                    self.sent_bytes += len(piece)
-                elif self.cut_in is not None:
-                    self.cut_in -= len(piece)
-                    if self.cut_in < 0:
-                        self.cut_in = None
-                        self.cut()
-                        return
+                if pair.is_cut:
+                    return
+                passed = self._allowed(piece, is_sent=is_sent)
                 if self.delay:
-                    loop.call_later(self.delay, writer.write, piece)
+                    loop.call_later(self.delay, writer.write, passed)
                 else:
-                    writer.write(piece)
+                    writer.write(passed)
                     await writer.drain()
-        writer.transport.abort() if self.delay else writer.close()
+                if self._has_come(is_sent=is_sent):
+                    return
+        if not pair.is_cut:
+            writer.transport.abort() if self.delay else writer.close()
+
+    def _allowed(self, piece: bytes, *, is_sent: bool) -> bytes:
+        """What of the piece passes before the planned cut. Counted."""
+        if self._plan is not None and self._plan.is_sent == is_sent:
+            piece = piece[: self._plan.left]
+            self._plan.left -= len(piece)
+        if is_sent:
+            self.sent_bytes += len(piece)
+        else:
+            self.received_bytes += len(piece)
+        return piece
+
+    def _has_come(self, *, is_sent: bool) -> bool:
+        """Does the planned cut, if its moment has come in this direction; whether it had."""
+        if self._plan is None or self._plan.is_sent != is_sent or self._plan.left > 0:
+            return False
+        how, self._plan = self._plan.how, None
+        self.cuts += 1
+        self.cut(how)
+        return True
+
+
+def _cut(writer: asyncio.StreamWriter, how: Cut) -> None:
+    match how:
+        case "reset":
+            tcp = writer.get_extra_info("socket")
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+        case "fin":
+            writer.write_eof()
+        case "hole":
+            pass
