@@ -21,11 +21,15 @@ def main() -> int:
         from cronium_runner import client
 
         return client.main([name, *sys.argv[1:]])
-    # Two commands that are called without options, and often: click would be most of their start (30 ms).
+    # Commands that are called in one form only, and often: click would be most of their start (30 ms).
     if sys.argv[1:] == ["agent"]:
         from cronium_runner import agent
 
         return agent.serve()
+    if sys.argv[1:3] == ["agent", "--run-as"] and len(sys.argv) == 4:
+        from cronium_runner import run_as
+
+        return run_as.serve(sys.argv[3])
     if sys.argv[1:] == ["version"]:
         from cronium_runner import version
 

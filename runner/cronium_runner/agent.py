@@ -23,10 +23,11 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from . import __version__, process
+from . import __version__, process, session
 from . import follow as following
+from .collecting import Collections
 from .conversation import Conversation, Phase
-from .errors import ExecutionError, InputError, RunnerError
+from .errors import ExecutionError, InputError, RunnerError, SystemRefusedError
 from .guardian import start_supervisor
 from .jobdir import ExecutionDirectory, StateDirectory
 from .payload_cache import PayloadCache
@@ -36,13 +37,19 @@ from .wire.frames import Frame, Kind, ProtocolError
 
 MAX_QUEUED: Final = 8 * 1024 * 1024
 """Bytes waiting for the channel before spools are read further: two streams' credit."""
+PAGE: Final = 200
+"""Executions that one STATUS frame tells of: some hundredths of a second of the agent's time, and room in a frame."""
+MAX_MESSAGE: Final = 2000
+"""Characters of a refusal's sentence, which names paths of up to 1 KiB."""
+MAX_OFFSET: Final = (1 << 63) - 1
+"""What the kernel takes as a position in a file, and a DATA frame in its header."""
 AGAIN_SECONDS: Final = 0.05
 """How soon to look again: at a supervisor that the kernel has not yet ended, or for a free descriptor."""
 MOST_DESCRIPTORS: Final = 8192
 """Three for each execution that is followed. No more, whatever the hard limit (often 10⁹ in a container): without
 close_range(2) a supervisor closes all that there may be one by one."""
 
-_REQUESTS: Final = (Kind.SUBMIT, Kind.ATTACH, Kind.ACKNOWLEDGE, Kind.STATUS)
+_REQUESTS: Final = (Kind.SUBMIT, Kind.ATTACH, Kind.ACKNOWLEDGE, Kind.STATUS, Kind.GC)
 """What begins a channel number's use."""
 _ASKED_AGAIN: Final = (Phase.JOINING, Phase.ENDING)
 """Phases whose next step nothing announces: a supervisor that takes no connection now, or is not quite gone."""
@@ -61,17 +68,18 @@ class Agent:
         self._conversations: dict[int, Conversation] = {}
         self._supervisors: dict[int, str] = {}
         self._detached: dict[int, socket.socket] = {}
+        self._collections = Collections(self)
         self._poll = select.poll()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._last_heard = time.monotonic()
         self._is_connected = True
         self._is_starved = False
         self._descriptor_limit = _raise_descriptor_limit()
+        self._signals_read, self._signals_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:
         """Serves until the channel is gone and every supervisor has ended."""
         process.become_subreaper()
-        self._signals_read, self._signals_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
         for number in (signal.SIGHUP, signal.SIGPIPE, signal.SIGINT):
@@ -88,7 +96,9 @@ class Agent:
         gc.freeze()
         self._flush()
         while self._is_connected or self._supervisors:
+            self._collections.begin_if_due()
             self._turn()
+        self._collections.end()
         # Orphans of a dead supervisor, and their undertaker: while we are there they can be told from strangers.
         with contextlib.suppress(ChildProcessError):
             while True:
@@ -101,6 +111,7 @@ class Agent:
             "maxFrame": frames.MAX_BODY,
             "credit": frames.CREDIT,
             "hostname": os.uname().nodename,
+            "knows": ["gc"],
         }
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -132,14 +143,8 @@ class Agent:
         """Sends what the channel takes, and asks to be told when it takes more."""
         while self._is_connected:
             self._pump()
-            if not self._unsent:
+            if not self._unsent or not self._write():
                 break
-            try:
-                del self._unsent[: os.write(self._sink, memoryview(self._unsent)[: 1024 * 1024])]
-            except BlockingIOError:
-                break
-            except OSError:
-                self._lose_channel()
         if self._is_connected:
             waits = bool(self._unsent)
             if waits != (self._sink in self._callbacks):
@@ -148,6 +153,16 @@ class Agent:
                     self._poll.register(self._sink, select.POLLOUT)
                 else:
                     self._remove(self._sink)
+
+    def _write(self) -> bool:
+        """Gives the channel what it takes of the send buffer at once; whether it took some."""
+        try:
+            del self._unsent[: os.write(self._sink, memoryview(self._unsent)[: 1024 * 1024])]
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._lose_channel()
+        return True
 
     def _pump(self) -> None:
         """Moves new output of the followed executions into the send buffer, as far as credit and room allow."""
@@ -182,7 +197,8 @@ class Agent:
             error = RunnerError("state.unusable", f"{error.filename or self.state.path}: {error.strerror}")
         elif not isinstance(error, RunnerError):
             error = RunnerError("runner.internal", f"{type(error).__name__}: {error}")
-        self.send(Kind.REFUSED, channel, {"code": error.code, "message": error.message})
+        # Cut: what is refused may itself be as large as a frame, and a refusal must always fit into one.
+        self.send(Kind.REFUSED, channel, {"code": error.code, "message": error.message[:MAX_MESSAGE]})
 
     # -- what conversations need ---------------------------------------------------------------------------------
 
@@ -222,6 +238,25 @@ class Agent:
         else:
             pair.close()
 
+    # -- what collections need -----------------------------------------------------------------------------------
+
+    def add_reader(self, descriptor: int, callback: Callable[[], None]) -> None:
+        """Calls `callback` whenever there is something to read."""
+        self._add(descriptor, callback)
+
+    def remove_reader(self, descriptor: int) -> None:
+        """Takes `add_reader` back."""
+        self._remove(descriptor)
+
+    def answer_collection(self, channel: int, told: dict[str, Any] | RunnerError) -> None:
+        """Sends a collection's report, or why there is none."""
+        try:
+            if isinstance(told, RunnerError):
+                raise told
+            self.send(Kind.STATUS, channel, {"executions": [], "collection": told})
+        except RunnerError as error:
+            self._send_refusal(channel, error)
+
     # -- what is heard -------------------------------------------------------------------------------------------
 
     def _hear_signals(self) -> None:
@@ -232,6 +267,7 @@ class Agent:
         with contextlib.suppress(ChildProcessError):
             while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
                 execution_id = self._supervisors.pop(pid, None)
+                self._collections.note_end(pid)
                 if pid in self._detached:
                     self._detached.pop(pid).close()
                 if execution_id is not None and self.state.is_claimed(execution_id):
@@ -258,7 +294,7 @@ class Agent:
                     return  # nothing of what came behind the end starts
         except ProtocolError as error:
             self.send(Kind.ERROR, 0, {"code": "channel.protocol", "message": str(error)})
-            self._flush()
+            self._write()  # and nothing behind it
             self._lose_channel()
 
     def _lose_channel(self) -> None:
@@ -277,6 +313,7 @@ class Agent:
         for kept in self._detached.values():
             kept.close()
         self._detached.clear()
+        self._collections.forget_asked()
         self._is_starved = False
 
     def _obey(self, frame: Frame) -> None:
@@ -313,7 +350,7 @@ class Agent:
 
     def _obey_request(self, frame: Frame) -> None:
         body = frame.json()
-        if frame.channel in self._conversations:
+        if frame.channel in self._conversations or self._collections.is_asked(frame.channel):
             if frame.kind == Kind.SUBMIT:
                 raise ProtocolError(f"channel {frame.channel} is in use")
             raise _InUseError("channel.protocol", f"channel {frame.channel} is in use; ask on another")
@@ -330,6 +367,8 @@ class Agent:
                 self.send(Kind.STATUS, frame.channel, {"executions": []})
             case Kind.STATUS:
                 self._tell_status(frame.channel, body)
+            case Kind.GC:
+                self._collections.ask(frame.channel, body)
 
     def _converse(self, channel: int, execution_id: str, body: dict[str, Any]) -> Conversation:
         conversation = Conversation(self, channel, execution_id, _offsets_in(body))
@@ -338,14 +377,36 @@ class Agent:
 
     def _tell_status(self, channel: int, body: dict[str, Any]) -> None:
         if "executionId" in body:
-            executions = [self.state.execution(_id_in(body))]
-        else:
-            executions = [ExecutionDirectory(self.state, execution_id) for execution_id in self.state.ids()]
-        self.send(Kind.STATUS, channel, {"executions": [following.status(execution) for execution in executions]})
+            told = [following.status(self.state.execution(_id_in(body)))]
+            self.send(Kind.STATUS, channel, {"executions": told})
+            return
+        self.send(Kind.STATUS, channel, self._page(body))
+
+    def _page(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The next executions in the order of their ids, which stays the same whatever happens between two pages."""
+        after = body.get("after", "")
+        if not isinstance(after, str):
+            raise InputError(f"'after' is an id, not {after!r:.80}", "usage.invalid")
+        ids = self.state.ids_after(after)
+        wants_all = body.get("all") is True
+        told = []
+        for execution in [ExecutionDirectory(self.state, name) for name in ids[:PAGE]]:
+            status = following.status(execution)
+            if wants_all or not status["collected"]:
+                told.append(_in_brief(status))
+        return {"executions": told, **({"more": True, "after": ids[PAGE - 1]} if len(ids) > PAGE else {})}
 
 
 class _InUseError(RunnerError):
     """A request on a channel number that is in use: refused, and the conversation there goes on."""
+
+
+def _in_brief(status: dict[str, Any]) -> dict[str, Any]:
+    """A status among many: without what a script handed back, which may be megabytes."""
+    result = status["result"]
+    if result is not None:
+        status["result"] = {key: value for key, value in result.items() if key not in ("output", "variables")}
+    return status
 
 
 def _obey_in_conversation(conversation: Conversation, frame: Frame) -> None:
@@ -372,9 +433,9 @@ def _id_in(body: dict[str, Any]) -> str:
 def _offsets_in(body: dict[str, Any]) -> tuple[int, int]:
     offsets = body.get("offsets", [0, 0])
     match offsets:
-        case [int(stdout), int(stderr)] if stdout >= 0 and stderr >= 0:
+        case [int(stdout), int(stderr)] if 0 <= stdout <= MAX_OFFSET and 0 <= stderr <= MAX_OFFSET:
             return stdout, stderr
-    raise InputError(f"offsets are two numbers from 0 on, not {offsets!r}", "usage.invalid")
+    raise InputError(f"offsets are two numbers from 0 to {MAX_OFFSET}, not {offsets!r:.80}", "usage.invalid")
 
 
 def _raise_descriptor_limit() -> tuple[int, int]:
@@ -388,23 +449,36 @@ def _raise_descriptor_limit() -> tuple[int, int]:
 
 def _load_what_supervisors_need() -> None:
     """Does once, here, what each forked supervisor would otherwise do again: imports, and finding the helpers."""
-    from . import install, manifest, supervisor  # noqa: F401
+    from . import cgroup, install, manifest, supervisor  # noqa: F401
     from .wire import masks
 
     install.helper_folder()
+    cgroup.place()
+    cgroup.sweep()
     masks.is_masked_name("")  # compiles the default names
     manifest.parse_manifest(b"version: v1\nentrypoint: warm\n", members=("warm",))
 
 
 def serve() -> int:
     """The `agent` command: serves the channel on standard input and output. Returns its exit status."""
+    session.leave(lambda sentence: sys.stderr.write(f"cronium-runner: {sentence}\n"))
     try:
         state = StateDirectory.open()
         state.sweep()
         _load_what_supervisors_need()
+        agent = _agent_on_standard_streams(state)
     except RunnerError as error:
         sys.stderr.write(f"cronium-runner: {error.message} [{error.code}]\n")
         return error.exit_status
+    except OSError as error:
+        where = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        sys.stderr.write(f"cronium-runner: the agent cannot start: {where}{error.strerror} [runner.refused]\n")
+        return SystemRefusedError.exit_status
+    agent.run()
+    return 0
+
+
+def _agent_on_standard_streams(state: StateDirectory) -> Agent:
     # Descriptors of our own, so that nothing that prints by accident ever lands between two frames.
     source = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
     sink = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
@@ -412,5 +486,4 @@ def serve() -> int:
     os.dup2(null, 0)
     os.dup2(2, 1)
     os.close(null)
-    Agent(state, source, sink).run()
-    return 0
+    return Agent(state, source, sink)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .errors import InputError, RunnerError
-from .wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, TEXT_TAIL, Outcome, Result, exit_status
+from .cli_executions import COMMANDS, chosen_account, run_as_option
+from .cli_show import print_json, say, with_text
+from .errors import InputError, OutcomeUnknownError, RunnerError
+from .wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, Outcome, Result, exit_status
 
 if TYPE_CHECKING:
     from .submission import Submission
@@ -73,6 +75,14 @@ def _submission_options(function: Any) -> Any:
         ),
         click.option("--event", "event_text", metavar="FILE|JSON", help="What cronium.event reads."),
         click.option("--timeout", type=float, metavar="SECONDS", help="For the script alone; one hour by default."),
+        click.option(
+            "--limit",
+            "limits",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="memory, cpu, processes, open_files, file_size or nice, like memory=512MiB; repeatable, beats the "
+            "manifest's.",
+        ),
         click.option("--execution-id", metavar="ID", help="Start at most once under this id."),
         click.option("--sha256", metavar="HEX", help="What the payload must hash to."),
         click.option(
@@ -91,36 +101,52 @@ def _submission_options(function: Any) -> Any:
 
 @cronium_runner.command()
 @_submission_options
+@run_as_option
 @click.option("--json", "as_json", is_flag=True, help="Print only the result, as one JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Say on standard error what happens.")
-def run(as_json: bool, verbose: bool, **options: Any) -> None:
+def run(run_as: str | None, as_json: bool, verbose: bool, **options: Any) -> None:
     """Run a payload, a directory with a manifest, or a plain script. Its exit status becomes ours.
 
     \b
     124 timeout, 125 the runner failed, 126 not executable, 127 interpreter not found, 130 cancelled,
     128+n death by signal n. --json tells all of these apart from a script that chose the same number.
     """
-    from . import foreground
-    from .jobdir import StateDirectory
+    from . import session
 
-    execution_id = None
+    session.leave(say)
+    execution_id = tails = None
     try:
+        target = chosen_account(run_as)
         submission = _submission(options)
         execution_id = submission.execution_id
         if verbose:
-            _say(f"execution {execution_id}")
-        state = StateDirectory.open()
-        result = foreground.run(state, submission, show=not as_json)
-        _leave_values(submission, result)
+            say(f"execution {execution_id}")
+        if target is None:
+            result = _run_here(submission, show=not as_json)
+        else:
+            from . import as_other
+
+            result, tails = as_other.run(target, submission, show=not as_json)
+    except OutcomeUnknownError as error:
+        result = Result(execution_id or "", Outcome.UNKNOWN, error_code=error.code, error_message=error.message)
     except RunnerError as error:
         result = _rejection(execution_id, error)
     if as_json:
-        _print_json(_with_text(result))
+        print_json(with_text(result, tails))
     elif result.error_message is not None:
-        _say(f"{result.error_message} [{result.error_code}]")
+        say(f"{result.error_message} [{result.error_code}]")
     elif verbose:
-        _say(f"{result.state} after {result.duration_ms:.0f} ms")
+        say(f"{result.state} after {result.duration_ms:.0f} ms")
     sys.exit(exit_status(result))
+
+
+def _run_here(submission: "Submission", *, show: bool) -> Result:
+    from . import foreground
+    from .jobdir import StateDirectory
+
+    result = foreground.run(StateDirectory.open(), submission, show=show)
+    _leave_values(submission, result)
+    return result
 
 
 @cronium_runner.command()
@@ -151,82 +177,18 @@ def validate(payload: str, sha256: str | None) -> None:
 
     parsed, command = prepare.inspect(StateDirectory.open(), _source(payload, sha256))
     for warning in parsed.warnings:
-        _say(f"warning: {warning}")
+        say(f"warning: {warning}")
     click.echo(f"{payload}: valid; runs {' '.join(command)}")
 
 
 @cronium_runner.command()
-@click.argument("execution_id", metavar="ID")
-@click.option(
-    "--offset",
-    "offsets",
-    type=(click.IntRange(min=0), click.IntRange(min=0)),
-    default=(0, 0),
-    help="Bytes of stdout and stderr seen already.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print only the result, as one JSON object.")
-def attach(execution_id: str, offsets: tuple[int, int], as_json: bool) -> None:
-    """Follow an execution to its end; its exit status becomes ours. An interrupt leaves it running."""
-    from . import foreground
-    from .jobdir import StateDirectory
-
-    execution = StateDirectory.open().execution(execution_id)
-    result = foreground.attach(execution, offsets=offsets, show=not as_json)
-    if as_json:
-        _print_json(_with_text(result))
-    elif result.error_message is not None:
-        _say(f"{result.error_message} [{result.error_code}]")
-    sys.exit(exit_status(result))
-
-
-@cronium_runner.command()
-@click.argument("execution_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def status(execution_id: str, as_json: bool) -> None:
-    """Say how an execution stands."""
-    from . import follow, report
-    from .jobdir import StateDirectory
-
-    found = follow.settled_status(StateDirectory.open().execution(execution_id))
-    if as_json:
-        _print_json(found)
-    else:
-        report.print_statuses([found])
-
-
-@cronium_runner.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def list_executions(as_json: bool) -> None:
-    """List the executions on this host, oldest first."""
-    from . import follow, report
-    from .jobdir import StateDirectory
-
-    state = StateDirectory.open()
-    found = [follow.settled_status(state.execution(execution_id)) for execution_id in state.ids()]
-    if as_json:
-        for one in found:
-            _print_json(one)
-    else:
-        report.print_statuses(found)
-
-
-@cronium_runner.command()
-@click.argument("execution_id", metavar="ID")
-def cancel(execution_id: str) -> None:
-    """End an execution: SIGTERM, five seconds, SIGKILL. Returns when nothing of it is left."""
-    from . import foreground
-    from .jobdir import StateDirectory
-
-    if not foreground.cancel(StateDirectory.open().execution(execution_id)):
-        _say(f"'{execution_id}' has ended already")
-
-
-@cronium_runner.command()
-def agent() -> None:
+@run_as_option
+def agent(run_as: str | None) -> None:
     """Serve many executions over standard input and output; what the controller starts on a host."""
+    from . import run_as as accounts
     from .agent import serve
 
-    sys.exit(serve())
+    sys.exit(serve() if run_as is None else accounts.serve(run_as))
 
 
 @cronium_runner.command()
@@ -247,7 +209,7 @@ def doctor(as_json: bool) -> None:
 
     findings = doctors.examine()
     if as_json:
-        _print_json({**doctors.facts(), "findings": [finding.to_json() for finding in findings]})
+        print_json({**doctors.facts(), "findings": [finding.to_json() for finding in findings]})
     else:
         report.print_findings(findings)
     sys.exit(any(finding.level == doctors.BAD for finding in findings))
@@ -261,7 +223,7 @@ def version(as_json: bool) -> None:
     from .version import as_text
 
     if as_json:
-        _print_json(version_as_json())
+        print_json(version_as_json())
     else:
         click.echo(as_text())
 
@@ -288,6 +250,7 @@ def _submission(options: dict[str, Any]) -> "Submission":
             args=options["args"] or None,
             masked_names=options["masked_names"] or masks.DEFAULT_NAMES,
             timeout=options["timeout"],
+            limits=words.limits(options["limits"]),
             on_disconnect=options["on_disconnect"],
             keep_work=options["keep"],
         ).checked()
@@ -295,7 +258,7 @@ def _submission(options: dict[str, Any]) -> "Submission":
         raise InputError(error.message, error.code) from None
     short = masks.too_short(submission.secrets, submission.variables, submission.masked_names)
     if short:
-        _say(f"warning: {masks.short_sentence(short)}")
+        say(f"warning: {masks.short_sentence(short)}")
     return submission
 
 
@@ -319,7 +282,7 @@ def _leave_values(submission: "Submission", result: Result) -> None:
             with open(path, "wb") as file:
                 file.write(exactjson.encode(value) + b"\n")
         except OSError as error:
-            _say(f"warning: {path} could not be written: {error.strerror}")
+            say(f"warning: {path} could not be written: {error.strerror}")
 
 
 def _rejection(execution_id: str | None, error: RunnerError) -> Result:
@@ -328,37 +291,8 @@ def _rejection(execution_id: str | None, error: RunnerError) -> Result:
     return rejected(execution_id or "", None, error)
 
 
-def _with_text(result: Result) -> dict[str, Any]:
-    """The result as --json prints it: with the last 64 KiB of each stream as text."""
-    from .jobdir import StateDirectory
-
-    shown = result.to_json()
-    for name in ("stdout", "stderr"):
-        tail = b""
-        if result.state is not Outcome.REJECTED:
-            path = StateDirectory.open().execution(result.execution_id).spool_path(name)
-            try:
-                with open(path, "rb") as file:
-                    file.seek(max(0, os.fstat(file.fileno()).st_size - TEXT_TAIL))
-                    tail = file.read(TEXT_TAIL)
-            except FileNotFoundError:
-                pass
-        shown[name]["text"] = tail.decode("utf-8", "replace")
-    return shown
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    from .wire import exactjson
-
-    try:
-        sys.stdout.buffer.write(exactjson.encode(value) + b"\n")
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone; the exit status still says it
-
-
-def _say(sentence: str) -> None:
-    click.echo(f"cronium-runner: {sentence}", err=True)
+for command in COMMANDS:
+    cronium_runner.add_command(command)
 
 
 def main() -> int:
@@ -375,13 +309,17 @@ def main() -> int:
     except click.Abort:
         return EXIT_CANCELLED
     except RunnerError as error:
-        _say(f"{error.message} [{error.code}]")
+        say(f"{error.message} [{error.code}]")
         return error.exit_status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone; there is nobody to tell
         return 0
+    except OSError as error:
+        where = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        say(f"{where}{error.strerror or error}; free what is short on this host and try again [runner.refused]")
+        return EXIT_RUNNER_FAILED
     except Exception as error:  # noqa: BLE001 - a traceback and its status 1 would pass for a script's failure
-        _say(f"{type(error).__name__}: {error} [runner.internal]")
+        say(f"{type(error).__name__}: {error} [runner.internal]")
         return EXIT_RUNNER_FAILED
     return status if isinstance(status, int) else 0
 

@@ -4,6 +4,7 @@ It knows the frames to answer with, never how they travel, and it waits for noth
 something may have changed. What it raises is the agent's to turn into a refusal.
 
     receiving → starting → following → ending → over      a submission
+    receiving ← starting                                  its payload went from the cache just then
                 starting → joining → following            its id was claimed before
                            joining                        an attach begins here
 """
@@ -46,7 +47,7 @@ class Phase(StrEnum):
 MOVES: Final[dict[Phase, frozenset[Phase]]] = {
     Phase.NEW: frozenset({Phase.RECEIVING, Phase.STARTING, Phase.JOINING, Phase.OVER}),
     Phase.RECEIVING: frozenset({Phase.STARTING, Phase.OVER}),
-    Phase.STARTING: frozenset({Phase.JOINING, Phase.FOLLOWING, Phase.OVER}),
+    Phase.STARTING: frozenset({Phase.RECEIVING, Phase.JOINING, Phase.FOLLOWING, Phase.OVER}),
     Phase.JOINING: frozenset({Phase.FOLLOWING, Phase.ENDING, Phase.OVER}),
     Phase.FOLLOWING: frozenset({Phase.ENDING, Phase.OVER}),
     Phase.ENDING: frozenset({Phase.OVER}),
@@ -98,6 +99,7 @@ class Conversation:
         self._submission: Submission | None = None
         self._sha256 = ""
         self._payload: IncomingPayload | None = None
+        self._was_received = False
         self._pid: int | None = None
         self._verdict = GuardianReader()
         self._watch: socket.socket | None = None
@@ -119,9 +121,12 @@ class Conversation:
         elif self._agent.payloads.has(self._sha256):
             self._start()
         else:
-            self._payload = self._agent.payloads.receive(self._sha256)
-            self._move(Phase.RECEIVING)
-            self._agent.send(Kind.WANT_PAYLOAD, self.channel, {"sha256": self._sha256})
+            self._want_payload()
+
+    def _want_payload(self) -> None:
+        self._payload = self._agent.payloads.receive(self._sha256)
+        self._move(Phase.RECEIVING)
+        self._agent.send(Kind.WANT_PAYLOAD, self.channel, {"sha256": self._sha256})
 
     def attach(self, *, wants_future: bool) -> None:
         """An execution that exists. Without `wants_future` what is there now is all that is wanted."""
@@ -136,7 +141,7 @@ class Conversation:
             self._payload.write(piece)
             return
         self._payload.finish()
-        self._payload = None
+        self._payload, self._was_received = None, True
         self._start()
 
     def _start(self) -> None:
@@ -212,9 +217,7 @@ class Conversation:
             self._pid = None
             self._move(Phase.JOINING)
         elif verdict == "rejected" and self._verdict.rejection is not None:
-            if self._verdict.rejection.error_code == "payload.digest_mismatch":
-                self._agent.payloads.drop(self._sha256)
-            self._finish(self._verdict.rejection.to_json())
+            self._take_rejection(self._verdict.rejection)
         elif verdict in ("claimed", "finished"):
             if self.phase is Phase.STARTING:
                 self._follower = following.Follower(self._agent.state.execution(self._id), self._offsets)
@@ -222,6 +225,17 @@ class Conversation:
                 self._move(Phase.FOLLOWING)
             if verdict == "finished" and self.phase is Phase.FOLLOWING:
                 self._move(Phase.ENDING)
+
+    def _take_rejection(self, rejection: Result) -> None:
+        if rejection.error_code == "payload.not_found" and not self._was_received:
+            # Somebody emptied the cache between the look into it and the start. Nothing has begun, so it may come.
+            self._drop_watch()
+            self._pid, self._verdict = None, GuardianReader()
+            self._want_payload()
+            return
+        if rejection.error_code == "payload.digest_mismatch":
+            self._agent.payloads.drop(self._sha256)
+        self._finish(rejection.to_json())
 
     def _miss_supervisor(self) -> None:
         """It is gone. One that was killed has not said all that there was to say."""

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from . import __version__, interpreter, location
 from .errors import RunnerError
 from .jobdir import SOCKET_PATH_LIMIT, StateDirectory
+from .wire.limits import size
 
 OK: Final = "ok"
 NOTE: Final = "note"
@@ -103,10 +104,21 @@ def _state_directory() -> Iterator[Finding]:
         yield Finding("state directory", BAD, error.message, "mend it, or set CRONIUM_STATE_DIR")
         return
     yield Finding("state directory", OK, state.path)
+    yield _kept(state)
     yield from _room("disk of the state directory", state.path)
     folder = os.path.join(state.path, "s")
     if len(os.fsencode(folder)) + 9 > SOCKET_PATH_LIMIT:
         yield Finding("helper sockets", NOTE, f"{folder} is too long a path for sockets; they go to /tmp")
+
+
+def _kept(state: StateDirectory) -> Finding:
+    from . import settings
+
+    try:
+        chosen = settings.read(state)
+    except RunnerError as error:
+        return Finding("what is kept", NOTE, f"{error.message}; nothing is collected", "correct that value")
+    return Finding("what is kept", OK, f"{chosen.days:g} days, {size(chosen.budget)} at most")
 
 
 def _temporary_directory() -> Iterator[Finding]:

@@ -5,6 +5,7 @@ that the command line gives it. `cli` is the one place that turns them into exit
 """
 
 from .wire.codes import CODES
+from .wire.results import EXIT_UNREACHABLE
 
 
 class RunnerError(Exception):
@@ -49,11 +50,24 @@ class ExecutionError(RunnerError):
     """An execution id that cannot be claimed, found or followed."""
 
 
+class OutcomeUnknownError(RunnerError):
+    """An execution was started and can't be followed any further: it goes on, or its end can't be read."""
+
+    exit_status = EXIT_UNREACHABLE
+
+
 class StateDirectoryError(RunnerError):
     """The state directory is not usable: not ours, open to others, read-only or full."""
 
     def __init__(self, message: str) -> None:
         super().__init__("state.unusable", message)
+
+
+class SystemRefusedError(RunnerError):
+    """The operating system refused what the runner itself needs: a process, a descriptor, a read, a write."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("runner.refused", message)
 
 
 class InputError(RunnerError):

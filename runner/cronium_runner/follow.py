@@ -79,9 +79,7 @@ def open_watch(execution: ExecutionDirectory) -> socket.socket | None:
     return watch
 
 
-def wait_watch(
-    execution: ExecutionDirectory, meanwhile: Callable[[], object] = lambda: None
-) -> socket.socket | None:
+def wait_watch(execution: ExecutionDirectory, meanwhile: Callable[[], object] = lambda: None) -> socket.socket | None:
     """Like `open_watch`, but waits for a supervisor that is busy, and calls `meanwhile` each time round."""
     while True:
         try:
@@ -134,14 +132,18 @@ def status(execution: ExecutionDirectory) -> dict[str, Any]:
             sizes[name] = os.stat(execution.spool_path(name)).st_size
         except FileNotFoundError:
             sizes[name] = 0
+    running = next((record for record in history if "heldBy" in record), {})
     return {
         "executionId": execution.id,
         "jobId": claim.get("jobId"),
         "state": state,
         "claimedAt": claim.get("at"),
         "acknowledged": any("acknowledged" in record for record in history),
+        "collected": execution.is_tombstone(),
         "stdout": {"bytes": sizes["stdout"]},
         "stderr": {"bytes": sizes["stderr"]},
+        "heldBy": running.get("heldBy"),
+        "limits": running.get("limits", {}),
         "result": result,
         "error": damage,
     }
@@ -156,6 +158,8 @@ def settled_status(execution: ExecutionDirectory) -> dict[str, Any]:
 
 def acknowledge(execution: ExecutionDirectory) -> None:
     """Writes down that the submitter has the result; retention counts from here."""
+    if execution.is_tombstone():
+        return
     if execution.read_result() is None:
         raise ExecutionError(
             "execution.not_found", f"'{execution.id}' has not finished, so there is nothing to acknowledge"

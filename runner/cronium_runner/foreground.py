@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import follow, process
+from .errors import OutcomeUnknownError, StateDirectoryError
 from .guardian import GuardianReader, start_supervisor, undecided
 from .jobdir import ExecutionDirectory, StateDirectory
 from .submission import Submission
@@ -27,12 +28,21 @@ _STREAM_DESCRIPTORS = {STDOUT: 1, STDERR: 2}
 def run(state: StateDirectory, submission: Submission, *, show: bool) -> Result:
     """Submits and sees the execution through. With `show` its output appears on our own streams as it comes.
 
-    An id that exists is attached to, not started again. Raises ExecutionError when it was used for something else.
+    An id that exists is attached to, not started again. Raises ExecutionError when it was used for something else,
+    OutcomeUnknownError when it was started and what became of it can't be read.
     """
     # Held back until there is somebody to pass them on to: one that came earlier would end us and not the script.
     unheld = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     process.become_subreaper()
-    pid, pair = start_supervisor(state, submission)
+    pid, pair = start_supervisor(state, submission, collects=True)
+    with _sight(submission.execution_id):
+        return _see_through(state, submission, pid, pair, unheld, show=show)
+
+
+def _see_through(
+    state: StateDirectory, submission: Submission, pid: int, pair: socket.socket, unheld: set[int], *, show: bool
+) -> Result:
+    """From the started supervisor to the result."""
     reader = GuardianReader()
     with _cancelling_signals(pair, submission.on_disconnect == "cancel"):
         signal.pthread_sigmask(signal.SIG_SETMASK, unheld)
@@ -52,8 +62,25 @@ def run(state: StateDirectory, submission: Submission, *, show: bool) -> Result:
         _check_conflict(execution, submission)
         return attach(execution, show=show, is_guardian=reader.verdict is None)
     result = Result.from_json(_wait_for_result(execution, is_guardian=True))
-    follow.acknowledge(execution)
+    with contextlib.suppress(OSError):  # a disk that is full: the result is there, its record is only kept longer
+        follow.acknowledge(execution)
     return result
+
+
+@contextlib.contextmanager
+def _sight(execution_id: str) -> Iterator[None]:
+    """What we can't read any more ends our following, not the execution: so that is no rejection."""
+    try:
+        yield
+    except StateDirectoryError as error:
+        raise OutcomeUnknownError(error.code, error.message) from None
+    except OSError as error:
+        where = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        raise OutcomeUnknownError(
+            "runner.refused",
+            f"'{execution_id}' cannot be followed any further: {where}{error.strerror}; "
+            f"`cronium-runner attach {execution_id}` says what became of it",
+        ) from None
 
 
 def attach(
@@ -65,8 +92,15 @@ def attach(
 ) -> Result:
     """Follows an execution from the given offsets to its end. An interrupt leaves it running.
 
+    Raises OutcomeUnknownError when what became of it can't be read.
+
     `is_guardian`: its supervisor may have been a child of this process.
     """
+    with _sight(execution.id):
+        return _attach(execution, offsets, show, is_guardian)
+
+
+def _attach(execution: ExecutionDirectory, offsets: tuple[int, int], show: bool, is_guardian: bool) -> Result:
     follower = follow.Follower(execution, offsets)
     watch = follow.wait_watch(execution, lambda: _copy(follower, show=show))
     if watch is None:
@@ -113,6 +147,11 @@ def _copy(follower: follow.Follower, *, show: bool) -> None:
     for stream, descriptor in _STREAM_DESCRIPTORS.items():
         while piece := follower.read(stream):
             _write(descriptor, piece)
+
+
+def copy_piece(stream: int, piece: bytes) -> None:
+    """Shows a piece of output that came another way than from a spool of ours."""
+    _write(_STREAM_DESCRIPTORS[stream], piece)
 
 
 _closed: set[int] = set()

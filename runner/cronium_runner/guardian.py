@@ -16,28 +16,41 @@ import contextlib
 import os
 import resource
 import socket
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from . import __version__, process
-from .errors import NotExecutableError, RunnerError
+from .errors import RunnerError, SystemRefusedError
 from .jobdir import AlreadyClaimedError, StateDirectory
 from .submission import Submission
 from .wire import exactjson
 from .wire.results import Outcome, Result
 
+if TYPE_CHECKING:
+    from .prepare import Prepared
+    from .supervisor import Supervisor
+
 
 def start_supervisor(
-    state: StateDirectory, submission: Submission, *, descriptor_limit: tuple[int, int] | None = None
+    state: StateDirectory,
+    submission: Submission,
+    *,
+    descriptor_limit: tuple[int, int] | None = None,
+    collects: bool = False,
 ) -> tuple[int, socket.socket]:
     """Forks a supervisor for the submission. Returns its pid and our end of the pair, which blocks.
 
+    Raises SystemRefusedError when the host has no process or descriptor for it.
     `descriptor_limit` is what RLIMIT_NOFILE shall be for it and the script when the guardian has changed its own.
+    `collects`: it starts a collection at its end, should one be due; an agent does that by itself.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    pid = os.fork()
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        pid = os.fork()
+    except OSError as error:
+        raise SystemRefusedError(f"no supervisor can be started: {error.strerror}; nothing was started") from None
     if pid == 0:
         ours.close()
-        _supervise(state, submission, theirs, descriptor_limit)
+        _supervise(state, submission, theirs, descriptor_limit, collects)
     theirs.close()
     return pid, ours
 
@@ -65,6 +78,7 @@ def _supervise(
     submission: Submission,
     guardian: socket.socket,
     descriptor_limit: tuple[int, int] | None,
+    collects: bool,
 ) -> NoReturn:
     """The supervisor's whole life. Never returns into the guardian's code."""
     status = 0
@@ -72,7 +86,7 @@ def _supervise(
         process.detach(guardian.fileno())
         if descriptor_limit is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, descriptor_limit)
-        _prepare_and_run(state, submission, guardian)
+        _prepare_and_run(state, submission, guardian, collects)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it must be told and must not unwind further
         status = 1
         _report_defect(state, submission, guardian, error)
@@ -80,40 +94,65 @@ def _supervise(
         os._exit(status)
 
 
-def _prepare_and_run(state: StateDirectory, submission: Submission, guardian: socket.socket) -> None:
+def _prepare_and_run(state: StateDirectory, submission: Submission, guardian: socket.socket, collects: bool) -> None:
     from .prepare import prepare
-    from .supervisor import Supervisor
 
     try:
         prepared = prepare(state, submission)
     except AlreadyClaimedError:
         _tell(guardian, b"exists\n")
         return
-    except RunnerError as error:
-        _tell_rejection(submission, guardian, error)
-        return
-    except OSError as error:
-        sentence = f"the execution cannot be prepared in {state.path}: {error.strerror}; nothing was started"
-        _tell_rejection(submission, guardian, RunnerError("state.unusable", sentence))
+    except (RunnerError, OSError) as error:
+        _tell_rejection(submission, guardian, _as_rejection(state, error))
         return
     socket_path = prepared.helper_socket.getsockname()
     try:
-        supervisor = Supervisor(prepared, submission, guardian)
-        supervisor.start()
+        supervisor = _start(prepared, submission, guardian)
+        if supervisor is None:
+            return
         # Only now: until the script runs the id may be given back, and who was told of it would find nothing.
         _tell(guardian, b"claimed\n")
         supervisor.run()
         # Never waited for: a guardian that doesn't read now learns the same from the pair's end.
         _tell(guardian, b"finished\n")
-    except NotExecutableError as error:
-        # Nothing has run, so the id is given back like in any other rejection.
-        prepared.execution.release()
-        _tell_rejection(submission, guardian, error)
-    else:
         if not submission.keep_work:
-            prepared.execution.remove_work()
+            with contextlib.suppress(RunnerError):  # the result is durable; retention takes what is left here
+                prepared.execution.remove_work()
+        if collects and state.is_collection_due():
+            from . import retention
+
+            with contextlib.suppress(OSError):  # no process for it now
+                retention.start(state)
     finally:
-        os.unlink(socket_path)
+        prepared.containment.close()
+        with contextlib.suppress(OSError):
+            os.unlink(socket_path)
+
+
+def _start(prepared: "Prepared", submission: Submission, guardian: socket.socket) -> "Supervisor | None":
+    """Starts the script. None when that failed: then nothing has run, so the id is given back as in any rejection."""
+    from .supervisor import Supervisor
+
+    supervisor = None
+    try:
+        supervisor = Supervisor(prepared, submission, guardian)
+        supervisor.start()
+    except (RunnerError, OSError) as error:
+        if supervisor is not None and supervisor.has_started:
+            raise
+        prepared.execution.release()
+        guardian.setblocking(True)
+        _tell_rejection(submission, guardian, _as_rejection(prepared.execution.state_directory, error))
+        return None
+    return supervisor
+
+
+def _as_rejection(state: StateDirectory, error: RunnerError | OSError) -> RunnerError:
+    if isinstance(error, RunnerError):
+        return error
+    where = error.filename if isinstance(error.filename, str) else state.path
+    sentence = f"the execution cannot be prepared in {where}: {error.strerror}; nothing was started"
+    return RunnerError("state.unusable", sentence)
 
 
 def _tell_rejection(submission: Submission, guardian: socket.socket, error: RunnerError) -> None:
@@ -132,7 +171,10 @@ def _report_defect(
     """A defect of ours. Before the claim it is a rejection; after it the execution is `lost`, with a trace to read."""
     import traceback
 
-    defect = RunnerError("runner.internal", f"{type(error).__name__}: {error}")
+    if isinstance(error, OSError):
+        defect = _as_rejection(state, error)
+    else:
+        defect = RunnerError("runner.internal", f"{type(error).__name__}: {error}")
     if not state.is_claimed(submission.execution_id):
         guardian.setblocking(True)
         _tell_rejection(submission, guardian, defect)

@@ -96,7 +96,7 @@ def parse(words: Sequence[bytes]) -> Request:
     name = texts[0] if texts else ""
     verb = _VERBS.get(name)
     if verb is None:
-        raise UsageError(f"'{name}' is no helper", f"Helpers: {' '.join(_DOTTED)}")
+        raise UsageError(f"{shown(name)} is no helper", f"Helpers: {' '.join(_DOTTED)}")
     usage = f"Usage: {name}{verb.usage}"
     as_json, default, position = False, None, 1
     while position < len(texts) and texts[position].startswith("-") and texts[position] != "-":
@@ -105,7 +105,7 @@ def parse(words: Sequence[bytes]) -> Request:
         if option == "--":
             break
         if option not in verb.options:
-            raise UsageError(f"{name} has no option '{option}'; write -- before a value that begins with -", usage)
+            raise UsageError(f"{name} has no option {shown(option)}; write -- before a value that begins with -", usage)
         if option == "--json":
             as_json = True
             continue
@@ -118,9 +118,9 @@ def parse(words: Sequence[bytes]) -> Request:
     if len(operands) < at_least:
         raise UsageError(f"{name} needs more arguments", usage)
     if len(operands) > at_most:
-        raise UsageError(f"{name} takes no argument '{operands[at_most]}' here", usage)
+        raise UsageError(f"{name} takes no argument {shown(operands[at_most])} here", usage)
     if verb.name == "setCondition" and operands[0].lower() not in _CONDITIONS:
-        raise UsageError(f"'{operands[0]}' is neither true nor false", usage)
+        raise UsageError(f"{shown(operands[0])} is neither true nor false", usage)
     if verb.name == "setVariable" and not operands[0]:
         raise UsageError("a variable needs a name", usage)
     return Request(verb, operands, as_json, default, verb.reads_stdin(operands))
@@ -141,7 +141,7 @@ def _input(request: Request, values: Values, _stdin: bytes) -> bytes:
         try:
             value = _find(value, key)
         except KeyError:
-            raise HelperError("input.key_not_found", f"input key '{key}' not found") from None
+            raise HelperError("input.key_not_found", f"input key {shown(key)} not found") from None
     return _printed(value, request.as_json)
 
 
@@ -163,7 +163,7 @@ def _get_variable(request: Request, values: Values, _stdin: bytes) -> bytes:
         value = values.get_variable(name)
     except KeyError:
         if request.default is None:
-            raise HelperError("variable.not_found", f"variable '{name}' not found") from None
+            raise HelperError("variable.not_found", f"variable {shown(name)} not found") from None
         value = default
     return _printed(value, request.as_json)
 
@@ -186,7 +186,7 @@ def _event(request: Request, values: Values, _stdin: bytes) -> bytes:
     try:
         value = _find(event, _EVENT_ALIASES.get(field, field))
     except KeyError:
-        raise HelperError("event.field_not_found", f"event field '{field}' not found") from None
+        raise HelperError("event.field_not_found", f"event field {shown(field)} not found") from None
     return _printed(value, request.as_json)
 
 
@@ -260,6 +260,11 @@ def _printed(value: Json, as_json: bool) -> bytes:
         return (value.encode() if isinstance(value, str) and not as_json else encode(value)) + b"\n"
     except (UnicodeEncodeError, UnsupportedJSONError):
         raise HelperError("value.invalid", "the value holds what neither UTF-8 nor JSON can carry") from None
+
+
+def shown(text: str) -> str:
+    """A text for a message: quoted, and escaped when a terminal would not take it as one line of text."""
+    return f"'{text}'" if text.isprintable() else repr(text)
 
 
 def _line(text: str) -> bytes:

@@ -30,6 +30,12 @@ SOCKET_PATH_LIMIT: Final = 107
 """sun_path holds 108 bytes with its NUL (unix(7))."""
 
 
+COLLECTED_EVERY_SECONDS: Final = 3600.0
+"""How often a collection begins by itself: what is kept is counted in days."""
+TOMBSTONE: Final = "collected"
+"""The key of a tombstone's only line that holds the result in brief."""
+
+
 class AlreadyClaimedError(Exception):
     """The id was claimed before, by this or another submission. Nothing was started."""
 
@@ -89,6 +95,8 @@ class StateDirectory:
         self.path = path
         self.executions = os.path.join(path, "executions")
         self.payloads = os.path.join(path, "payloads")
+        self.collected = os.path.join(path, "collected")
+        """Its time is that of the last collection; its lock is the one's that is running."""
 
     def __repr__(self) -> str:
         return f"<StateDirectory {self.path}>"
@@ -133,8 +141,26 @@ class StateDirectory:
         with os.scandir(self.executions) as entries:
             for entry in entries:
                 if is_execution_id(entry.name) and entry.is_dir(follow_symlinks=False):
-                    found.append((entry.stat(follow_symlinks=False).st_ctime, entry.name))
+                    with contextlib.suppress(FileNotFoundError):  # given back just now
+                        found.append((entry.stat(follow_symlinks=False).st_ctime, entry.name))
         return [name for _, name in sorted(found)]
+
+    def ids_after(self, after: str) -> list[str]:
+        """The ids behind this one in the order of their letters, which no event changes."""
+        with os.scandir(self.executions) as entries:
+            names = [entry.name for entry in entries if entry.name > after and entry.is_dir(follow_symlinks=False)]
+        return sorted(name for name in names if is_execution_id(name))
+
+    def is_collection_due(self) -> bool:
+        """Whether the last collection began an hour ago or more. A state directory is never due at first."""
+        try:
+            return not 0 <= time.time() - os.stat(self.collected).st_mtime < COLLECTED_EVERY_SECONDS
+        except FileNotFoundError:
+            with contextlib.suppress(OSError):
+                os.close(os.open(self.collected, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        except OSError:
+            pass
+        return False
 
     def new_temporary(self, folder: str) -> str:
         """A fresh name in `folder` that no execution id or digest can have."""
@@ -148,6 +174,22 @@ class StateDirectory:
                     if entry.name.startswith(TEMPORARY) and entry.stat(follow_symlinks=False).st_mtime < _an_hour_ago():
                         with contextlib.suppress(OSError):
                             remove_tree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+        with contextlib.suppress(OSError, StateDirectoryError):
+            self._sweep_sockets(os.path.dirname(self.socket_path()))
+
+    def _sweep_sockets(self, folder: str) -> None:
+        """Helper sockets of supervisors that were killed before their claim named them. A long job's still answers."""
+        import socket
+
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.stat(follow_symlinks=False).st_mtime < _an_hour_ago():
+                    with contextlib.suppress(BlockingIOError), socket.socket(socket.AF_UNIX) as asking:
+                        asking.setblocking(False)
+                        try:
+                            asking.connect(entry.path)
+                        except ConnectionRefusedError:
+                            os.unlink(entry.path)
 
     def payload_path(self, sha256: str) -> str:
         """Where the payload of this digest is, or would be."""
@@ -207,8 +249,9 @@ class Stage:
         return claimed
 
     def discard(self) -> None:
-        """Removes what was prepared."""
-        remove_tree(self.path)
+        """Removes what was prepared. What can't be removed now, `sweep` takes later."""
+        with contextlib.suppress(StateDirectoryError):
+            remove_tree(self.path)
 
 
 class ExecutionDirectory:
@@ -270,18 +313,68 @@ class ExecutionDirectory:
             with open(path, "rb") as file:
                 value = exactjson.loads(file.read())
         except FileNotFoundError:
-            return None
+            return self._tombstone_result()
         except ValueError:
             value = None
         if not isinstance(value, dict):
             raise StateDirectoryError(f"the record {path} is damaged; what became of '{self.id}' is not known")
         return value
 
+    def is_tombstone(self) -> bool:
+        """Whether the execution was collected: all that is left is that it was, and how it ended."""
+        return self._tombstone_result() is not None
+
+    def bury(self) -> None:
+        """Leaves of an execution that has ended one small file: the claim's fingerprint, and the result in brief.
+
+        The directory stays, so that the id is claimed at every instant, on any file system. Died in the middle, it is
+        completed by the next collection.
+        """
+        result = self.read_result()
+        history = self.history()
+        if result is None or not history:
+            raise StateDirectoryError(f"'{self.id}' has no result, so it is not collected")
+        kept = {key: history[0].get(key) for key in ("fingerprint", "jobId", "payload")}
+        brief = {key: value for key, value in result.items() if key not in ("output", "variables", "condition")}
+        brief["error"] = _collected(self.id, result.get("error"))
+        line = {
+            "state": State.FINISHED.value,
+            "at": history[0].get("at"),
+            **kept,
+            TOMBSTONE: brief,
+        }
+        if any("acknowledged" in record for record in history):
+            line["acknowledged"] = True
+        write_durably(os.path.join(self.path, "state.jsonl"), exactjson.encode(line) + b"\n")
+        _sync_directory(self.path)
+        self.remove_all_but_the_tombstone()
+
+    def holds_more_than_its_tombstone(self) -> bool:
+        """Whether a collection died before it had removed everything."""
+        return len(os.listdir(self.path)) > 1
+
+    def remove_all_but_the_tombstone(self) -> None:
+        """Removes what a collected execution has still on disk."""
+        # The result first, and for good: it must not vouch for output that is gone already, should this be interrupted.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.path, "result.json"))
+            _sync_directory(self.path)
+        with os.scandir(self.path) as entries:
+            left = [entry for entry in entries if entry.name != "state.jsonl"]
+        for entry in left:
+            remove_tree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+
+    def _tombstone_result(self) -> dict[str, Any] | None:
+        history = self.history()
+        brief = history[0].get(TOMBSTONE) if history else None
+        return brief if isinstance(brief, dict) else None
+
     def release(self) -> None:
         """Gives the id back: for a rejection after the claim but before the script ran."""
         gone = self.state_directory.new_temporary(self.state_directory.executions)
         os.rename(self.path, gone)
-        remove_tree(gone)
+        with contextlib.suppress(StateDirectoryError):  # the id is free; `sweep` takes what is left
+            remove_tree(gone)
 
     def remove_work(self) -> None:
         """Removes the script's work directory with whatever it left there."""
@@ -311,6 +404,16 @@ def write_durably(path: str, content: bytes) -> None:
     finally:
         os.close(opened)
     os.rename(temporary, path)
+
+
+def _collected(execution_id: str, error: Any) -> dict[str, str]:
+    """What a result in brief says in place of the error that it had."""
+    before = f"; it had ended with {error.get('code')}: {error.get('message')}" if isinstance(error, dict) else ""
+    return {
+        "code": "execution.collected",
+        "message": f"the record of '{execution_id}' was collected on {utc_now()}: its output and values are gone, "
+        f"and its id is not started again; choose a new id to run it again{before}",
+    }
 
 
 def _an_hour_ago() -> float:

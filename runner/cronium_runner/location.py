@@ -35,18 +35,27 @@ def roots() -> list[str]:
     if chosen:
         return [os.path.abspath(chosen)]
     uid = os.geteuid()
-    found = []
     try:
         home = pwd.getpwuid(uid).pw_dir
     except KeyError:  # a uid without an account, as in some containers
         home = ""
-    if home.startswith("/") and os.path.isdir(home):
-        found += [
-            os.path.join(home, ".local/lib/cronium-runner"),
-            os.path.join(home, ".cache/cronium-runner"),
-        ]
-    parents = [parent.format(uid=uid) for parent in PROBED]
-    return found + [os.path.join(parent, f"cronium-runner-{uid}") for parent in parents if os.path.isdir(parent)]
+    in_home = _roots_in_home(home) if os.path.isdir(home) else []
+    return in_home + [root for root in _probed_roots(uid) if os.path.isdir(os.path.dirname(root))]
+
+
+def roots_of(uid: int, home: str) -> list[str]:
+    """The same for any account: nothing is looked at, so some of it may not exist, and no variable is heeded."""
+    return _roots_in_home(home) + _probed_roots(uid)
+
+
+def _roots_in_home(home: str) -> list[str]:
+    if not home.startswith("/"):
+        return []
+    return [os.path.join(home, ".local/lib/cronium-runner"), os.path.join(home, ".cache/cronium-runner")]
+
+
+def _probed_roots(uid: int) -> list[str]:
+    return [os.path.join(parent.format(uid=uid), f"cronium-runner-{uid}") for parent in PROBED]
 
 
 def make_private(path: str) -> None:

@@ -13,15 +13,14 @@ from . import strict_yaml
 from .errors import ManifestError
 from .interpreter import canonical, known_names
 from .strict_yaml import Mapping, Node, Scalar, Sequence
+from .wire import limits
+from .wire.limits import Limits
 
 FILE_NAMES: Final = ("manifest.yaml", "manifest.yml")
 # One second is the clock's and the kill sequence's resolution; a day is what contracts §8 allows a job.
 MIN_TIMEOUT_SECONDS: Final = 1
 MAX_TIMEOUT_SECONDS: Final = 86_400
 
-_UNITS: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-# The largest number setrlimit takes on every architecture.
-_MAX_INTEGER: Final = (1 << 63) - 1
 # A secret in a payload would be in every cache; the controller hands these over by other means.
 _IGNORED: Final = ("apiEndpoint", "apiToken")
 _FLAT_SCRIPTS: Final = ("script.sh", "script.py", "script.js")
@@ -43,17 +42,6 @@ _KEYS: Final = (
     "expose_api",
     "metadata",
 )
-
-
-class Limits(NamedTuple):
-    """What a job may use; None is unlimited. Sizes are bytes, `cpu` is cores, `nice` is added to ours."""
-
-    memory: int | None = None
-    cpu: float | None = None
-    processes: int | None = None
-    open_files: int | None = None
-    file_size: int | None = None
-    nice: int | None = None
 
 
 class Manifest(NamedTuple):
@@ -237,16 +225,14 @@ class _Reader:
 
     def _limits(self, node: Node) -> Limits:
         mapping = self._mapping(node, "limits")
-        readers: dict[str, Callable[[Node, str], Any]] = {
-            "memory": self._size,
-            "cpu": self._cores,
-            "processes": self._count,
-            "open_files": self._count,
-            "file_size": self._size,
-            "nice": self._nice,
-        }
-        self._refuse_unknown(mapping, tuple(readers), "limits.")
-        return Limits(**{key: readers[key](item, f"limits.{key}") for key, item in mapping.items.items()})
+        self._refuse_unknown(mapping, tuple(limits.READERS), "limits.")
+        return Limits(**{key: self._limit(key, item) for key, item in mapping.items.items()})
+
+    def _limit(self, key: str, node: Node) -> Any:
+        try:
+            return limits.READERS[key](f"limits.{key}", strict_yaml.value(node))
+        except limits.LimitError as error:
+            raise self._error("manifest.invalid", node.line, str(error)) from None
 
     def _expose_api(self, node: Node) -> bool:
         typed = strict_yaml.value(node)
@@ -258,46 +244,6 @@ class _Reader:
         mapping = self._mapping(node, "metadata")
         self._ignore(mapping, "metadata.")
         return {key: strict_yaml.value(item) for key, item in mapping.items.items() if key not in _IGNORED}
-
-    # Values of limits
-
-    def _size(self, node: Node, key: str) -> int:
-        text = node.text if isinstance(node, Scalar) else ""
-        unit = _UNITS.get(text[-3:], 1)
-        digits = text[:-3] if unit > 1 else text
-        # 19 digits hold the largest size; more would only be slow to convert.
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= 19 and 0 < int(digits) * unit <= _MAX_INTEGER):
-            raise self._error(
-                "manifest.invalid",
-                node.line,
-                f"{key!r} must be a size like 512MiB, 1GiB or plain bytes, not {_shown(node)}",
-            )
-        return int(digits) * unit
-
-    def _cores(self, node: Node, key: str) -> float:
-        cores = strict_yaml.number(node) if isinstance(node, Scalar) else None
-        if cores is None or cores <= 0:
-            raise self._error(
-                "manifest.invalid",
-                node.line,
-                f"{key!r} must be a number of cores above 0, not {_shown(node)}",
-            )
-        return float(cores)
-
-    def _count(self, node: Node, key: str) -> int:
-        return self._integer(node, key, 1, _MAX_INTEGER)
-
-    def _nice(self, node: Node, key: str) -> int:
-        return self._integer(node, key, -20, 19)
-
-    def _integer(self, node: Node, key: str, low: int, high: int) -> int:
-        number = strict_yaml.number(node) if isinstance(node, Scalar) else None
-        if number is None or number != int(number) or not low <= number <= high:
-            bounds = f"of at least {low}" if high == _MAX_INTEGER else f"from {low} to {high}"
-            raise self._error(
-                "manifest.invalid", node.line, f"{key!r} must be a whole number {bounds}, not {_shown(node)}"
-            )
-        return int(number)
 
     # What they share
 

@@ -107,11 +107,15 @@ def _forms(secret: Any) -> Iterable[bytes]:
             yield from _forms(inner)
         return
     whole = text_of(secret).encode("utf-8", "surrogatepass")
-    lines = [line for line in map(bytes.strip, whole.splitlines()) if _is_long_enough(line)]
-    for line in lines:
-        yield from _pieces(line)
-        escaped = exactjson.encode(line.decode("utf-8", "surrogatepass"))[1:-1]
-        if escaped != line:
+    parts = [part for part in map(bytes.strip, whole.splitlines()) if part]
+    lines = [part for part in parts if _is_long_enough(part)]
+    texts = set(lines)
+    if lines != parts and _is_long_enough(whole.strip()):
+        texts.add(whole.strip())  # some lines are too short for a mask of their own; all of them together are not
+    for text in texts:
+        yield from _pieces(text)
+        escaped = exactjson.encode(text.decode("utf-8", "surrogatepass"))[1:-1]
+        if escaped != text:
             yield from _pieces(escaped)
     for value in {whole, *lines} if _is_long_enough(whole) else ():
         yield from _in_base64(value)

@@ -31,8 +31,12 @@ class PayloadCache:
         return self._state.payload_path(sha256)
 
     def has(self, sha256: str) -> bool:
-        """Whether the payload is there."""
-        return os.path.exists(self.path(sha256))
+        """Whether the payload is there. It counts as used now, so it stays for what is done with it."""
+        try:
+            os.utime(self.path(sha256))
+        except OSError:
+            return False
+        return True
 
     def receive(self, sha256: str) -> "IncomingPayload":
         """A payload that is about to arrive. Raises OSError when there is no room or no descriptor for it."""

@@ -24,12 +24,14 @@ from . import (
     process,
     strict_yaml,
 )
-from .errors import ExecutionError, ManifestError, RunnerError
+from .containment import Containment, contain
+from .errors import ExecutionError, RunnerError
 from .jobdir import AlreadyClaimedError, ExecutionDirectory, Stage, StateDirectory, utc_now
 from .manifest import Manifest
 from .submission import DEFAULT_TIMEOUT, LEFT_BY_A_RUN, Archive, Folder, Script, Source, Submission
 from .values import BundledValues
 from .wire import masks
+from .wire.limits import Limits
 
 REMEMBERED_BYTES: Final = 64 * 1024
 """Payloads up to this size have their manifest parsed ahead: nearly all, and none that keeps an agent busy."""
@@ -62,6 +64,7 @@ class Prepared(NamedTuple):
     values: BundledValues
     job_id: str | None
     helper_socket: socket.socket
+    containment: Containment
 
 
 def prepare(state: StateDirectory, submission: Submission) -> Prepared:
@@ -69,7 +72,7 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
     if state.is_claimed(submission.execution_id):
         raise AlreadyClaimedError(submission.execution_id)
     stage = state.stage()
-    listening = None
+    listening = containment = None
     try:
         with _set_up_time():
             parsed, digest = _fill(stage, submission.source)
@@ -95,6 +98,7 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
             also_masked=[value for name, value in script_environment.items() if is_masked(name)],
         )
         values.create_files()
+        containment = contain(submission.limits.or_else(parsed.limits))
         listening = helper_socket.listen(own["CRONIUM_SOCKET"])
         execution = stage.claim(
             submission.execution_id,
@@ -104,14 +108,18 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
                 "payload": digest,
                 "socket": own["CRONIUM_SOCKET"],
                 "supervisor": process.identity(os.getpid()),
+                **({} if containment.group is None else {"group": containment.group.path}),
                 "runnerVersion": __version__,
             },
         )
         values.move_to(os.path.join(execution.work, ".cronium"))
     except BaseException:
         if listening is not None:
-            os.unlink(listening.getsockname())
+            with contextlib.suppress(OSError):
+                os.unlink(listening.getsockname())
             listening.close()
+        if containment is not None:
+            containment.close()
         stage.discard()
         raise
     args = parsed.args if submission.args is None else submission.args
@@ -123,6 +131,7 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
         values=values,
         job_id=event["jobId"],
         helper_socket=listening,
+        containment=containment,
     )
 
 
@@ -150,6 +159,7 @@ def inspect(state: StateDirectory, source: Source) -> tuple[Manifest, list[str]]
     try:
         parsed, _ = _fill(stage, source)
         command, _ = _command(stage, parsed, {}, ())
+        contain(parsed.limits or Limits()).close()  # refuses limits that can't be enforced here
         return parsed, [_moved(word, stage.work, ".") for word in command.argv] + list(parsed.args)
     finally:
         stage.discard()
@@ -216,11 +226,6 @@ def _fill(stage: Stage, source: Source) -> tuple[Manifest, str]:
     name = manifest.find_manifest(members)
     with open(os.path.join(stage.work, name), "rb") as file:
         parsed = _parsed(file.read(strict_yaml.MAX_BYTES + 1), name, frozenset(members))
-    if parsed.limits is not None:
-        raise ManifestError(
-            "limits.unsupported",
-            f"{name}: this version does not enforce 'limits', so the job is not started; remove them",
-        )
     return parsed, digest
 
 

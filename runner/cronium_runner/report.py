@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .submission import Script, Submission
 from .wire import exactjson, masks
+from .wire.limits import shown
 from .wire.results import Outcome, Result
 
 if TYPE_CHECKING:
@@ -77,12 +78,46 @@ def print_statuses(statuses: list[dict[str, Any]]) -> None:
         print(f"{status['executionId']:<48} {state:<12} {ending:<10} {status['claimedAt'] or '-'}".rstrip())
 
 
+def print_result_line(result: Result) -> None:
+    """How one execution ended, on standard output."""
+    reason = "" if result.error_message is None else f"  {result.error_message} [{result.error_code}]"
+    print(f"{result.execution_id:<48} {result.state.value}{_ending(result)}{reason}")
+
+
+def print_collection(told: dict[str, Any]) -> None:
+    """What a collection removed (`retention.Report` as JSON) and what is left, on standard output."""
+    would = "would collect" if told["isDryRun"] else "collected"
+    gone, used, budget = told["collected"], told["usedBytes"], told["budgetBytes"]
+    for execution_id in gone:
+        print(f"{would} {execution_id}")
+    for execution_id, reason in told["failed"].items():
+        print(f"could not collect {execution_id}: {reason}")
+    print(
+        f"{would} {len(gone)} executions and {len(told['payloads'])} payloads, {told['freedBytes'] / 1e6:.1f} MB; "
+        f"kept: {told['kept']} executions ({told['unacknowledged']} not acknowledged), {told['running']} running, "
+        f"{used / 1e6:.1f} of {budget / 1e6:.0f} MB"
+    )
+    if used > budget:
+        print(
+            f"{(used - budget) / 1e6:.1f} MB over the budget: nothing more may go. Fetch results (they are "
+            "acknowledged then), or give up those that nobody fetches with --unacknowledged-older-than DAYS"
+        )
+
+
 def print_findings(findings: "list[Finding]") -> None:
     """A line for each finding, and what to do about it below, on standard output."""
     for finding in findings:
         print(f"{finding.level:<5} {finding.name:<28} {finding.seen}")
         if finding.advice:
             print(f"{'':<34} → {finding.advice}")
+
+
+def print_containment(status: dict[str, Any]) -> None:
+    """How the execution's processes are held, and by what each of its limits is enforced, on standard output."""
+    if status["heldBy"] is not None:
+        print(f"  held by {status['heldBy']}")
+    for key, limit in status["limits"].items():
+        print(f"  limit {shown(key, limit['value'])}, enforced by {limit['by']}")
 
 
 def _ending(result: Result) -> str:

@@ -4,14 +4,17 @@ Only its shape and its checks belong here; preparing it is `prepare`'s.
 """
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
+from .archive import shown
 from .errors import ExecutionError, InputError
 from .wire import exactjson, masks
+from .wire.limits import LimitError, Limits, from_mapping
 from .wire.names import execution_id_from, invalid_id_sentence, is_execution_id, is_sha256
 
 DEFAULT_TIMEOUT: Final = 3600.0
@@ -68,6 +71,8 @@ class Submission(NamedTuple):
     keep_work: bool = False
     masked_names: tuple[str, ...] = masks.DEFAULT_NAMES
     """Globs for names of variables and environment variables: their values are masked in the output."""
+    limits: Limits = Limits()
+    """They beat the manifest's, key by key."""
 
     def __repr__(self) -> str:
         return f"<Submission {self.execution_id} {self.source!r}>"  # never the secrets
@@ -104,10 +109,12 @@ _FRAME_KEYS: Final = {
     "secrets": dict,
     "event": dict,
     "args": list,
-    "timeout": (int, float, type(None)),
+    "timeout": (int, float, exactjson.NumberLiteral, type(None)),
     "jobId": (str, type(None)),
     "onDisconnect": str,
     "maskedNames": list,
+    "limits": dict,
+    "keepWork": bool,
     "offsets": list,
     "follow": bool,
 }
@@ -122,22 +129,28 @@ def from_frame(body: dict[str, Any], payload_path: Callable[[str], str]) -> Subm
         expected: Any = _FRAME_KEYS.get(key)
         if expected is None:
             raise InputError(
-                f"this agent does not know the submission's key '{key}'; update the runner", "usage.invalid"
+                f"this agent does not know the submission's key {shown(key)}; update the runner", "usage.invalid"
             )
-        if not isinstance(value, expected):
+        if not isinstance(value, expected) or (key == "timeout" and isinstance(value, bool)):
             raise InputError(f"the submission's '{key}' cannot be {type(value).__name__}", "usage.invalid")
     sha256 = body.get("sha256", "")
     if not is_sha256(sha256):
-        raise InputError(f"the submission's sha256 {sha256!r} is not 64 hexadecimal digits", "payload.digest_malformed")
+        raise InputError(
+            f"the submission's sha256 {shown(sha256)} is not 64 hexadecimal digits", "payload.digest_malformed"
+        )
     args = body.get("args")
     if args is not None and not all(isinstance(word, str) and "\0" not in word for word in args):
         raise InputError("the submission's args are texts without NUL", "usage.invalid")
     on_disconnect = body.get("onDisconnect", "continue")
     if on_disconnect not in ("continue", "cancel"):
-        raise InputError(f"onDisconnect is 'continue' or 'cancel', not {on_disconnect!r}", "usage.invalid")
+        raise InputError(f"onDisconnect is 'continue' or 'cancel', not {shown(on_disconnect)}", "usage.invalid")
     globs = body.get("maskedNames", masks.DEFAULT_NAMES)
     if not all(isinstance(glob, str) for glob in globs):
         raise InputError("the submission's maskedNames are texts", "usage.invalid")
+    try:
+        limits = from_mapping(body.get("limits", {}))
+    except LimitError as error:
+        raise InputError(f"the submission's {error}", "usage.invalid") from None
     timeout = body.get("timeout")
     return Submission(
         execution_id=body.get("executionId", ""),
@@ -148,8 +161,39 @@ def from_frame(body: dict[str, Any], payload_path: Callable[[str], str]) -> Subm
         secrets=body.get("secrets", {}),
         event=body.get("event", {}),
         args=None if args is None else tuple(args),
-        timeout=None if timeout is None else float(timeout),
+        timeout=None if timeout is None else _seconds(timeout),
         job_id=body.get("jobId"),
         on_disconnect=on_disconnect,
         masked_names=tuple(globs),
+        limits=limits,
+        keep_work=body.get("keepWork", False),
     ).checked()
+
+
+def to_frame(submission: Submission, sha256: str) -> dict[str, Any]:
+    """The body of a SUBMIT frame for an agent of our own version; `sha256` is the payload's."""
+    body: dict[str, Any] = {
+        "executionId": submission.execution_id,
+        "sha256": sha256,
+        "variables": dict(submission.variables),
+        "secrets": dict(submission.secrets),
+        "event": dict(submission.event),
+        "timeout": submission.timeout,
+        "jobId": submission.job_id,
+        "onDisconnect": submission.on_disconnect,
+        "maskedNames": list(submission.masked_names),
+        "limits": submission.limits.to_json(),
+        "keepWork": submission.keep_work,
+    }
+    if submission.has_input:
+        body["input"] = submission.input
+    if submission.args is not None:
+        body["args"] = list(submission.args)
+    return body
+
+
+def _seconds(value: "int | float | exactjson.NumberLiteral") -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf

@@ -2,7 +2,8 @@
 
 One thread and one epoll loop. It owns the execution's directory and values; everybody else reads the directory, and
 is woken through a watch connection when there is more to read. It decides about the script's end: timeout, cancel,
-strays, drain. How processes are found and signalled is `process`'s, how bytes are kept is `output`'s.
+a limit, strays, drain. How a tree is ended is `ending`'s, how it is held and limited `containment`'s, how bytes are
+kept `output`'s.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from . import __version__, follow, helper_socket, helpers, process
+from .ending import Ending
+from .errors import StateDirectoryError
 from .jobdir import ExecutionDirectory, utc_now
 from .lifecycle import State, has_move
 from .output import Spool
@@ -29,17 +32,11 @@ from .wire.results import Outcome, Result
 if TYPE_CHECKING:
     from .masking import MaskedSpool
 
-GRACE_SECONDS: Final = 5.0
-"""Between SIGTERM and SIGKILL (contracts §8): long enough to write a checkpoint, short enough to wait for."""
 DRAIN_SECONDS: Final = 2.0
 """How long a grandchild may keep the output open after the script's own end before the tree is ended."""
-CLEAN_UP_SECONDS: Final = 60.0
-"""How long SIGKILL is repeated (contracts §8). What survives that is stuck in the kernel and said to be so."""
 MAX_CONNECTIONS: Final = 256
 """Helpers at once. A script that opened more would take the descriptors that are needed to end it."""
 READ_PIECE: Final = 256 * 1024
-SWEEP_SECONDS: Final = 0.02
-"""Between two sweeps of SIGKILL. Each ends what the one before missed, so a fork bomb runs out of parents."""
 
 
 class Supervisor:
@@ -62,13 +59,12 @@ class Supervisor:
         self._status: int | None = None
         self._usage: resource.struct_rusage | None = None
         self._end_reason: Outcome | None = None
-        self._kill_at: float | None = None
-        self._give_up_at = float("inf")
+        self._containment = prepared.containment
+        self._ending = Ending(self._containment)
         self._is_childless = False
         self._connections = 0
         self._drain_until: float | None = None
         self._deadline = float("inf")
-        self._strays: set[int] = set()
         self._started = 0.0
         self._started_at: str | None = None
 
@@ -81,6 +77,11 @@ class Supervisor:
             self._guardian.setblocking(False)
             self._add(self._guardian.fileno(), self._hear_guardian)
         self._start_script()
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the script was started: from then on the id can't be given back."""
+        return self._script != 0
 
     def run(self) -> Result:
         """Sees the started script through to its end and writes the result down."""
@@ -112,8 +113,9 @@ class Supervisor:
         """Seconds until something must be done without being asked; -1 when nothing is due."""
         due = min(
             self._deadline if self._end_reason is None and self._status is None else float("inf"),
-            float("inf") if self._kill_at is None else self._kill_at,
+            float("inf") if self._ending.kill_at is None else self._ending.kill_at,
             float("inf") if self._drain_until is None else self._drain_until,
+            self._containment.sample_at,
         )
         return -1 if due == float("inf") else max(0.0, due - time.monotonic())
 
@@ -124,15 +126,17 @@ class Supervisor:
         if self._drain_until is not None and now >= self._drain_until:
             self._drain_until = None
             self._end_strays()
-        if self._kill_at is not None and now >= self._kill_at:
-            self._kill_tree()
+        if now >= self._containment.sample_at and self._containment.sample() is not None:
+            self._end_exceeded()
+        if self._ending.kill_at is not None and now >= self._ending.kill_at:
+            self._ending.sweep(self._living_script(), self._reap)
 
     def _is_over(self) -> bool:
         """Whether the script has ended, nothing of it is left and its output has been read to the end."""
-        is_given_up = time.monotonic() >= self._give_up_at
+        is_given_up = self._ending.has_given_up()
         if not is_given_up and (self._status is None or (self._pipes and self._drain_until is not None)):
             return False
-        if not is_given_up and not self._is_childless:
+        if not is_given_up and not (self._is_childless and self._containment.is_empty()):
             self._end_strays()
             return False
         # Nobody is left to write, so what the pipes still hold is all there will be.
@@ -158,15 +162,22 @@ class Supervisor:
                 environment=self._prepared.environment,
                 stdout=ends[STDOUT],
                 stderr=ends[STDERR],
+                steps=self._containment.steps(),
             )
+        except process.StepRefusedError as error:
+            raise self._containment.refusal(error.name, error.number) from None
         finally:
-            os.chdir("/")
+            with contextlib.suppress(OSError):  # the script may run by now, and nothing depends on where we are
+                os.chdir("/")
             for writable in ends.values():
                 os.close(writable)
         self._deadline = self._started + self._prepared.timeout
         for pipe in self._pipes:
             self._add(pipe, functools.partial(self._read, pipe))
-        self._move(State.RUNNING, {"script": process.identity(self._script)})
+        script: dict[str, object] = {"pid": self._script}
+        with contextlib.suppress(OSError):  # no descriptor is free for it; nothing but people reads this record
+            script = process.identity(self._script)
+        self._move(State.RUNNING, {"script": script, **self._containment.record()})
 
     def _read(self, pipe: int, _events: int) -> None:
         try:
@@ -217,19 +228,20 @@ class Supervisor:
                 self._end(Outcome.CANCELLED)
         self._reap()
 
-    def _reap(self) -> None:
-        """Collects who has ended. As subreaper we have no children exactly when no descendant is left."""
+    def _reap(self) -> bool:
+        """Collects who has ended; whether children are left. As subreaper we have none when no descendant is left."""
         try:
             while True:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
                 if pid == 0:
-                    return
+                    return True
                 if pid == self._script:
                     self._status, self._usage = status, usage
                     if self._pipes:
                         self._drain_until = time.monotonic() + DRAIN_SECONDS
         except ChildProcessError:
             self._is_childless = True
+            return False
 
     # -- ending --------------------------------------------------------------------------------------------------
 
@@ -239,34 +251,27 @@ class Supervisor:
             self._end_reason = reason
             self._terminate_tree(reason.value)
 
+    def _end_exceeded(self) -> None:
+        """The tree is above a limit: SIGKILL without a grace period, in which it would only grow."""
+        if self._end_reason is None and self._status is None:
+            self._end_reason = Outcome.FAILED
+        if self._state is State.RUNNING:
+            assert self._containment.exceeded is not None
+            self._move(State.TERMINATING, {"reason": self._containment.exceeded.code})
+        self._ending.kill_now()
+
     def _end_strays(self) -> None:
         """The script has ended and left processes behind."""
         if self._state is State.RUNNING:
-            self._strays.update(process.descendants(os.getpid()))
             self._terminate_tree("strays")
 
     def _terminate_tree(self, reason: str) -> None:
         self._move(State.TERMINATING, {"reason": reason})
-        self._kill_at = time.monotonic() + GRACE_SECONDS
-        group = self._script if self._status is None else None
-        left = process.descendants(os.getpid(), outside=group)
-        for number in (signal.SIGTERM, signal.SIGCONT):  # a stopped process hears SIGTERM only when it goes on
-            if group is not None:
-                process.send_signal_to_group(group, number)
-            process.send_signal(left, number)
+        self._ending.terminate(self._living_script())
 
-    def _kill_tree(self) -> None:
-        """One sweep of SIGKILL; the next follows until no descendant is left."""
-        now = time.monotonic()
-        if self._give_up_at == float("inf"):
-            self._give_up_at = now + CLEAN_UP_SECONDS
-        if self._status is None:
-            process.send_signal_to_group(self._script, signal.SIGKILL)
-        left = process.descendants(os.getpid())
-        if self._status is not None:
-            self._strays.update(left)
-        process.send_signal(left, signal.SIGKILL)
-        self._kill_at = now + SWEEP_SECONDS
+    def _living_script(self) -> int | None:
+        """The script's pid, and its process group's number, as long as nothing else can have got it."""
+        return self._script if self._status is None else None
 
     # -- helpers and watchers ------------------------------------------------------------------------------------
 
@@ -372,8 +377,10 @@ class Supervisor:
         duration = time.monotonic() - self._started
         exit_code, number = (None, None) if self._status is None else _exit_of(self._status)
         summaries = {stream: spool.close() for stream, spool in self._spools.items()}
-        state = self._end_reason or (Outcome.SUCCEEDED if exit_code == 0 else Outcome.FAILED)
-        code, message = self._explain(state)
+        # Output that the disk has refused is missing from the result, so that is no success whatever the script says.
+        is_complete = all(spool.error is None for spool in self._spools.values())
+        state = self._end_reason or (Outcome.SUCCEEDED if exit_code == 0 and is_complete else Outcome.FAILED)
+        code, message = self._explain(state, exit_code, number)
         values = self._prepared.values
         usage = self._usage
         result = Result(
@@ -393,7 +400,7 @@ class Supervisor:
             stderr=summaries[STDERR],
             cpu_ms=None if usage is None else round((usage.ru_utime + usage.ru_stime) * 1000, 3),
             max_rss_kib=None if usage is None else usage.ru_maxrss,
-            strays=len(self._strays),
+            strays=self._ending.strays,
             runner_version=__version__,
             error_code=code,
             error_message=message,
@@ -405,13 +412,14 @@ class Supervisor:
         try:
             self._execution.write_result(result.to_json())
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            # The script's own files would go a moment later anyway; what became of it matters more than `--keep`.
-            self._execution.remove_work()
+            # Once more, under a new name: it costs nothing, and without a result a finished script counts as lost.
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                # Its own files would go a moment later anyway; what became of it matters more than `--keep`.
+                with contextlib.suppress(StateDirectoryError):
+                    self._execution.remove_work()
             self._execution.write_result(result.to_json())
 
-    def _explain(self, state: Outcome) -> tuple[str | None, str | None]:
+    def _explain(self, state: Outcome, exit_code: int | None, number: int | None) -> tuple[str | None, str | None]:
         for stream, spool in self._spools.items():
             if spool.error is not None:
                 return (
@@ -432,7 +440,8 @@ class Supervisor:
             )
         if state is Outcome.CANCELLED:
             return "execution.cancelled", "the execution was cancelled and its processes were ended"
-        return None, None
+        exceeded = self._containment.verdict(exit_code, number) if state is Outcome.FAILED else None
+        return exceeded or (None, None)
 
 
 def _exit_of(status: int) -> tuple[int | None, int | None]:

@@ -13,7 +13,7 @@ import signal
 import time
 from typing import Any, Final
 
-from . import __version__, process
+from . import __version__, cgroup, orphans, process
 from .errors import StateDirectoryError
 from .jobdir import ExecutionDirectory, utc_now
 from .lifecycle import State
@@ -80,13 +80,20 @@ def start(execution: ExecutionDirectory, *, guardian: int | None) -> None:
 def _end_orphans(execution: ExecutionDirectory, guardian: int | None) -> None:
     """SIGTERM, grace, SIGKILL until none is left."""
     history = execution.history()
-    marker = f"CRONIUM_SOCKET={history[0].get('socket')}" if history else None
+    claim = history[0] if history else {}
+    group = cgroup.reopened(claim.get("group"))
+    marker = f"CRONIUM_SOCKET={claim['socket']}" if isinstance(claim.get("socket"), str) else None
+    left = orphans.Orphans(marker, guardian, group)
     began = time.monotonic()
-    process.signal_orphans(marker, guardian, signal.SIGTERM)
-    while process.has_orphans(marker, guardian) and time.monotonic() < began + GRACE_SECONDS:
+    left.signal(signal.SIGTERM)
+    left.signal(signal.SIGCONT)  # a stopped process hears SIGTERM only when it goes on
+    while left.may_be_left() and time.monotonic() < began + GRACE_SECONDS:
         time.sleep(SWEEP_SECONDS)
-    while process.signal_orphans(marker, guardian, signal.SIGKILL) and time.monotonic() < began + GIVE_UP_SECONDS:
-        time.sleep(SWEEP_SECONDS)
+    # Without a pause: one that forks and ends for ever is caught only by somebody who is as quick.
+    while left.signal(signal.SIGKILL) and time.monotonic() < began + GIVE_UP_SECONDS:
+        pass
+    if group is not None:
+        group.remove()
 
 
 def _write_lost(execution: ExecutionDirectory) -> None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from .helpers import HelperError, Json
+from .helpers import HelperError, Json, shown
 from .wire.exactjson import encode
 
 EVENT_FIELDS: Final = (
@@ -97,7 +97,8 @@ class BundledValues:
     def merge_output(self, key: str, value: Json) -> None:
         if self._output is not None and not isinstance(self._output, dict):
             raise HelperError(
-                "value.invalid", f"key '{key}' cannot be merged into the output, which is no object; set it as a whole"
+                "value.invalid",
+                f"key {shown(key)} cannot be merged into the output, which is no object; set it as a whole",
             )
         self.replace_output({**(self._output or {}), key: value})
 

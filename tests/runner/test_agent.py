@@ -47,7 +47,7 @@ def test_the_greeting_says_what_the_agent_is(shared_agent: AgentProcess) -> None
     assert shared_agent.hello["protocol"] == [1, 1]
     assert shared_agent.hello["maxFrame"] == 16 * 1024 * 1024
     assert shared_agent.hello["credit"] == frames.CREDIT
-    assert set(shared_agent.hello) == {"protocol", "runner", "maxFrame", "credit", "hostname"}
+    assert set(shared_agent.hello) == {"protocol", "runner", "maxFrame", "credit", "hostname", "knows"}
 
 
 def test_a_payload_is_asked_for_once_and_then_found_by_its_digest(
@@ -171,8 +171,13 @@ def test_garbage_as_a_payload_is_rejected(shared_agent: AgentProcess, shared_hos
         ({"offsets": [1]}, "usage.invalid"),
         ({"offsets": [-1, 0]}, "usage.invalid"),
         ({"follow": "yes"}, "usage.invalid"),
+        # Found by fuzzing: each was a defect of ours (runner.internal), or a message of more than one line.
+        ({"offsets": [2**63, 0]}, "usage.invalid"),
+        ({"timeout": 10**400}, "usage.invalid"),
+        ({"timeout": True}, "usage.invalid"),
+        ({"un\nknown": 1}, "usage.invalid"),
     ],
-    ids=str,
+    ids=lambda part: str(part)[:40],
 )
 def test_a_submission_that_is_not_understood_is_refused_and_the_agent_goes_on(
     shared_agent: AgentProcess, shared_host: Host, keys: dict[str, Any], code: str
@@ -181,10 +186,33 @@ def test_a_submission_that_is_not_understood_is_refused_and_the_agent_goes_on(
     shared_agent.send(Kind.SUBMIT, channel, {"executionId": "odd", "sha256": "0" * 64, **keys})
     refused = shared_agent.expect(channel, Kind.REFUSED).json()
     assert refused["code"] == code
-    assert refused["message"]
+    assert refused["message"].isprintable()
     assert not shared_host.execution("odd").exists()
     shared_agent.send(Kind.PING, 0, b"still here")
     assert shared_agent.expect(0, Kind.PONG).body == b"still here"
+
+
+def test_a_refusal_of_what_is_as_large_as_a_frame_fits_into_one(agent: AgentProcess) -> None:
+    """Found by fuzzing: the sentence quoted what was refused, was too long to be sent, and the agent died of it."""
+    body = json.dumps({"executionId": "odd", "sha256": "\ue000" * 5_000_000}, ensure_ascii=False).encode()
+    agent.send(Kind.SUBMIT, 5, body)
+    assert agent.expect(5, Kind.REFUSED).json()["code"] == "payload.digest_malformed"
+    agent.send(Kind.STATUS, 6, b'{"executionId": "%s"}' % (b"x" * (frames.MAX_BODY - 100)))
+    assert agent.expect(6, Kind.REFUSED).json()["code"] == "execution.id_invalid"
+    assert agent.close() == 0
+
+
+def test_nothing_is_sent_behind_the_error_that_ends_the_channel(agent: AgentProcess) -> None:
+    """Found by fuzzing: what conversations had to say was still sent after it."""
+    join = {"executionId": "no-such", "offsets": [0, 0]}
+    agent.send_raw(
+        frames.encode_json(Kind.ATTACH, 7, join) + frames.encode_json(Kind.SUBMIT, 7, {}) + frames.encode(99, 0)
+    )
+    kinds = []
+    while (frame := agent.receive()) is not None:
+        kinds.append(frame.kind)
+    assert kinds == [Kind.ERROR]
+    assert agent.close() == 0
 
 
 def test_the_same_submission_again_returns_the_recorded_result(shared_agent: AgentProcess, shared_host: Host) -> None:

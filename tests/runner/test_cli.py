@@ -115,9 +115,9 @@ def rejections() -> dict[str, tuple[bytes, int, str]]:
             "interpreter.not_executable",
         ),
         "limits": (
-            make_payload({"manifest.yaml": MANIFEST + b"limits: {cpu: 1}\n", "main.sh": b""}),
+            make_payload({"manifest.yaml": MANIFEST + b"limits: {open_files: 9000000000000}\n", "main.sh": b""}),
             125,
-            "limits.unsupported",
+            "limits.impossible",
         ),
     }
 

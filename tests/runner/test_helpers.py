@@ -325,3 +325,10 @@ def test_no_words_crash_it(tmp_path_factory: pytest.TempPathFactory, words: list
         answer = error.answer
     assert answer.status in (0, 1, 2)
     assert (answer.status == 0) == (not answer.stderr) == (not answer.code)
+
+
+@pytest.mark.parametrize("words", [["cronium.\x1b[2J"], ["cronium.input", "a\nb"], ["cronium.setCondition", "\u2028"]])
+def test_a_message_is_one_line_whatever_was_asked_for(values: BundledValues, words: list[str]) -> None:
+    """Found by fuzzing: a key with a line break or an escape sequence in it came back as it was."""
+    error = call(values, *words).stderr.decode().splitlines()[0]
+    assert error.isprintable()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cronium_runner import helper_socket
 from cronium_runner.errors import ExecutionError
 from cronium_runner.jobdir import (
     SOCKET_PATH_LIMIT,
@@ -80,6 +81,21 @@ def test_what_dead_processes_left_half_prepared_is_swept_and_nothing_else(state:
     state.sweep()
     assert sorted(os.listdir(state.executions)) == sorted([os.path.basename(young.path), "kept"])
     assert os.listdir(state.payloads) == []
+
+
+def test_a_sweep_removes_old_sockets_that_nobody_answers_on(state: StateDirectory) -> None:
+    """A supervisor that is killed while it prepares leaves one that no claim names; one of a long job is in use."""
+    paths = {name: Path(state.socket_path()) for name in ("dead", "young", "in use")}
+    listening = {name: helper_socket.listen(str(path)) for name, path in paths.items()}
+    for name in ("dead", "young"):
+        listening[name].close()
+    for name in ("dead", "in use"):
+        os.utime(paths[name], (0, 0))
+    state.sweep()
+    assert {name for name, path in paths.items() if path.exists()} == {"young", "in use"}
+    listening["in use"].close()
+    for path in paths.values():
+        path.unlink(missing_ok=True)
 
 
 # Which directories are trusted

@@ -16,7 +16,8 @@ from cronium_runner import manifest as manifest_module
 from cronium_runner import strict_yaml
 from cronium_runner.errors import ManifestError
 from cronium_runner.interpreter import known_names
-from cronium_runner.manifest import Limits, Manifest, find_manifest, parse_manifest
+from cronium_runner.manifest import Manifest, find_manifest, parse_manifest
+from cronium_runner.wire.limits import Limits
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "manifest.schema.json").read_text())
 MEMBERS = ["manifest.yaml", "script.sh", "lib/main.py"]

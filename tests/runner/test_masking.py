@@ -154,3 +154,10 @@ def test_a_huge_value_is_looked_for_in_pieces() -> None:
     shown = masker.feed(f"<{value}>".encode())
     assert len(masker.held) < 64 * 1024
     assert set((shown + masker.flush()).decode()) <= set("<*>")
+
+
+def test_a_secret_of_short_lines_is_masked_as_a_whole() -> None:
+    """Found by fuzzing: no line of it was long enough for a mask of its own, so nothing of it was masked."""
+    assert masked(["12-34\n56-78\n"], b"<12-34\n56-78\n>") == b"<***\n>"
+    assert masked(["ab\nlonger line"], b"ab\nlonger line; longer line, ab") == b"***; ***, ab"
+    assert masked(["12-34\n56-78"], json.dumps("12-34\n56-78").encode()) == b'"***"'

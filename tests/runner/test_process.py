@@ -43,18 +43,6 @@ def test_what_names_nobody_is_not_alive(who: object) -> None:
     assert not process.is_alive(who)
 
 
-def test_orphans_are_known_by_what_they_inherited_and_others_are_left_alone(sleeper: "subprocess.Popen[bytes]") -> None:
-    marker = "CRONIUM_SOCKET=/nowhere/0123abcd"
-    environment = {**os.environ, "CRONIUM_SOCKET": "/nowhere/0123abcd"}
-    with subprocess.Popen(["sleep", "60"], env=environment, start_new_session=True) as orphan:
-        wait_until(lambda: process.has_orphans(marker, None), "the orphan's environment")
-        assert process.signal_orphans("CRONIUM_SOCKET=/nowhere/0123abc", None, signal.SIGKILL) == 0
-        assert process.signal_orphans(marker, None, signal.SIGKILL) == 1
-        assert orphan.wait(10) == -signal.SIGKILL
-    assert sleeper.poll() is None
-    assert not process.has_orphans(marker, None)
-
-
 def test_a_command_name_with_spaces_and_parentheses_is_read_rightly() -> None:
     program = "open('/proc/self/comm', 'w').write(') S 1 (x'); print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as odd:

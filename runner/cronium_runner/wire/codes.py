@@ -3,6 +3,7 @@
 A code says *what happened*; the message beside it says where, and what to do about it.
 """
 
+import re
 from typing import Final
 
 CODES: Final[dict[str, str]] = {
@@ -38,6 +39,7 @@ CODES: Final[dict[str, str]] = {
     "execution.id_invalid": "not an execution id: [A-Za-z0-9._-]{1,64}, not starting with '.' or '-'",
     "execution.id_conflict": "this execution id was already used for another payload or input",
     "execution.not_found": "no execution of this id on this host",
+    "execution.collected": "the execution's record was collected; how it ended is all that is left",
     "execution.lost": "the supervisor died without a result; how far the script came is not known",
     "execution.set_up_timeout": "the payload could not be unpacked in time; nothing was started",
     "execution.timeout": "the script ran longer than its timeout and was ended",
@@ -49,7 +51,16 @@ CODES: Final[dict[str, str]] = {
     "install.unusable": "no directory on this host where the runner can be installed and executed",
     "input.invalid": "input, variables or event are not valid JSON, or a file of them cannot be read",
     "usage.invalid": "an option or value that the command does not take",
-    "limits.unsupported": "limits are not enforced by this version, so a job that asks for them is not started",
+    "limits.impossible": "a limit that cannot be set on this host; nothing was started",
+    "limits.memory": "the script and its processes used more memory than their limit, and were ended",
+    "limits.processes": "the script had more processes and threads than its limit",
+    "limits.file_size": "a file of the script would have become larger than its limit",
+    "containment.unavailable": "the control group that was asked for cannot be made or entered; nothing was started",
+    "runner.refused": "the host refused what the runner itself needs: a process, a descriptor, a read, a write",
+    # Running as another account of the host.
+    "run_as.unknown_user": "the account to run as does not exist on this host",
+    "run_as.refused": "this account may not become the one to run as; the message has what sudo or the system said",
+    "run_as.no_runner": "the account to run as cannot be given a runner of its own",
     "runner.internal": "a defect in the runner; please report it with the message",
     # The channel between controller and host.
     "channel.protocol": "the other side sent something that is not in the protocol",
@@ -61,9 +72,25 @@ CODES: Final[dict[str, str]] = {
     "host.key_unknown": "the host's key is not recorded and the policy is strict; nothing was sent",
     "host.auth_failed": "the host refused our authentication",
     "host.config": "a host, key or option that cannot be used as given",
+    "hosts.file": "a hosts file that cannot be used; the message names file, line and key",
+    "hosts.not_found": "no hosts file, or no host or group of that name in it",
+    "command.timeout": "a raw command ran longer than its timeout and was ended",
     "deploy.unsupported": "the host's system or architecture has no runner",
     "deploy.failed": "the runner could not be put on the host or does not start there",
     "deploy.digest_mismatch": "the file that arrived on the host is not the file that was sent",
     "binary.missing": "there is no runner binary to deploy; scripts/build makes it",
     "store.unusable": "the controller's database cannot be used; nothing was submitted",
+    # The runtime API, which jobs in API mode talk to.
+    "api.key_unusable": "the key that tokens are signed with cannot be used",
+    "api.address_unusable": "the runtime API cannot listen there",
+    "api.tools_invalid": "the tools file, or a tool's settings, cannot be used",
 }
+
+_TOLD: Final = re.compile(r"cronium-runner: (?P<message>.+) \[(?P<code>[a-z_.]+)\]")
+
+
+def told(printed: str) -> tuple[str, str] | None:
+    """Code and message of the last error that a runner told on its standard error; None when it told none."""
+    found = [match for line in printed.splitlines() if (match := _TOLD.fullmatch(line.strip()))]
+    known = [match for match in found if match["code"] in CODES]
+    return (known[-1]["code"], known[-1]["message"]) if known else None

@@ -14,6 +14,8 @@ MAX_BODY: Final = 16 * 1024 * 1024
 MAX_BEFORE_MAGIC: Final = 1024 * 1024
 DATA_PIECE: Final = 256 * 1024
 """DATA and PAYLOAD are sent in pieces of this size: large enough to be fast, small enough to interleave."""
+BEHIND_ALL: Final = (1 << 62, 1 << 62)
+"""Offsets behind any output: whoever attaches there is sent none of it and hears of the end."""
 CREDIT: Final = 4 * 1024 * 1024
 """Bytes of one stream under way: covers 100 ms at 320 Mbit/s, so that a long line is filled."""
 SILENCE_SECONDS: Final = 120.0
@@ -38,6 +40,7 @@ class Kind(IntEnum):
     DETACH = 9
     PING = 10
     PONG = 11
+    GC = 12
     ACCEPTED = 65
     WANT_PAYLOAD = 66
     DATA = 67
@@ -144,11 +147,12 @@ class GreetingReader:
     def feed(self, piece: bytes) -> bytes | None:
         """None while the magic line has not come; then the bytes after it. Raises ProtocolError past 1 MiB."""
         self.printed += piece
-        found = self.printed.find(MAGIC)
+        # What counts is where the magic line begins, not how the bytes were cut into pieces.
+        found = self.printed.find(MAGIC, 0, MAX_BEFORE_MAGIC + len(MAGIC))
         if found >= 0:
             rest = bytes(self.printed[found + len(MAGIC) :])
             del self.printed[found:]
             return rest
-        if len(self.printed) > MAX_BEFORE_MAGIC:
+        if len(self.printed) >= MAX_BEFORE_MAGIC + len(MAGIC):
             raise ProtocolError(f"no agent greeting within {MAX_BEFORE_MAGIC} bytes")
         return None

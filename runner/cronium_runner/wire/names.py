@@ -28,7 +28,8 @@ def is_execution_id(text: str) -> bool:
 def invalid_id_sentence(text: str) -> str:
     """What to say of a text that is not an execution id."""
     return (
-        f"{text!r} is not an execution id: use 1 to 64 letters, digits, '.', '_' or '-', not beginning with '.' or '-'"
+        f"{text[:80]!r} is not an execution id: use 1 to 64 letters, digits, '.', '_' or '-', "
+        "not beginning with '.' or '-'"
     )
 
 

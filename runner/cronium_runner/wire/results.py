@@ -3,10 +3,12 @@
 The shape is contracts.md §10. What an outcome means for an exit status is decided here, once, for both command lines.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
+
+from .exactjson import NumberLiteral
 
 
 class Outcome(StrEnum):
@@ -84,20 +86,23 @@ class Result(NamedTuple):
     def from_json(cls, value: dict[str, Any]) -> "Result":
         """Reads what `to_json` wrote, also from another version: unknown keys are ignored, missing ones default.
 
-        Raises ValueError when there is no usable id or state.
+        Raises ValueError when there is no usable id or state, or something in it is not what it has to be.
         """
+        value = _object(value, "whole")
         execution_id, state = value.get("executionId"), value.get("state")
         if not isinstance(execution_id, str) or not isinstance(state, str):
             raise ValueError("a result needs executionId and state")
-        plain = set(cls._fields) - {"stdout", "stderr", "state", "execution_id"}
-        names = {_camel(name): name for name in plain}
-        known: dict[str, Any] = {names[key]: item for key, item in value.items() if key in names}
-        usage, error = value.get("usage") or {}, value.get("error") or {}
+        known: dict[str, Any] = {
+            name: _checked(value[key], key, read) for key, (name, read) in _PLAIN.items() if value.get(key) is not None
+        }
+        usage, error = _object(value.get("usage"), "usage"), _object(value.get("error"), "error")
+        error_code = _checked(error.get("code"), "error.code", _text)
         known.update(
-            cpu_ms=usage.get("cpuMs"),
-            max_rss_kib=usage.get("maxRssKiB"),
-            error_code=error.get("code"),
-            error_message=error.get("message"),
+            output=value.get("output"),
+            cpu_ms=_checked(usage.get("cpuMs"), "usage.cpuMs", _number),
+            max_rss_kib=_checked(usage.get("maxRssKiB"), "usage.maxRssKiB", _integer),
+            error_code=error_code,
+            error_message=_checked(error.get("message"), "error.message", _text) if error_code is not None else None,
             stdout=_summary_from_json(value.get("stdout")),
             stderr=_summary_from_json(value.get("stderr")),
         )
@@ -139,7 +144,16 @@ def exit_status(result: Result) -> int:
             return EXIT_UNREACHABLE
     if result.signal is not None:
         return 128 + result.signal
-    return EXIT_RUNNER_FAILED if result.exit_code is None else result.exit_code
+    if result.exit_code is None or (result.exit_code == 0 and result.state is not Outcome.SUCCEEDED):
+        return EXIT_RUNNER_FAILED  # a script that ended with 0, and a disk that refused its output
+    return result.exit_code
+
+
+def exit_status_of_many(statuses: list[int]) -> int:
+    """The exit status for several executions: 0 when all succeeded, 100 + failures (at most 255) when some did, else
+    the largest (contracts.md §8)."""
+    failures = sum(status != 0 for status in statuses)
+    return max(statuses, default=0) if failures in (0, len(statuses)) else min(100 + failures, 255)
 
 
 def _summary_to_json(summary: StreamSummary) -> dict[str, Any]:
@@ -147,15 +161,78 @@ def _summary_to_json(summary: StreamSummary) -> dict[str, Any]:
 
 
 def _summary_from_json(value: Any) -> StreamSummary:
-    if not isinstance(value, dict):
-        return StreamSummary()
+    summary = _object(value, "stream")
     return StreamSummary(
-        bytes=int(value.get("bytes", 0)),
-        truncated=bool(value.get("truncated", False)),
-        sha256=value.get("sha256"),
+        bytes=_checked(summary.get("bytes"), "bytes", _integer) or 0,
+        truncated=_checked(summary.get("truncated"), "truncated", _truth) or False,
+        sha256=_checked(summary.get("sha256"), "sha256", _text),
     )
+
+
+# What a value has to be. Each answers it, or None when it is something else.
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _truth(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _integer(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _status(value: Any) -> int | None:
+    return value if _integer(value) is not None and 0 <= value <= 255 else None
+
+
+def _signal(value: Any) -> int | None:
+    return value if _integer(value) is not None and 1 <= value <= 127 else None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, NumberLiteral):
+        return float(value)
+    return value if isinstance(value, float) else _integer(value)
+
+
+def _mapping(value: Any) -> dict[str, Any] | None:
+    return value if isinstance(value, dict) else None
+
+
+def _checked(value: Any, key: str, read: Callable[[Any], Any]) -> Any:
+    """What `read` makes of the value; None for None. Raises ValueError naming the key."""
+    found = None if value is None else read(value)
+    if found is None and value is not None:
+        raise ValueError(f"a result's {key} cannot be {type(value).__name__} {value!r:.60}")
+    return found
+
+
+def _object(value: Any, key: str) -> dict[str, Any]:
+    return _checked(value, key, _mapping) or {}
 
 
 def _camel(name: str) -> str:
     head, *rest = name.split("_")
     return head + "".join(part.capitalize() for part in rest)
+
+
+_READ: Final[dict[str, Callable[[Any], Any]]] = {
+    "job_id": _text,
+    "host": _text,
+    "exit_code": _status,
+    "signal": _signal,
+    "started_at": _text,
+    "finished_at": _text,
+    "duration_ms": _number,
+    "variables": _mapping,
+    "condition": _truth,
+    "strays": _integer,
+    "transport": _text,
+    "runner_version": _text,
+    "undelivered": _integer,
+}
+_PLAIN: Final = {_camel(name): (name, read) for name, read in _READ.items()}
+"""Key in JSON to the field's name and what reads it, for all that lie at the top."""

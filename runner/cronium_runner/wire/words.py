@@ -5,11 +5,14 @@ input are read by the caller's `read`: its argument is a path or `-`, its answer
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from . import exactjson
+from .limits import LimitError, Limits, from_words
 
 Read = Callable[[str], bytes | None]
+LONGEST_SHOWN: Final = 255
+"""Characters: any file's name, and most paths."""
 
 
 class WordError(Exception):
@@ -24,7 +27,7 @@ class WordError(Exception):
 def json_value(text: str, option: str, read: Read) -> Any:
     """The value of `FILE|JSON`: an existing file wins, `-` is standard input. Raises WordError naming the option."""
     content = read(text)
-    where = f"neither an existing file nor JSON: {text[:60]!r}" if content is None else text
+    where = f"neither an existing file nor JSON: {text[:60]!r}" if content is None else _shown(text)
     try:
         return exactjson.loads(text if content is None else content)
     except ValueError as error:
@@ -45,9 +48,17 @@ def variables(words: Iterable[str]) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         if not name or not equals:
-            raise WordError(f"--var {word!r}: write NAME=VALUE")
+            raise WordError(f"--var {word[:60]!r}: write NAME=VALUE")
         found[name] = value
     return found
+
+
+def limits(words: Iterable[str]) -> Limits:
+    """KEY=VALUE words as limits; a later one wins."""
+    try:
+        return from_words(words)
+    except LimitError as error:
+        raise WordError(str(error)) from None
 
 
 def secrets(words: Iterable[str], environment: Mapping[str, str], read: Read) -> dict[str, Any]:
@@ -58,7 +69,8 @@ def secrets(words: Iterable[str], environment: Mapping[str, str], read: Read) ->
         if not name or (equals and not origin.startswith("@")):
             # The value must not be repeated here: it would end in a terminal's history and in logs.
             raise WordError(
-                f"--secret {name}: give NAME, NAME=@FILE or NAME=@-; a value on a command line is seen by others"
+                f"--secret {_shown(name)}: give NAME, NAME=@FILE or NAME=@-; "
+                "a value on a command line is seen by others"
             )
         found[name] = _from_file(name, origin[1:], read) if equals else _from_environment(name, environment)
     return found
@@ -67,15 +79,21 @@ def secrets(words: Iterable[str], environment: Mapping[str, str], read: Read) ->
 def _from_file(name: str, path: str, read: Read) -> str:
     content = read(path)
     if content is None:
-        raise WordError(f"--secret {name}: there is no file {path}", "input.invalid")
+        raise WordError(f"--secret {_shown(name)}: there is no file {_shown(path)}", "input.invalid")
     try:
         return content.decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError:
-        raise WordError(f"--secret {name}: the value is not UTF-8", "input.invalid") from None
+        raise WordError(f"--secret {_shown(name)}: the value is not UTF-8", "input.invalid") from None
 
 
 def _from_environment(name: str, environment: Mapping[str, str]) -> str:
     value = environment.get(name)
     if value is None:
-        raise WordError(f"--secret {name}: no environment variable of that name; set it, or give {name}=@FILE")
+        shown = _shown(name)
+        raise WordError(f"--secret {shown}: no environment variable of that name; set it, or give {shown}=@FILE")
     return value
+
+
+def _shown(word: str) -> str:
+    """A word for a message: as it is, unless it would break the line or fill the screen."""
+    return word if word.isprintable() and len(word) <= LONGEST_SHOWN else repr(word[:60])

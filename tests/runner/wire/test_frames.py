@@ -118,3 +118,20 @@ def test_a_greeting_that_never_comes_is_given_up_with_what_was_printed() -> None
     with pytest.raises(ProtocolError, match="no agent greeting"):
         reader.feed(bytes(200))
     assert reader.printed.startswith(b"Welcome to web01")
+
+
+@pytest.mark.parametrize(("junk", "is_found"), [(frames.MAX_BEFORE_MAGIC, True), (frames.MAX_BEFORE_MAGIC + 1, False)])
+@pytest.mark.parametrize("size", [1 << 16, 1 << 22])
+def test_how_much_may_be_printed_before_the_greeting_does_not_depend_on_the_pieces(
+    junk: int, is_found: bool, size: int
+) -> None:
+    """Found by fuzzing: in one piece any amount was taken."""
+    content = bytes(junk) + frames.MAGIC + b"rest"
+    reader = GreetingReader()
+    found = None
+    try:
+        for start in range(0, len(content), size):
+            found = reader.feed(content[start : start + size])
+    except ProtocolError:
+        assert not is_found
+    assert (found == b"rest") is is_found

@@ -111,3 +111,43 @@ def test_the_controller_adds_host_and_route() -> None:
 )
 def test_each_outcome_has_its_exit_status(result: Result, expected: int) -> None:
     assert exit_status(result) == expected
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"usage": []},
+        {"usage": {"cpuMs": "fast"}},
+        {"usage": {"maxRssKiB": 1.5}},
+        {"error": "broken"},
+        {"error": {"code": 7}},
+        {"stdout": [1]},
+        {"stdout": {"bytes": None, "truncated": 1}},
+        {"stderr": {"bytes": "12"}},
+        {"variables": [["A", "b"]]},
+        {"exitCode": "0"},
+        {"exitCode": True},
+        {"exitCode": 256},
+        {"signal": 0},
+        {"jobId": 7},
+        {"condition": "yes"},
+        {"strays": []},
+    ],
+    ids=str,
+)
+def test_a_result_with_a_part_of_another_type_is_no_result(part: dict[str, Any]) -> None:
+    """Found by fuzzing: these were AttributeError, TypeError, or a result that broke whoever used it."""
+    with pytest.raises(ValueError, match=r"^a result's "):
+        Result.from_json({"executionId": "e", "state": "failed", **part})
+
+
+@pytest.mark.parametrize("value", [None, [], "e", 7, {}])
+def test_what_is_no_object_is_no_result(value: Any) -> None:
+    with pytest.raises(ValueError):
+        Result.from_json(value)
+
+
+def test_parts_that_are_null_are_as_if_absent() -> None:
+    absent = Result.from_json({"executionId": "e", "state": "failed"})
+    nulls = dict.fromkeys(KEYS) | {"executionId": "e", "state": "failed"}
+    assert Result.from_json(nulls) == absent

@@ -80,3 +80,21 @@ def test_a_value_among_the_words_is_refused_and_not_repeated(word: str) -> None:
 @pytest.mark.parametrize("word", ["T=@nothere", "T=@bad", "T"])
 def test_a_secret_that_is_not_there_is_named(word: str) -> None:
     assert "--secret T" in refusal(words.secrets, [word], {}, read).message
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (words.secrets, (["\x1b[2J\nT=value"], {}, read)),
+        (words.secrets, (["a\nb"], {}, read)),
+        (words.secrets, (["T\n=@nothere\n"], {}, read)),
+        (words.secrets, (["T\n=@bad"], {}, read)),
+        (words.json_value, ("bad\n", "--input", {"bad\n": b"\xff"}.get)),
+        (words.variables, (["n" * 10_000],)),
+    ],
+)
+def test_what_is_refused_is_shown_in_one_short_line(function: Any, arguments: tuple[Any, ...]) -> None:
+    """Found by fuzzing: a line break or an escape sequence in a word came back in the message as it was."""
+    message = refusal(function, *arguments).message
+    assert message.isprintable()
+    assert len(message) < 300

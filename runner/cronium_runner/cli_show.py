@@ -1,0 +1,53 @@
+"""What the runner's commands print: one JSON object a line, its own words, the end of an execution's streams."""
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from .errors import RunnerError
+from .wire.results import TEXT_TAIL, Outcome, Result
+
+
+def with_text(result: Result, tails: "dict[str, bytes] | None" = None) -> dict[str, Any]:
+    """The result as --json prints it: with the last 64 KiB of each stream as text, null where that can't be read."""
+    shown = result.to_json()
+    for name in ("stdout", "stderr"):
+        try:
+            if tails is not None:  # another account's, whose files aren't ours to read
+                tail = tails[name]
+            else:
+                tail = b"" if result.state is Outcome.REJECTED else _end_of(result.execution_id, name)
+        except (RunnerError, OSError):  # what became of the script is told in any case
+            shown[name]["text"] = None
+        else:
+            shown[name]["text"] = tail.decode("utf-8", "replace")
+    return shown
+
+
+def _end_of(execution_id: str, stream: str) -> bytes:
+    from .jobdir import StateDirectory
+
+    try:
+        with open(StateDirectory.open().execution(execution_id).spool_path(stream), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TEXT_TAIL))
+            return file.read(TEXT_TAIL)
+    except FileNotFoundError:
+        return b""
+
+
+def print_json(value: dict[str, Any]) -> None:
+    from .wire import exactjson
+
+    try:
+        sys.stdout.buffer.write(exactjson.encode(value) + b"\n")
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone; the exit status still says it
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+def say(sentence: str) -> None:
+    click.echo(f"cronium-runner: {sentence}", err=True)

@@ -1,0 +1,372 @@
+"""What is kept, and for how long: ended executions by age and size, payloads by use. `choose` decides, `collect` acts.
+
+A collected execution leaves a tombstone: its directory with one small file, so that its id stays claimed at every
+instant. What nobody has acknowledged is removed only when somebody asks for exactly that. One collection at a time;
+each execution is looked at again under the lock that its undertaker takes as well.
+"""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from . import process, settings
+from .errors import InputError, StateDirectoryError
+from .jobdir import ExecutionDirectory, StateDirectory
+from .settings import Settings
+
+PAYLOAD_DAYS: Final = 30.0
+"""A payload that was not used for so long: a monthly job is sent its payload at most once a month."""
+IN_USE_SECONDS: Final = 3600.0
+"""A payload used lately is never collected: between the question whether it is here and its unpacking, it must stay."""
+DAY: Final = 86_400.0
+NICE: Final = 19
+"""A collection can wait for everything else."""
+BALLAST: Final = 64 * 1024
+"""Bytes that are kept in the marker's file, to be given up when the disk is full: a tombstone needs room before its
+execution's files give back theirs."""
+_ASKED: Final = ("olderThanDays", "budget", "unacknowledgedOlderThanDays", "dryRun")
+"""The keys of a GC frame."""
+
+
+class Kept(NamedTuple):
+    """One execution that has ended. `ended_at` is when it was acknowledged, else when it ended, in seconds since the
+    epoch; `bytes` is what its directory takes on disk."""
+
+    id: str
+    ended_at: float
+    bytes: int
+    is_acknowledged: bool
+
+
+class KeptPayload(NamedTuple):
+    """One payload in the cache, and when it was used last."""
+
+    path: str
+    used_at: float
+    bytes: int
+
+
+class Choice(NamedTuple):
+    """What is to go, the oldest first."""
+
+    executions: list[Kept]
+    payloads: list[KeptPayload]
+
+
+class Report(NamedTuple):
+    """What a collection did. Sizes are bytes; `kept` counts records, `unacknowledged` those nobody has fetched.
+
+    `failed` are executions that should have gone and could not, with the reason; the next collection tries again.
+    """
+
+    collected: list[str]
+    payloads: list[str]
+    freed: int
+    used: int
+    budget: int
+    kept: int
+    unacknowledged: int
+    running: int
+    tombstones: int
+    failed: dict[str, str]
+    is_dry_run: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as --json prints it."""
+        return {
+            "collected": self.collected,
+            "payloads": self.payloads,
+            "freedBytes": self.freed,
+            "usedBytes": self.used,
+            "budgetBytes": self.budget,
+            "overBytes": max(0, self.used - self.budget),
+            "kept": self.kept,
+            "unacknowledged": self.unacknowledged,
+            "running": self.running,
+            "tombstones": self.tombstones,
+            "failed": self.failed,
+            "isDryRun": self.is_dry_run,
+        }
+
+
+def choose(
+    executions: Iterable[Kept], payloads: Iterable[KeptPayload], used: int, now: float, settings: Settings
+) -> Choice:
+    """What goes: first what is too old, then, while `used` bytes are over the budget, what is oldest.
+
+    Never what nobody has acknowledged, unless an age was given for that; never a payload that is in use.
+    """
+    going: list[Kept] = []
+    spare: list[Kept] = []
+    for record in sorted(executions, key=lambda record: (record.ended_at, record.id)):
+        age = (now - record.ended_at) / DAY
+        days = settings.days if record.is_acknowledged else settings.unacknowledged_days
+        if days is not None and age >= days:
+            going.append(record)
+        elif record.is_acknowledged:
+            spare.append(record)
+    going_payloads: list[KeptPayload] = []
+    spare_payloads: list[KeptPayload] = []
+    for payload in sorted(payloads, key=lambda payload: (payload.used_at, payload.path)):
+        if now - payload.used_at >= PAYLOAD_DAYS * DAY:
+            going_payloads.append(payload)
+        elif now - payload.used_at >= IN_USE_SECONDS:
+            spare_payloads.append(payload)
+    left = used - sum(one.bytes for one in going) - sum(one.bytes for one in going_payloads)
+    # Payloads first: the controller has them and sends them again; a record exists only here.
+    for payload in spare_payloads:
+        if left <= settings.budget:
+            break
+        going_payloads.append(payload)
+        left -= payload.bytes
+    for record in spare:
+        if left <= settings.budget:
+            break
+        going.append(record)
+        left -= record.bytes
+    return Choice(going, going_payloads)
+
+
+def start(state: StateDirectory) -> int:
+    """Begins a collection in a process of its own and returns its pid at once. Raises OSError."""
+    with contextlib.suppress(OSError):
+        os.utime(state.collected)  # the next hour begins now, also when this one fails, and for others that look now
+    pid = os.fork()
+    if pid == 0:
+        try:
+            process.detach(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+            os.nice(NICE)
+            # What it cannot do, and why, the next `gc` says to somebody.
+            with contextlib.suppress(Exception):
+                _collect_alone(state, settings.read(state))
+        finally:
+            os._exit(0)
+    return pid
+
+
+def check_asked(asked: Mapping[str, Any]) -> None:
+    """Raises InputError for a GC frame with a key that is unknown or of the wrong kind."""
+    for key, value in asked.items():
+        if key not in _ASKED:
+            raise InputError(f"{key[:60]!r} is not known; there are {', '.join(_ASKED)}", "usage.invalid")
+        if isinstance(value, bool) != (key == "dryRun"):
+            raise InputError(f"{key} cannot be {type(value).__name__}", "usage.invalid")
+
+
+def collect_as_asked(state: StateDirectory, asked: Mapping[str, Any]) -> Report:
+    """Collects as a checked GC frame asks for. Raises InputError for a bad value, and as `collect` does."""
+    chosen = settings.read(
+        state,
+        days=asked.get("olderThanDays"),
+        budget=asked.get("budget"),
+        unacknowledged_days=asked.get("unacknowledgedOlderThanDays"),
+    )
+    return collect(state, chosen, is_dry_run=asked.get("dryRun", False))
+
+
+def collect(state: StateDirectory, chosen: Settings, *, is_dry_run: bool = False) -> Report:
+    """Removes what may go and says what it did, after another collection that is at work.
+
+    What can't be removed is told of and keeps nothing else from going. Raises StateDirectoryError when nothing in the
+    state directory can be changed.
+    """
+    return _reported(state, chosen, is_acting=not is_dry_run, waits=True)
+
+
+def _collect_alone(state: StateDirectory, chosen: Settings) -> None:
+    """The same unless another one is at work."""
+    with contextlib.suppress(BlockingIOError):
+        _reported(state, chosen, is_acting=True, waits=False)
+
+
+def _reported(state: StateDirectory, chosen: Settings, *, is_acting: bool, waits: bool) -> Report:
+    try:
+        with _only_one(state, waits=waits) as marker:
+            if not is_acting:
+                return _collect(state, chosen, None)
+            os.utime(state.collected)
+            _fill(marker)
+            state.sweep()
+            report = _collect(state, chosen, marker)
+            _fill(marker)
+            return report
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise StateDirectoryError(
+            f"{error.filename or state.path} cannot be collected: {error.strerror}; mend it, then try again"
+        ) from None
+
+
+def _collect(state: StateDirectory, chosen: Settings, marker: int | None) -> Report:
+    """`marker` is the lock's descriptor; None only looks."""
+    seen = _look(state)
+    choice = choose(seen.ended, seen.payloads, seen.used, time.time(), chosen)
+    failed: dict[str, str] = {}
+    freed = 0
+    if marker is not None:
+        for execution_id in seen.half_collected:
+            _try(failed, execution_id, ExecutionDirectory(state, execution_id).remove_all_but_the_tombstone)
+    # Payloads first: that needs no room, and a tombstone does.
+    payloads = [one for one in choice.payloads if marker is None or _remove_payload(one)]
+    freed += sum(payload.bytes for payload in payloads)
+    gone = []
+    for record in choice.executions:
+        if marker is None or _try(failed, record.id, functools.partial(_bury, state, record, marker)):
+            gone.append(record)
+            freed += record.bytes - (0 if marker is None else _size(ExecutionDirectory(state, record.id).path))
+    ids = {record.id for record in gone}
+    return Report(
+        collected=[record.id for record in gone],
+        payloads=[os.path.basename(payload.path).partition(".")[0] for payload in payloads],
+        freed=freed,
+        used=seen.used - freed,
+        budget=chosen.budget,
+        kept=sum(record.id not in ids for record in seen.ended),
+        unacknowledged=sum(record.id not in ids and not record.is_acknowledged for record in seen.ended),
+        running=seen.running,
+        tombstones=seen.tombstones + (0 if marker is None else len(gone)),
+        failed=failed,
+        is_dry_run=marker is None,
+    )
+
+
+class _Seen(NamedTuple):
+    """What the state directory holds. `half_collected` are tombstones with something left beside them."""
+
+    ended: list[Kept]
+    payloads: list[KeptPayload]
+    half_collected: list[str]
+    running: int
+    tombstones: int
+    used: int
+
+
+def _look(state: StateDirectory) -> _Seen:
+    ended: list[Kept] = []
+    half_collected: list[str] = []
+    running = tombstones = used = 0
+    for execution_id in state.ids():
+        execution = ExecutionDirectory(state, execution_id)
+        size = _size(execution.path)
+        used += size
+        record = _ended(execution, size)
+        if record is not None:
+            ended.append(record)
+        elif execution.is_tombstone():
+            tombstones += 1
+            if execution.holds_more_than_its_tombstone():
+                half_collected.append(execution_id)
+        else:
+            running += 1
+    payloads = _payloads(state)
+    return _Seen(ended, payloads, half_collected, running, tombstones, used + sum(one.bytes for one in payloads))
+
+
+def _try(failed: dict[str, str], execution_id: str, step: Callable[[], bool | None]) -> bool:
+    """Whether the step was done. Why it failed is noted: one record that can't be removed must not keep the others."""
+    try:
+        return step() is not False
+    except StateDirectoryError as error:
+        failed[execution_id] = error.message
+    except OSError as error:
+        failed[execution_id] = f"{error.filename or execution_id}: {error.strerror}"
+    return False
+
+
+def _ended(execution: ExecutionDirectory, size: int) -> Kept | None:
+    """The execution as a record that could go; None while it runs, or when it is a tombstone or can't be read."""
+    try:
+        finished_at = os.stat(os.path.join(execution.path, "result.json")).st_mtime
+        history = execution.history()
+        changed_at = os.stat(os.path.join(execution.path, "state.jsonl")).st_mtime
+    except OSError:
+        return None
+    if not history or execution.is_tombstone():
+        return None
+    if process.is_alive(history[0].get("supervisor")):
+        return None  # the result is there, and it is tidying up
+    is_acknowledged = any("acknowledged" in record for record in history)
+    # The acknowledgement is the last line that is ever appended.
+    return Kept(execution.id, changed_at if is_acknowledged else finished_at, size, is_acknowledged)
+
+
+def _bury(state: StateDirectory, record: Kept, marker: int) -> bool:
+    """Puts the tombstone in the execution's place, unless it has changed since it was chosen."""
+    try:
+        return _bury_locked(state, record)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+    os.ftruncate(marker, 0)
+    return _bury_locked(state, record)
+
+
+def _bury_locked(state: StateDirectory, record: Kept) -> bool:
+    execution = ExecutionDirectory(state, record.id)
+    lock = os.open(execution.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if execution.is_tombstone():  # a first try came so far
+            execution.remove_all_but_the_tombstone()
+            return True
+        if _ended(execution, record.bytes) is None:
+            return False
+        execution.bury()
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+
+
+def _payloads(state: StateDirectory) -> list[KeptPayload]:
+    found = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(state.payloads) as entries:
+        for entry in entries:
+            if entry.name.endswith(".tar.gz") and not entry.name.startswith("."):
+                seen = entry.stat(follow_symlinks=False)
+                found.append(KeptPayload(entry.path, seen.st_mtime, seen.st_blocks * 512))
+    return found
+
+
+def _remove_payload(payload: KeptPayload) -> bool:
+    """Whether it went. One that was used since we looked stays; whoever misses it in between asks for it again."""
+    with contextlib.suppress(OSError):
+        if os.stat(payload.path).st_mtime <= payload.used_at:
+            os.unlink(payload.path)
+            return True
+    return False
+
+
+def _fill(marker: int) -> None:
+    """Puts the ballast there, if there is room for it."""
+    with contextlib.suppress(OSError):
+        if os.fstat(marker).st_size < BALLAST:
+            os.pwrite(marker, bytes(BALLAST), 0)
+
+
+def _size(path: str) -> int:
+    """Bytes on disk of a folder and everything in it."""
+    total = 0
+    for folder, folders, files in os.walk(path, onerror=lambda _error: None):
+        for name in (*folders, *files, "."):
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+    return total
+
+
+@contextlib.contextmanager
+def _only_one(state: StateDirectory, *, waits: bool) -> Iterator[int]:
+    """No other collection is at work while the block runs. Without `waits` raises BlockingIOError when one is."""
+    marker = os.open(state.collected, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(marker, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield marker
+    finally:
+        os.close(marker)
