@@ -1,1 +1,76 @@
-"""What runs on the operator's machine: it reaches hosts over SSH, puts the runner there and submits executions."""
+"""What runs on the operator's machine: it reaches hosts over SSH, puts the runner there and submits executions.
+
+Everything named here is loaded when it is first asked for: importing this package costs nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .client import SSHClient, SSHResult
+    from .connection import Access
+    from .dispatch import Controller, Job
+    from .errors import ControllerError
+    from .executor import (
+        AuthenticationError,
+        CommandResult,
+        CommandTimeoutError,
+        ConfigurationError,
+        ConnectionError,
+        SSHExecutor,
+    )
+    from .health import SSHHealth
+    from .hosts import Host, SSHConfig, parse_host
+    from .inventory import Inventory
+    from .known_clients import close_all_clients, get_ssh_client
+
+_MODULES = {
+    "client": ("SSHClient", "SSHResult"),
+    "connection": ("Access",),
+    "dispatch": ("Controller", "Job"),
+    "errors": ("ControllerError",),
+    "executor": (
+        "AuthenticationError",
+        "CommandResult",
+        "CommandTimeoutError",
+        "ConfigurationError",
+        "ConnectionError",
+        "SSHExecutor",
+    ),
+    "health": ("SSHHealth",),
+    "hosts": ("Host", "SSHConfig", "parse_host"),
+    "inventory": ("Inventory",),
+    "known_clients": ("close_all_clients", "get_ssh_client"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "Access",
+    "AuthenticationError",
+    "CommandResult",
+    "CommandTimeoutError",
+    "ConfigurationError",
+    "ConnectionError",
+    "Controller",
+    "ControllerError",
+    "Host",
+    "Inventory",
+    "Job",
+    "SSHClient",
+    "SSHConfig",
+    "SSHExecutor",
+    "SSHHealth",
+    "SSHResult",
+    "close_all_clients",
+    "get_ssh_client",
+    "parse_host",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = found
+    return found

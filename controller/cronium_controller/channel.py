@@ -16,8 +16,8 @@ import asyncssh
 from cronium_runner.wire import frames
 from cronium_runner.wire.frames import Frame, Kind, ProtocolError
 
-from .connection import Connection, acknowledge_quickly, reason
-from .errors import ChannelLostError, ControllerError, DeployError
+from .connection import Connection, acknowledge_quickly
+from .errors import ChannelLostError, ControllerError, DeployError, reason
 
 GREETING_SECONDS: Final = 20.0
 """From starting the agent to its magic line: heavy rc files and a cold disk included."""
@@ -126,13 +126,14 @@ class AgentChannel:
         return f"<AgentChannel {self.host_name} {self.lost or 'open'} conversations={len(self._conversations)}>"
 
     @classmethod
-    async def open(cls, connection: Connection, command: str) -> "AgentChannel":
-        """Starts the agent by `command`.
+    async def open(cls, connection: Connection, command: str, patience: float | None = None) -> "AgentChannel":
+        """Starts the agent by `command`, and waits for its greeting, at most GREETING_SECONDS if nothing is said.
 
         Raises AgentNotStartedError when something else answers, and DeployError when nothing does in time.
         """
         channel = cls(connection.host.name)
         hurrying = asyncio.ensure_future(acknowledge_quickly(connection))
+        patience = patience or GREETING_SECONDS
         try:
             ssh, _ = await connection.open_session(
                 lambda: connection.ssh.create_session(
@@ -140,14 +141,14 @@ class AgentChannel:
                 )
             )
             channel._ssh = ssh
-            await asyncio.wait_for(channel._ready, GREETING_SECONDS)
+            await asyncio.wait_for(channel._ready, patience)
         except TimeoutError:
             # Not tried in another way: whatever keeps the login shell busy would do so again.
-            channel.close(f"no greeting within {GREETING_SECONDS:g} s")
+            channel.close(f"no greeting within {patience:g} s")
             printed = " ".join(channel.printed().decode("utf-8", "replace").split())[-400:]
             raise DeployError(
                 "deploy.failed",
-                f"the host did not start the runner within {GREETING_SECONDS:g} s"
+                f"the host did not start the runner within {patience:g} s"
                 f"{f', and printed: {printed}' if printed else ''}; look at what its login shell does first",
                 host=connection.host.name,
             ) from None

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,9 +14,10 @@ from typing import Any, Final, TypeVar
 
 import asyncssh
 
-from .errors import AuthenticationError, ControllerError, UnreachableError
-from .hostkeys import HostKeyCheck, HostKeyPolicy, default_known_hosts
+from .errors import AuthenticationError, ControllerError, UnreachableError, reason
+from .hostkeys import DEFAULT_PORT, HostKeyCheck, HostKeyPolicy, default_known_hosts
 from .hosts import Host
+from .transport import ATTEMPTS, Remembered, Route, opened, reach
 
 CONNECT_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 30.0
@@ -42,6 +42,8 @@ class Access:
     """Silence after which the host is asked whether it is there, and how long each answer is awaited."""
     keepalive_count: int = KEEPALIVE_COUNT
     """Questions without an answer before the connection counts as lost."""
+    attempts: int = ATTEMPTS
+    """Over all routes of a host, with pauses between them, before it counts as unreachable."""
     passphrase: Callable[[str], str] | None = None
     warn: Callable[[str], None] = _log.warning
 
@@ -118,10 +120,27 @@ class Connection:
             await asyncio.wait_for(self.ssh.wait_closed(), 5)
 
 
-async def open_connection(host: Host, access: Access) -> Connection:
+async def connect(host: Host, access: Access, remembered: Remembered) -> Connection:
+    """A connection by the first of the host's routes that works, tried as contracts §8 says.
+
+    Raises HostKeyError, AuthenticationError or UnreachableError, each with the fix.
+    """
+
+    async def attempt(way: Route) -> Connection:
+        timeout = host.connect_timeout or access.connect_timeout
+        async with opened(way, host, host.port or DEFAULT_PORT, timeout) as sock:
+            connection = await open_connection(host, access, sock=sock)
+        connection.transport = way.transport
+        return connection
+
+    return await reach(host, attempt, remembered, attempts=access.attempts)
+
+
+async def open_connection(host: Host, access: Access, *, sock: socket.socket | None = None) -> Connection:
     """Connects and authenticates. Raises HostKeyError, AuthenticationError or UnreachableError, each with the fix.
 
-    One attempt. Jump hosts of ~/.ssh/config are checked by asyncssh: strictly, against ~/.ssh/known_hosts.
+    One attempt. `sock` is a connected socket to speak SSH over, which is then ours.
+    Jump hosts of ~/.ssh/config are checked by asyncssh: strictly, against ~/.ssh/known_hosts.
     """
     check = HostKeyCheck(access.host_keys, access.known_hosts, access.warn, host=host.name)
 
@@ -133,11 +152,13 @@ async def open_connection(host: Host, access: Access) -> Connection:
     options: dict[str, Any] = {
         "known_hosts": check.trusted,
         "client_factory": Client,
-        "connect_timeout": access.connect_timeout,
-        "login_timeout": 2 * access.connect_timeout,
-        "keepalive_interval": access.keepalive_seconds,
-        "keepalive_count_max": access.keepalive_count,
+        "connect_timeout": host.connect_timeout or access.connect_timeout,
+        "login_timeout": 2 * (host.connect_timeout or access.connect_timeout),
+        "keepalive_interval": host.keepalive_seconds or access.keepalive_seconds,
+        "keepalive_count_max": host.keepalive_count or access.keepalive_count,
     }
+    if sock is not None:
+        options["sock"] = sock
     if host.port is not None:
         options["port"] = host.port
     if host.user is not None:
@@ -204,7 +225,7 @@ async def _connect(host: Host, options: dict[str, Any], check: HostKeyCheck) -> 
     try:
         return await asyncssh.connect(host.address, **options)
     except (asyncssh.ConnectionLost, asyncssh.KeyExchangeFailed, ConnectionError):
-        if not check.has_record():
+        if not check.has_record() or "sock" in options:  # a used socket can't be used again
             raise
     return await asyncssh.connect(host.address, server_host_key_algs="default", **options)
 
@@ -228,17 +249,3 @@ async def acknowledge_quickly(connection: Connection) -> None:
 
 def _bytes(output: Any) -> bytes:
     return bytes(output) if output else b""
-
-
-def reason(error: BaseException) -> str:
-    """What an exception says, without its class; never empty."""
-    if isinstance(error, TimeoutError) and not str(error):
-        return "no answer in time"
-    if isinstance(error, OSError):
-        # asyncio tries every address of a name, and puts addresses and error numbers where the reason should be.
-        numbers = [error.errno or 0] if error.errno else map(int, re.findall(r"\[Errno (\d+)\]", str(error)))
-        told = dict.fromkeys(os.strerror(number) for number in numbers if number > 0)  # a resolver's is negative
-        said = ", ".join(told) or error.strerror
-        if said:
-            return said
-    return getattr(error, "reason", "") or str(error) or type(error).__name__

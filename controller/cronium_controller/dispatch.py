@@ -14,26 +14,29 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import time
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cronium_runner.wire import frames, masks
-from cronium_runner.wire.codes import CODES
 from cronium_runner.wire.frames import CREDIT, Frame, Kind, ProtocolError
+from cronium_runner.wire.limits import Limits
 from cronium_runner.wire.names import STREAM_NAMES, execution_id_from, invalid_id_sentence, is_execution_id
 from cronium_runner.wire.results import Outcome, Result
 
+from . import asking
 from .channel import AgentChannel, Conversation
-from .connection import Access, Connection, open_connection
-from .errors import ChannelLostError, ControllerError, PayloadError, RefusedError, StoreError
+from .connection import Access, Connection, connect
+from .errors import ChannelLostError, ControllerError, PayloadError, StoreError
 from .hosts import Host
 from .install import Deployment, Runners, deploy, start_agent
 from .payloads import Payload
 from .store import Store
+from .transport import Remembered
 
 if TYPE_CHECKING:
     from .doctor import Finding
@@ -44,6 +47,9 @@ ACKNOWLEDGE_SECONDS: Final = 5.0
 """How long leaving waits for hosts to hear that their results are stored; they keep them, should they not hear it."""
 GRANTED_AT_ONCE: Final = CREDIT // 4
 """Credit is given back in steps: often enough that the host never waits, without a frame for every line."""
+
+_ACCOUNT: Final = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]{0,255}\$?")
+"""Names of accounts, also of a domain; nothing that any login shell would take for more than a word."""
 
 _HOSTS_TROUBLE: Final = ("state.", "runner.")
 """Codes of what is wrong with the host or the agent, not with what was asked of it."""
@@ -65,6 +71,10 @@ class Job:
     on_disconnect: str = "continue"
     masked_names: tuple[str, ...] = masks.DEFAULT_NAMES
     """Globs for names of variables and of the script's environment: their values are masked in its output."""
+    limits: Limits = field(default_factory=Limits)
+    """They beat the manifest's, key by key."""
+    run_as: str | None = None
+    """The account of the host to run as, by root or where `sudo -n` allows it; None: the one that logs in."""
 
     def submission(self, execution_id: str, *, follow: bool) -> dict[str, Any]:
         """The body of a SUBMIT frame."""
@@ -80,6 +90,8 @@ class Job:
             body["onDisconnect"] = self.on_disconnect
         if self.masked_names != masks.DEFAULT_NAMES:
             body["maskedNames"] = list(self.masked_names)
+        if self.limits != Limits():
+            body["limits"] = self.limits.to_json()
         return body
 
 
@@ -232,7 +244,7 @@ class Execution:
             case Kind.FINISHED:
                 self._finish(Result.from_json(frame.json()))
             case Kind.REFUSED:
-                refusal = _refusal(frame.json(), self.host)
+                refusal = asking.refusal(frame.json(), self.host.name)
                 is_attach = self._job is None
                 if self.was_started is not None or (is_attach and refusal.code.startswith(_HOSTS_TROUBLE)):
                     self._lose(refusal.code, refusal.message)  # the host failed us, which ends no script
@@ -298,15 +310,21 @@ class _Reached:
     deployment: Deployment | None
 
     async def leave(self) -> None:
-        """Ends agent and connection, once the agent has heard what was sent to it."""
+        """Ends the agent's channel, once it has heard what was sent to it."""
         with contextlib.suppress(TimeoutError, ChannelLostError):
             await asyncio.wait_for(self.agent.wait_heard(), ACKNOWLEDGE_SECONDS)
         self.agent.close()
-        await self.connection.close()
+
+
+def _is_usable(opening: "asyncio.Task[_Reached]") -> bool:
+    """Whether it has an agent, or will have one."""
+    if not opening.done():
+        return True
+    return not opening.cancelled() and opening.exception() is None and opening.result().agent.lost is None
 
 
 class Controller:
-    """Reaches hosts and runs jobs on them. One connection and one agent a host, kept while it is open."""
+    """Reaches hosts and runs jobs on them. One connection a host, one agent for each account there, kept while open."""
 
     def __init__(
         self, *, store: Store | None = None, access: Access | None = None, runners: Runners | None = None
@@ -315,7 +333,10 @@ class Controller:
         self._owns_store = store is None
         self._access = access or Access()
         self._runners = runners or Runners()
-        self._reached: dict[Host, asyncio.Task[_Reached]] = {}
+        self._remembered = Remembered()
+        self._connections: dict[Host, asyncio.Task[Connection]] = {}
+        self._reached: dict[tuple[Host, str | None], asyncio.Task[_Reached]] = {}
+        """By host and the account to run as."""
         self._executions: weakref.WeakSet[Execution] = weakref.WeakSet()
         self.connections_opened = 0
 
@@ -338,6 +359,11 @@ class Controller:
             reached = [task for task in self._reached.values() if task.done() and not task.cancelled()]
             await _settle([task.result().leave() for task in reached if task.exception() is None])
             self._reached.clear()
+            for connecting in self._connections.values():
+                connecting.cancel()
+            connected = [_made(connecting) for connecting in self._connections.values()]
+            await _settle([connection.close() for connection in connected if connection is not None])
+            self._connections.clear()
         finally:
             if self._owns_store:
                 self.store.close()
@@ -361,8 +387,11 @@ class Controller:
                 f"input, variables, secrets, event and arguments together cannot be sent: {error!s:.200}; "
                 f"they are JSON, at most {frames.MAX_BODY} bytes",
             ) from None
-        reached = await self._reach(host)
-        is_new = self.store.record(execution_id, host, job.payload.sha256, job.payload.label, time.time())
+        run_as = _other_account(host, job.run_as)
+        reached = await self._reach(host, run_as)
+        is_new = self.store.record(
+            execution_id, host, job.payload.sha256, job.payload.label, time.time(), run_as=run_as
+        )
         conversation = reached.agent.converse()
         conversation.send(Kind.SUBMIT, submission)
         transport = reached.connection.transport
@@ -370,13 +399,20 @@ class Controller:
         return await self._accepted(execution)
 
     async def attach(
-        self, execution_id: str, host: Host, *, offsets: tuple[int, int] = (0, 0), follow: bool = True
+        self,
+        execution_id: str,
+        host: Host,
+        *,
+        offsets: tuple[int, int] = (0, 0),
+        follow: bool = True,
+        run_as: str | None = None,
     ) -> Execution:
         """Follows an execution that exists on the host, from the given offsets of stdout and stderr on.
 
-        Without `follow` only what is there now is sent. Raises RefusedError when the host knows nothing of it.
+        Without `follow` only what is there now is sent. `run_as` is the account that it runs as; without, the one that
+        it was submitted for from here. Raises RefusedError when the host knows nothing of it.
         """
-        reached = await self._reach(host)
+        reached = await self._reach(host, self._account(execution_id, host, run_as))
         conversation = reached.agent.converse()
         conversation.send(Kind.ATTACH, {"executionId": execution_id, "offsets": list(offsets), "follow": follow})
         execution = Execution(execution_id, host, reached.connection.transport, conversation, self.store, None)
@@ -393,33 +429,47 @@ class Controller:
             raise
         return execution
 
-    async def status(self, execution_id: str, host: Host) -> dict[str, Any]:
-        """How an execution stands on its host.
+    async def status(self, execution_id: str, host: Host, *, run_as: str | None = None) -> dict[str, Any]:
+        """How an execution stands on its host; `run_as` as for `attach`.
 
         Raises RefusedError when the host knows nothing of it, and ChannelLostError when it doesn't say.
         """
-        reached = await self._reach(host)
-        conversation = reached.agent.converse()
-        conversation.send(Kind.STATUS, {"executionId": execution_id})
-        try:
-            frame = await conversation.receive()
-        finally:
-            conversation.close()
-        assert frame is not None, "nobody else closes this conversation"
-        try:
-            told = frame.json()
-        except ProtocolError as error:
-            raise ChannelLostError(f"the agent said something unknown: {error}", host=host.name) from None
-        if frame.kind != Kind.STATUS:
-            raise _refusal(told, host)
-        match told.get("executions"):
-            case [{"state": str()} as status]:
-                return dict(status)
-        raise ChannelLostError(f"the agent's status of '{execution_id}' cannot be read", host=host.name)
+        reached = await self._reach(host, self._account(execution_id, host, run_as))
+        return await asking.status(reached.agent, execution_id)
+
+    async def wait(self, execution_id: str, host: Host, *, run_as: str | None = None) -> Result:
+        """Waits for an execution's end, stores the result and lets the host know. No output is sent; the host keeps it.
+
+        `unknown` when the channel is lost meanwhile. Raises as `attach` does.
+        """
+        execution = await self.attach(execution_id, host, offsets=frames.BEHIND_ALL, run_as=run_as)
+        return await execution.result()
+
+    async def executions(
+        self, host: Host, *, run_as: str | None = None, wants_all: bool = False
+    ) -> list[dict[str, Any]]:
+        """How the executions on a host stand, whoever submitted them, oldest first.
+
+        `run_as` is the account whose they are. Results come without output and variables. `wants_all`: also those whose
+        record was collected.
+        """
+        reached = await self._reach(host, _other_account(host, run_as))
+        return await asking.statuses(reached.agent, wants_all=wants_all)
+
+    async def collect(
+        self, host: Host, asked: Mapping[str, Any] | None = None, *, run_as: str | None = None
+    ) -> dict[str, Any]:
+        """Has a host remove old records and payloads now; what it removed and keeps. Ids stay claimed.
+
+        `asked` may have `olderThanDays`, `budget` (bytes, or like "10GiB"), `unacknowledgedOlderThanDays` and `dryRun`;
+        what it hasn't is as the host is set up. Raises RefusedError.
+        """
+        reached = await self._reach(host, _other_account(host, run_as))
+        return await asking.collect(reached.agent, asked or {})
 
     async def deploy(self, host: Host) -> Deployment:
         """Makes sure that the runner is on the host; says where, and how many bytes that took."""
-        connection = await open_connection(host, self._access)
+        connection = await connect(host, self._access, self._remembered)
         self.connections_opened += 1
         try:
             deployment, _ = await deploy(connection, self._runners)
@@ -431,7 +481,7 @@ class Controller:
         """What there is to know about a host: `doctor`'s findings as they come. Raises UnreachableError."""
         from . import doctor
 
-        connection = await open_connection(host, self._access)
+        connection = await connect(host, self._access, self._remembered)
         self.connections_opened += 1
         try:
             async for finding in doctor.examine(connection, self._runners):
@@ -439,35 +489,77 @@ class Controller:
         finally:
             await connection.close()
 
-    async def _reach(self, host: Host) -> _Reached:
-        """The host's connection and agent, opened by whoever asks first and shared by all others."""
-        opening = self._reached.get(host)
-        if opening is not None and opening.done():
-            is_usable = not opening.cancelled() and opening.exception() is None and opening.result().agent.lost is None
-            if not is_usable:
-                await self._abandon(opening)
-                return await self._reach(host)
+    def _account(self, execution_id: str, host: Host, run_as: str | None) -> str | None:
+        """The account that an execution runs as: as told, else as it was submitted from here."""
+        if run_as is not None:
+            return _other_account(host, run_as)
+        record = self.store.find(execution_id)
+        return None if record is None else record.run_as
+
+    async def _reach(self, host: Host, run_as: str | None = None) -> _Reached:
+        """The host's connection and the account's agent, opened by whoever asks first and shared by all others."""
+        opening = self._reached.get((host, run_as))
+        if opening is not None and not _is_usable(opening):
+            await self._abandon(host, opening)
+            return await self._reach(host, run_as)
         if opening is None:
-            opening = asyncio.ensure_future(self._open(host))
-            self._reached[host] = opening
+            opening = asyncio.ensure_future(self._open(host, run_as))
+            self._reached[host, run_as] = opening
         return await asyncio.shield(opening)
 
-    async def _abandon(self, opening: "asyncio.Task[_Reached]") -> None:
-        """Forgets a host that is not reached any more, and closes what is left of its connection."""
-        for host in [host for host, task in self._reached.items() if task is opening]:
-            del self._reached[host]
+    async def _abandon(self, host: Host, opening: "asyncio.Task[_Reached]") -> None:
+        """Forgets an agent that is not reached any more, and closes what is left of its connection."""
+        for key in [key for key, task in self._reached.items() if task is opening]:
+            del self._reached[key]
         if not opening.cancelled() and opening.exception() is None:
-            await opening.result().connection.close()
+            await self._release(host, opening.result().connection)
 
-    async def _open(self, host: Host) -> _Reached:
-        connection = await open_connection(host, self._access)
-        self.connections_opened += 1
+    async def _open(self, host: Host, run_as: str | None) -> _Reached:
+        connection = await self._connect(host)
         try:
-            agent, deployment = await start_agent(connection, self._runners)
+            agent, deployment = await start_agent(connection, self._runners, run_as)
         except BaseException:
-            await connection.close()
+            await self._release(host, connection, but=(host, run_as))
             raise
         return _Reached(connection, agent, deployment)
+
+    async def _connect(self, host: Host) -> Connection:
+        """The host's connection, shared by the agents of all accounts there."""
+        connecting = self._connections.get(host)
+        connection = _made(connecting)
+        if connecting is None or (connecting.done() and (connection is None or connection.is_closed())):
+            connecting = asyncio.ensure_future(connect(host, self._access, self._remembered))
+            connecting.add_done_callback(self._count_connection)
+            self._connections[host] = connecting
+        return await asyncio.shield(connecting)
+
+    def _count_connection(self, connecting: "asyncio.Task[Connection]") -> None:
+        self.connections_opened += _made(connecting) is not None
+
+    async def _release(self, host: Host, connection: Connection, *, but: tuple[Host, str | None] | None = None) -> None:
+        """Closes a connection that no agent uses; `but` is the one that is just giving it up."""
+        others = [task for key, task in self._reached.items() if key[0] == host and key != but]
+        if any(_is_usable(task) for task in others):
+            return
+        if _made(self._connections.get(host)) is connection:
+            del self._connections[host]
+        await connection.close()
+
+
+def _made(connecting: "asyncio.Task[Connection] | None") -> Connection | None:
+    """The connection, if there is one by now."""
+    if connecting is None or not connecting.done() or connecting.cancelled() or connecting.exception() is not None:
+        return None
+    return connecting.result()
+
+
+def _other_account(host: Host, run_as: str | None) -> str | None:
+    """The account to run as; None when it is the one that logs in. Raises ControllerError for what can't be a name."""
+    if run_as is not None and not _ACCOUNT.fullmatch(run_as):
+        raise ControllerError(
+            "usage.invalid", f"{run_as!r:.100} is not the name of an account; look on the host: getent passwd"
+        )
+    return None if run_as == host.user else run_as
 
 
 async def _settle(leaving: Sequence[Coroutine[Any, Any, None]]) -> None:
@@ -475,12 +567,6 @@ async def _settle(leaving: Sequence[Coroutine[Any, Any, None]]) -> None:
     for outcome in await asyncio.gather(*leaving, return_exceptions=True):
         if isinstance(outcome, Exception):
             _log.warning("close_failed", extra={"reason": str(outcome)})
-
-
-def _refusal(told: dict[str, Any], host: Host) -> RefusedError:
-    """The agent's refusal as an error. A newer agent may have codes that are not ours."""
-    code = told.get("code")
-    return RefusedError(code if code in CODES else "runner.internal", str(told.get("message")), host=host.name)
 
 
 def new_execution_id() -> str:

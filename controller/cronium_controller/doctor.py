@@ -15,8 +15,8 @@ import asyncssh
 
 from cronium_runner.wire import exactjson
 
-from .connection import Connection, reason
-from .errors import ControllerError
+from .connection import Connection
+from .errors import ControllerError, reason
 from .install import Runners, deploy
 
 ASK_SECONDS: Final = 15.0

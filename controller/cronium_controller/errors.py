@@ -4,6 +4,9 @@ Exceptions of asyncssh, the operating system and the database are translated onc
 `connection`, `channel`, `install` and `store` ever sees them. `cli` alone turns these into exit statuses.
 """
 
+import os
+import re
+
 from cronium_runner.wire.codes import CODES
 from cronium_runner.wire.results import EXIT_RUNNER_FAILED, EXIT_UNREACHABLE
 
@@ -89,3 +92,17 @@ class StoreError(ControllerError):
 
     def __init__(self, message: str) -> None:
         super().__init__("store.unusable", message)
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, without its class; never empty."""
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
+    if isinstance(error, OSError):
+        # asyncio tries every address of a name, and puts addresses and error numbers where the reason should be.
+        numbers = [error.errno or 0] if error.errno else map(int, re.findall(r"\[Errno (\d+)\]", str(error)))
+        told = dict.fromkeys(os.strerror(number) for number in numbers if number > 0)  # a resolver's is negative
+        said = ", ".join(told) or error.strerror
+        if said:
+            return said
+    return getattr(error, "reason", "") or str(error) or type(error).__name__

@@ -1,13 +1,27 @@
-"""Which host is meant: name, address, port, user, key. No connection is made here."""
+"""Which host is meant: name, address, port, user, key, the ways to it. No connection is made and no file read here.
+
+`Host` is what the rest of the controller passes around; `SSHConfig` is what a program writes to make an `SSHClient`.
+Files of hosts are `hosts_file`'s and `inventory`'s.
+"""
 
 import re
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from .errors import ControllerError
 
 _SHOWN: Final = 100
 """Characters of what was written that an error repeats."""
+LOCALHOST: Final = "localhost"
+
+SPELLINGS: Final[dict[str, tuple[str, ...]]] = {
+    "host": ("host", "address", "ssh_host", "hostname"),
+    "port": ("port", "ssh_port"),
+    "user": ("user", "ssh_user", "username"),
+    "key_path": ("key_path", "ssh_key", "ssh_key_path", "identity"),
+}
+"""What the fields of `SSHConfig` are also called, in hosts files and in other people's objects; the first is ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +29,8 @@ class Host:
     """One account on one machine. What is None is left to ~/.ssh/config and then to SSH's own defaults.
 
     `name` is what a person calls it, and an alias of ~/.ssh/config may be one. `identity` is a private key's path.
+    The Tailscale address and the Cloudflare tunnel are further ways to the same SSH server. `connect_timeout` and
+    `keepalive_seconds` are seconds; None leaves them to `Access`.
     """
 
     name: str
@@ -22,9 +38,96 @@ class Host:
     port: int | None = None
     user: str | None = None
     identity: str | None = None
+    tailscale_ip: str | None = None
+    cloudflare_tunnel: str | None = None
+    cloudflare_service_token_id: str | None = field(default=None, repr=False)
+    cloudflare_service_token_secret: str | None = field(default=None, repr=False)
+    connect_timeout: float | None = None
+    keepalive_seconds: float | None = None
+    keepalive_count: int | None = None
+    is_local: bool = False
+    """This machine and account: SSH is not needed."""
 
     def __str__(self) -> str:
         return self.name
+
+
+@dataclass(slots=True)
+class SSHConfig:
+    """How one host is reached and how commands run there. Times are seconds.
+
+    `port` and `user` None are left to ~/.ssh/config, then 22 and the login name. `use_control_master` shares one
+    connection between calls, which `control_persist` keeps open while idle. `work_dir` is where commands run, and
+    `venv_activate` a script that is sourced before each (`~/venv/bin/activate`).
+    """
+
+    host: str
+    port: int | None = None
+    user: str | None = None
+    key_path: str | None = None
+    connect_timeout: float = 10
+    command_timeout: float = 60
+    use_control_master: bool = True
+    control_persist: float = 300
+    server_alive_interval: float = 30
+    server_alive_count_max: int = 4
+    tailscale_ip: str | None = None
+    work_dir: str | None = None
+    venv_activate: str | None = None
+    cloudflare_tunnel: str | None = None
+    cloudflare_service_token_id: str | None = field(default=None, repr=False)
+    cloudflare_service_token_secret: str | None = field(default=None, repr=False)
+
+    @property
+    def use_cloudflare(self) -> bool:
+        """Whether there is a way through a Cloudflare tunnel."""
+        return bool(self.cloudflare_tunnel)
+
+    @classmethod
+    def from_host_config(cls, host_config: Any) -> "SSHConfig":
+        """The same from any object or mapping with such fields, also called `ssh_host`, `ssh_user` and so on.
+
+        What it has and we don't know is left alone. Raises ControllerError when it names no host.
+        """
+        given = host_config if isinstance(host_config, Mapping) else _Attributes(host_config)
+        found: dict[str, Any] = {}
+        for name in cls.__dataclass_fields__:
+            for spelling in SPELLINGS.get(name, (name,)):
+                value = given.get(spelling)
+                if value is not None and value != "":
+                    found.setdefault(name, value)
+        found.setdefault("host", given.get("name"))
+        if not found["host"]:
+            raise ControllerError("host.config", "the host configuration names no host; give it ssh_host")
+        return cls(**found)
+
+    def to_host(self, name: str | None = None) -> Host:
+        """The host that this reaches, called `name` or by its address. Raises ControllerError for a bad address."""
+        where = parse_host(self.host, identity=self.key_path)
+        return Host(
+            name=name or self.host,
+            address=where.address,
+            port=self.port if self.port is not None else where.port,
+            user=self.user if self.user is not None else where.user,
+            identity=self.key_path,
+            tailscale_ip=self.tailscale_ip,
+            cloudflare_tunnel=self.cloudflare_tunnel,
+            cloudflare_service_token_id=self.cloudflare_service_token_id,
+            cloudflare_service_token_secret=self.cloudflare_service_token_secret,
+            connect_timeout=self.connect_timeout,
+            keepalive_seconds=self.server_alive_interval,
+            keepalive_count=self.server_alive_count_max,
+        )
+
+
+class _Attributes:
+    """An object's attributes as a mapping has keys."""
+
+    def __init__(self, of: Any) -> None:
+        self._of = of
+
+    def get(self, name: str) -> Any:
+        return getattr(self._of, name, None)
 
 
 def parse_host(text: str, *, identity: str | None = None) -> Host:

@@ -18,16 +18,23 @@ from typing import Final
 
 import asyncssh
 
+from cronium_runner.wire import codes
 from cronium_runner.wire.names import INSTALL_ROOT
 
 from .channel import AgentChannel, AgentNotStartedError
-from .connection import Connection, reason
-from .errors import ControllerError, DeployError
+from .connection import Connection
+from .errors import ControllerError, DeployError, RefusedError, reason
 
 MACHINES: Final = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 UPLOAD_SECONDS: Final = 300.0
 INSTALL_SECONDS: Final = 60.0
+HAND_OVER_SECONDS: Final = 180.0
+"""For an agent of another account, whose first one also waits for sudo and for a runner to be installed there."""
 _PIECE: Final = 256 * 1024
+_SFTP_PIECE: Final = 32 * 1024
+"""What every SFTP server takes in one request."""
+_IN_FLIGHT: Final = 64
+"""Requests without an answer yet, as OpenSSH's own client has: 2 MiB, enough for 160 Mbit/s at 100 ms."""
 _NAME: Final = re.compile(r"cronium-runner-(?P<version>.+)-linux-(?P<arch>[a-z0-9_]+)")
 _MARK: Final = "cronium:"
 
@@ -109,16 +116,26 @@ class Runners:
         return max(candidates, key=lambda path: path.stat().st_mtime)
 
 
-async def start_agent(connection: Connection, runners: Runners) -> tuple[AgentChannel, Deployment | None]:
-    """An agent on the host; the runner is deployed first when it isn't there. Raises DeployError."""
+async def start_agent(
+    connection: Connection, runners: Runners, run_as: str | None = None
+) -> tuple[AgentChannel, Deployment | None]:
+    """An agent on the host; the runner is deployed first when it isn't there.
+
+    `run_as` is the account that it becomes the agent of. Raises DeployError, and RefusedError when it may not.
+    """
     host = connection.host.name
     for binary in runners.likely()[:1]:
-        with contextlib.suppress(AgentNotStartedError):
-            return await AgentChannel.open(connection, _agent_command(runners, binary)), None
+        try:
+            return await _open_agent(connection, runners, binary, run_as), None
+        except AgentNotStartedError as error:
+            if run_as is not None:
+                _refuse_account(error, host)
     deployment, binary = await deploy(connection, runners)
     try:
-        return await AgentChannel.open(connection, _agent_command(runners, binary)), deployment
+        return await _open_agent(connection, runners, binary, run_as), deployment
     except AgentNotStartedError as error:
+        if run_as is not None:
+            _refuse_account(error, host)
         raise DeployError(
             "deploy.failed",
             f"the runner is at {deployment.path} but does not start there: "
@@ -132,7 +149,11 @@ async def deploy(connection: Connection, runners: Runners) -> tuple[Deployment, 
     host = connection.host.name
     root = shlex.quote(runners.root)
     # The first line is ours whatever rc files have printed before.
-    looked = await _shell(connection, f"echo {_MARK}; uname -sm; mkdir -p -m 700 {root} && ls {root}")
+    # A connection that was cut has left its upload behind; an hour later it is certainly nobody's any more.
+    sweep = (
+        f"find {root} -maxdepth 1 \\( -name '.upload-*' -o -name '*.tmp' \\) -mmin +60 -exec rm -rf {{}} + 2>/dev/null"
+    )
+    looked = await _shell(connection, f"echo {_MARK}; uname -sm; mkdir -p -m 700 {root} && {{ {sweep}; ls {root}; }}")
     words, _, listing = looked.partition(f"{_MARK}\n")[2].partition("\n")
     system, _, machine = words.partition(" ")
     if system != "Linux":
@@ -149,24 +170,39 @@ async def deploy(connection: Connection, runners: Runners) -> tuple[Deployment, 
         await _verify(connection, binary, temporary)
         quoted = shlex.quote(temporary)
         target = shlex.quote(f"{runners.root}/{binary.folder}")
-        await _shell(connection, f"chmod 700 {quoted} && {quoted} install {target}", timeout=INSTALL_SECONDS)
-    finally:
+        # One script, so that the upload goes also when the connection is lost meanwhile.
+        install = f"chmod 700 {quoted} && {quoted} install {target}; status=$?; rm -f {quoted}; exit $status"
+        await _shell(connection, install, timeout=INSTALL_SECONDS)
+    except BaseException:
         with contextlib.suppress(ControllerError):
             await _shell(connection, f"rm -f {shlex.quote(temporary)}")
+        raise
     _log.info("runner_deployed", extra={"host": host, "version": binary.version, "method": method})
     return Deployment(path, binary.size, method), binary
 
 
-def _agent_command(runners: Runners, binary: RunnerBinary) -> str:
+async def _open_agent(
+    connection: Connection, runners: Runners, binary: RunnerBinary, run_as: str | None
+) -> AgentChannel:
     # `exec PATH agent` means the same in sh, bash, dash, zsh, fish and csh; sshd starts it in the home directory.
-    return f"exec {shlex.quote(f'{runners.root}/{binary.folder}/cronium-runner')} agent"
+    command = f"exec {shlex.quote(f'{runners.root}/{binary.folder}/cronium-runner')} agent"
+    if run_as is None:
+        return await AgentChannel.open(connection, command)
+    return await AgentChannel.open(connection, f"{command} --run-as {shlex.quote(run_as)}", HAND_OVER_SECONDS)
+
+
+def _refuse_account(error: AgentNotStartedError, host: str) -> None:
+    """Raises RefusedError when the runner is there and said why it did not become somebody else's agent."""
+    told = codes.told(error.printed.decode("utf-8", "replace"))
+    if told is not None:
+        raise RefusedError(*told, host=host) from None
 
 
 async def _upload(connection: Connection, binary: RunnerBinary, temporary: str) -> str:
     """Sends the file by SFTP, or through `cat` where the server has none. Says which."""
     try:
         async with await connection.open_session(connection.ssh.start_sftp_client) as sftp:
-            await sftp.put(str(binary.path), temporary)
+            await _put(sftp, binary.path, temporary)
             return "sftp"
     except (asyncssh.ChannelOpenError, asyncssh.SFTPError):
         pass
@@ -179,6 +215,20 @@ async def _upload(connection: Connection, binary: RunnerBinary, temporary: str) 
                 await process.stdin.drain()
         process.stdin.write_eof()
     return "cat"
+
+
+async def _put(sftp: asyncssh.SFTPClient, source: Path, target: str) -> None:
+    """Writes a file, many requests in flight. asyncssh's own `put` lets them cry out when the connection is lost."""
+    async with sftp.open(target, "wb", block_size=0) as there:
+        with source.open("rb") as file:
+
+            async def write_some() -> None:
+                while piece := file.read(_SFTP_PIECE):
+                    await there.write(piece, file.tell() - len(piece))
+
+            for written in await asyncio.gather(*[write_some() for _ in range(_IN_FLIGHT)], return_exceptions=True):
+                if isinstance(written, BaseException):
+                    raise written
 
 
 @contextlib.asynccontextmanager

@@ -1,6 +1,7 @@
 """What the `cronium` command shows of one execution: its bytes as they come, its result, and what Ctrl-C means."""
 
 import asyncio
+import calendar
 import codecs
 import contextlib
 import os
@@ -14,7 +15,7 @@ import click
 
 from cronium_runner.wire import exactjson, masks
 from cronium_runner.wire.names import STDERR, STDOUT, STREAM_NAMES
-from cronium_runner.wire.results import TEXT_TAIL, Outcome, Result, exit_status
+from cronium_runner.wire.results import EXIT_RUNNER_FAILED, TEXT_TAIL, Outcome, Result, exit_status
 
 from .dispatch import Execution
 from .errors import ChannelLostError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .doctor import Finding
 
 _QUIET: Final = (Outcome.SUCCEEDED, Outcome.FAILED)
+COLLECTED: Final = "execution.collected"
 _gone: set[int] = set()
 
 
@@ -69,10 +71,10 @@ async def print_pieces(execution: Execution, *, only: str | None, raw: bool) -> 
         if rest := decoder.decode(b"", final=True):
             await write(stream, rest.encode())
     result = execution.known_result
-    if result is None or result.state is not Outcome.UNKNOWN:
+    if result is None or not (result.state is Outcome.UNKNOWN or result.error_code == COLLECTED):
         return 0
     click.echo(f"cronium: {result.error_message} [{result.error_code}]", err=True)
-    return exit_status(result)
+    return EXIT_RUNNER_FAILED if result.error_code == COLLECTED else exit_status(result)
 
 
 async def write(stream: int, data: bytes) -> None:
@@ -138,6 +140,73 @@ def print_history(records: Iterable[Record]) -> None:
         click.echo(f"{record.id:<42} {record.host.name:<24} {record.state:<10} {submitted:<20} {record.label}")
 
 
+def print_ending(result: Result) -> None:
+    """How one execution ended, in one line."""
+    ending = "" if result.exit_code is None else f", exit {result.exit_code}"
+    if result.signal is not None:
+        ending = f", signal {result.signal}"
+    reason = "" if result.error_message is None else f"; {result.error_message} [{result.error_code}]"
+    click.echo(f"{result.execution_id} on {result.host}: {result.state}{ending}{reason}")
+
+
+def print_executions(statuses: Iterable[dict[str, Any]]) -> None:
+    """A line for each execution that a host has: id, state, age, bytes of output."""
+    click.echo(f"{'EXECUTION':<42} {'STATE':<12} {'AGE':>6} {'BYTES':>12}  KEPT")
+    for status in statuses:
+        state = (status.get("result") or {}).get("state", status.get("state"))
+        size = sum((status.get(name) or {}).get("bytes", 0) for name in STREAM_NAMES.values())
+        click.echo(
+            f"{status['executionId']:<42} {state:<12} {_age(status.get('claimedAt')):>6} {size:>12}  {_kept(status)}"
+        )
+
+
+def _kept(status: Mapping[str, Any]) -> str:
+    """Why a host still has it."""
+    if status.get("collected"):
+        return "its ending only"
+    if not status.get("result"):
+        return "runs" if status.get("error") is None else str(status["error"].get("message"))
+    return "for its age" if status.get("acknowledged") else "result not fetched"
+
+
+def _age(claimed_at: object) -> str:
+    """How long ago, by our clock: 45s, 12m, 3h or 8d."""
+    try:
+        then = calendar.timegm(time.strptime(str(claimed_at)[:19], "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return "-"
+    seconds = max(0, int(time.time() - then))
+    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
+
+
+def print_collection(told: Mapping[str, Any]) -> None:
+    """What a host's collection removed, or would remove, what is left, and why."""
+    would = "would remove" if told.get("isDryRun") else "removed"
+    gone, used, budget = told["collected"], told["usedBytes"], told["budgetBytes"]
+    for execution_id in gone:
+        click.echo(f"{would} {execution_id}")
+    click.echo(f"{would} {len(gone)} executions and {len(told['payloads'])} payloads: {_megabytes(told['freedBytes'])}")
+    click.echo(
+        f"left: {told['running']} running, {told['kept']} ended ({told['unacknowledged']} not fetched), "
+        f"{told['tombstones']} of which only the ending is left; {_megabytes(used)} of {_megabytes(budget)}"
+    )
+    for execution_id, reason in told.get("failed", {}).items():
+        click.echo(f"cronium: {execution_id} could not be removed: {reason}", err=True)
+    if used > budget:
+        click.echo(
+            f"cronium: {_megabytes(used - budget)} over the budget, and nothing more may go; fetch results with "
+            "`cronium wait`, or give those up that nobody fetches: --unacknowledged-older-than DAYS",
+            err=True,
+        )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object, one line, on standard output."""
     sys.stdout.buffer.write(exactjson.encode(value) + b"\n")
@@ -161,6 +230,8 @@ def print_status(status: dict[str, Any], host: Host) -> None:
         ending = f", signal {result['signal']}"
     sizes = f"{status['stdout']['bytes']} bytes on stdout, {status['stderr']['bytes']} on stderr"
     click.echo(f"{status['executionId']} on {host}: {result.get('state', status['state'])}{ending}; {sizes}")
+    if status.get("collected"):
+        click.echo(f"cronium: {result['error']['message']} [{result['error']['code']}]", err=True)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

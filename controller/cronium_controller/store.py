@@ -18,7 +18,7 @@ from cronium_runner.wire.results import Result
 from .errors import ControllerError, StoreError
 from .hosts import Host
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 _metadata = sql.MetaData()
 _executions = sql.Table(
@@ -37,13 +37,21 @@ _executions = sql.Table(
     sql.Column("finished_at", sql.Float),
     sql.Column("result", sql.LargeBinary),
     sql.Column("is_acknowledged", sql.Boolean, nullable=False, default=False),
+    sql.Column("run_as", sql.String),
     sql.Index("executions_by_time", "submitted_at"),
 )
 
 
+_MIGRATIONS: Final = {1: ("ALTER TABLE executions ADD COLUMN run_as VARCHAR",)}
+"""What makes the next schema of an older one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One execution as the controller knows it. Times are seconds since the epoch."""
+    """One execution as the controller knows it. Times are seconds since the epoch.
+
+    `run_as` is the account of the host that it runs as; None for the one that logs in.
+    """
 
     id: str
     host: Host
@@ -54,6 +62,7 @@ class Record:
     finished_at: float | None
     result: Result | None
     is_acknowledged: bool
+    run_as: str | None = None
 
 
 def default_path() -> Path:
@@ -105,8 +114,13 @@ class Store:
             )
         if found < SCHEMA_VERSION:
             execute("BEGIN IMMEDIATE")  # two first starts at once: the second finds the tables made
-            _metadata.create_all(self._connection)
-            execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            found = execute("PRAGMA user_version").scalar_one()
+            if found == 0:
+                _metadata.create_all(self._connection)
+            for older in range(max(found, 1), SCHEMA_VERSION if found else 0):
+                for statement in _MIGRATIONS[older]:
+                    execute(statement)
+            execute(f"PRAGMA user_version = {max(found, SCHEMA_VERSION)}")
         self._connection.commit()
 
     def close(self) -> None:
@@ -114,14 +128,23 @@ class Store:
         self._connection.close()
         self._engine.dispose()
 
-    def record(self, execution_id: str, host: Host, payload_sha256: str, label: str, now: float) -> bool:
+    def record(
+        self,
+        execution_id: str,
+        host: Host,
+        payload_sha256: str,
+        label: str,
+        now: float,
+        *,
+        run_as: str | None = None,
+    ) -> bool:
         """Writes down an execution that is about to be submitted; whether that was news.
 
         The same id again on the same host stays as it is, unless all that is known of it is that nothing was started:
         then this submission takes its place.
 
-        Raises ControllerError (`execution.id_conflict`) for an id that was submitted to another host: it could be
-        found again on one of them only.
+        Raises ControllerError (`execution.id_conflict`) for an id that was submitted to another host, or to run as
+        another account: it could be found again in one of the places only.
         """
         row = {
             "id": execution_id,
@@ -135,14 +158,16 @@ class Store:
             "state": "submitted",
             "submitted_at": now,
             "is_acknowledged": False,
+            "run_as": run_as,
         }
         if self._write(_RECORD, row) == 1:
             return True
         known = self.find(execution_id)
-        if known is not None and _account(known.host) != _account(host):
+        if known is not None and (_account(known.host), known.run_as) != (_account(host), run_as):
             raise ControllerError(
                 "execution.id_conflict",
-                f"execution id '{execution_id}' was already submitted to {known.host}; choose a new id",
+                f"execution id '{execution_id}' was already submitted to {known.host}"
+                f"{f' as {known.run_as}' if known.run_as else ''}; choose a new id",
                 host=host.name,
             )
         return False
@@ -235,4 +260,5 @@ def _record(row: Any) -> Record:
         finished_at=row.finished_at,
         result=None if row.result is None else Result.from_json(exactjson.loads(row.result)),
         is_acknowledged=row.is_acknowledged,
+        run_as=row.run_as,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ["run", "deploy", "attach", "status", "logs", "cancel", "version"]
+COMMANDS = ["run", "deploy", "attach", "wait", "status", "logs", "cancel", "ps", "gc", "version"]
 _MAIN = "from cronium_controller.cli import main; main()"
 
 

@@ -1,7 +1,9 @@
+from dataclasses import fields, replace
+
 import pytest
 
 from cronium_controller.errors import ControllerError
-from cronium_controller.hosts import Host, parse_host
+from cronium_controller.hosts import Host, SSHConfig, parse_host
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,50 @@ def test_nonsense_is_refused_with_one_sentence(text: str) -> None:
     assert "\n" not in refused.value.message
     assert "\x1b" not in refused.value.message
     assert len(refused.value.message) < 300
+
+
+class HostConfig:
+    """What other people's programs have."""
+
+    def __init__(self, **fields: object) -> None:
+        self.__dict__.update(fields)
+
+
+def test_settings_have_the_sixteen_fields_and_their_defaults() -> None:
+    config = SSHConfig("web01")
+    assert len(fields(config)) == 16
+    assert (config.connect_timeout, config.command_timeout, config.control_persist) == (10, 60, 300)
+    assert (config.server_alive_interval, config.server_alive_count_max) == (30, 4)
+    assert config.use_control_master
+    assert not config.use_cloudflare
+    assert SSHConfig("web01", cloudflare_tunnel="ssh.example.com").use_cloudflare
+
+
+def test_settings_come_from_any_object_or_mapping() -> None:
+    wanted = SSHConfig("10.0.0.1", 2222, "ubuntu", "~/.ssh/key", tailscale_ip="100.64.0.1", work_dir="/srv")
+    given = {
+        "name": "runpod", "ssh_host": "10.0.0.1", "ssh_port": 2222, "ssh_user": "ubuntu", "ssh_key": "~/.ssh/key",
+        "tailscale_ip": "100.64.0.1", "work_dir": "/srv", "gpu": "H100", "cloudflare_tunnel": None,
+    }  # fmt: skip
+    assert SSHConfig.from_host_config(given) == SSHConfig.from_host_config(HostConfig(**given)) == wanted
+    assert SSHConfig.from_host_config(HostConfig(name="web01")) == SSHConfig("web01")
+    assert SSHConfig.from_host_config(SSHConfig("web01", port=1)) == SSHConfig("web01", port=1)
+    with pytest.raises(ControllerError, match="names no host"):
+        SSHConfig.from_host_config({"port": 22})
+
+
+def test_settings_make_a_host() -> None:
+    config = SSHConfig("10.0.0.1", user="x", key_path="~/k", connect_timeout=3, server_alive_interval=7)
+    host = config.to_host("web01")
+    assert (host.name, host.address, host.user, host.identity) == ("web01", "10.0.0.1", "x", "~/k")
+    assert (host.connect_timeout, host.keepalive_seconds, host.keepalive_count) == (3, 7, 4)
+    assert SSHConfig("root@web01:2022").to_host() == replace(
+        SSHConfig("web01", port=2022, user="root").to_host(), name="root@web01:2022"
+    )
+
+
+def test_secrets_are_in_no_representation() -> None:
+    config = SSHConfig("web01", cloudflare_service_token_id="the-id", cloudflare_service_token_secret="the-secret")
+    shown = f"{config!r} {config} {config.to_host()!r} {config.to_host()}"
+    assert "the-secret" not in shown
+    assert "the-id" not in shown

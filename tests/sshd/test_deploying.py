@@ -76,6 +76,23 @@ async def test_without_sftp_it_goes_through_cat(new_host: NewHost, tmp_path: Pat
     assert await works(host) == b"works\n"
 
 
+async def test_what_cut_deployments_have_left_goes_after_an_hour(fresh: RemoteHost) -> None:
+    """Whoever is cut off in the middle can remove nothing any more; another one may be at it now."""
+    fresh.root.mkdir(mode=0o700)
+    left = {age: [fresh.root / f".upload-{age}", fresh.root / f"0.1.0-x.{age}.tmp"] for age in ("old", "new")}
+    for upload, folder in left.values():
+        upload.write_bytes(b"half")
+        folder.mkdir()
+        (folder / "cronium-runner").touch()
+    for path in left["old"]:
+        os.utime(path, (0, 0))
+    assert await works(fresh) == b"works\n"
+    assert [path.exists() for path in left["old"]] == [False, False]
+    for path in left["new"]:
+        assert path.exists()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut", "not executable"])
 async def test_a_damaged_installation_is_replaced(fresh: RemoteHost, damage: str) -> None:
     done = await deployed(fresh)

@@ -1,0 +1,137 @@
+"""How commands reach hosts: the options for it, a controller, and what an error or an interrupt becomes at the end.
+
+What a command then does is its own; every command of `cronium` that talks to a host ends in `finish`.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result
+from cronium_runner.wire.words import WordError
+
+from .cli_hosts import chosen_host
+from .errors import ControllerError
+
+if TYPE_CHECKING:
+    from .store import Record
+
+HELP: Final = {"help_option_names": ["-h", "--help"]}
+
+
+def reaching(function: Any) -> Any:
+    """Options that say how hosts are reached."""
+    options = [
+        click.option("--identity", "-i", metavar="KEY", help="Private key; else the agent's and SSH's usual ones."),
+        click.option("--known-hosts", metavar="FILE", help="Instead of ~/.ssh/known_hosts."),
+        click.option(
+            "--host-keys",
+            type=click.Choice(["accept-new", "strict", "off"]),
+            default="accept-new",
+            show_default=True,
+            help="accept-new records an unknown key and refuses a changed one.",
+        ),
+        click.option("--binary", metavar="FILE", help="The runner to deploy, instead of the one in dist/."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def run_on(host: str | None, options: dict[str, Any], work: Any, *, as_json: bool) -> None:
+    """Runs `work` with a controller and the host, and ends with its exit status."""
+    finish(
+        with_controller(lambda: chosen_host(host, options), options, work),
+        as_json,
+        options.get("execution_id") or "",
+    )
+
+
+def run_known(execution_id: str, options: dict[str, Any], work: Any, *, as_json: bool) -> None:
+    """The same for the host that an execution was submitted to."""
+    finish(with_controller(lambda: recorded(execution_id).host, options, work), as_json, execution_id)
+
+
+def recorded(execution_id: str) -> "Record":
+    """What is known here of an execution. Raises ControllerError when it was not submitted from here."""
+    from .store import Store
+
+    store = Store()
+    record = store.find(execution_id)
+    store.close()
+    if record is None:
+        raise ControllerError(
+            "execution.not_found",
+            f"no execution '{execution_id}' was submitted from here; its host may know it: cronium-runner status",
+        )
+    return record
+
+
+async def with_controller(find: Callable[[], Any], options: dict[str, Any], work: Any) -> int:
+    """What `work` returns, called with a controller and with what `find` found."""
+    from .connection import Access
+    from .dispatch import Controller
+    from .hostkeys import HostKeyPolicy, default_known_hosts
+    from .install import Runners
+
+    access = Access(
+        host_keys=HostKeyPolicy(options["host_keys"]),
+        known_hosts=options["known_hosts"] or os.environ.get("CRONIUM_KNOWN_HOSTS") or default_known_hosts(),
+        passphrase=_ask_passphrase if sys.stdin.isatty() else None,
+        warn=lambda sentence: click.echo(f"cronium: warning: {sentence}", err=True),
+    )
+    found = find()
+    async with Controller(access=access, runners=Runners(options["binary"])) as controller:
+        status: int = await work(controller, found)
+        return status
+
+
+def _ask_passphrase(key: str) -> str:
+    answer: str = click.prompt(f"Passphrase for {key}", hide_input=True, err=True)
+    return answer
+
+
+def finish(
+    work: Coroutine[Any, Any, int], as_json: bool, execution_id: str, *, interrupted: str = "nothing was submitted"
+) -> None:
+    """Ends with the exit status that `work` returns. `interrupted` is what to say to Ctrl-C when no id says more."""
+    from . import show
+
+    try:
+        try:
+            status = asyncio.run(work)
+        except WordError as error:
+            raise ControllerError(error.code, error.message) from None
+    except ControllerError as error:
+        if as_json:
+            # Where nothing could be asked, what became of an id that was used before isn't known.
+            state = Outcome.UNKNOWN if error.exit_status == EXIT_UNREACHABLE else Outcome.REJECTED
+            told = Result(execution_id, state, host=error.host, error_code=error.code, error_message=error.message)
+            show.print_result(told, {})
+        click.echo(f"cronium: {error.message} [{error.code}]", err=True)
+        status = error.exit_status
+    except KeyboardInterrupt:
+        sentence = f"interrupted; {interrupted}"
+        if _is_recorded(execution_id):
+            sentence = (
+                "interrupted before the end was known; it may be running. "
+                f"Look with: cronium attach {execution_id}, end it with: cronium cancel {execution_id}"
+            )
+        status = show.print_unknown(execution_id, None, sentence, {}, as_json=as_json)
+    sys.exit(status)
+
+
+def _is_recorded(execution_id: str) -> bool:
+    from .store import Store
+
+    try:
+        store = Store()
+    except ControllerError:
+        return False
+    found = store.find(execution_id)
+    store.close()
+    return found is not None

@@ -1,0 +1,491 @@
+"""Raw commands on one host, and files to and from it: no runner is needed there (seeds 000 and 001).
+
+`SSHClient` owns the host's connections. Results are `SSHResult`, whatever happened: nothing here raises for a host that
+is away or a command that fails. `executor` is the same with exceptions. Jobs, which survive a lost connection, are
+`dispatch`'s.
+
+Asynchronous calls use connections of the event loop that they are made in; synchronous ones share a loop in a thread.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import asyncssh
+
+from . import copying, raw_command, remote_shell
+from .connection import Access, Connection, acknowledge_quickly, connect
+from .errors import ControllerError, UnreachableError
+from .health import SSHHealth
+from .hostkeys import default_known_hosts
+from .hosts import SSHConfig
+from .pool import MAX_CONNECTIONS, Lease, Limits, Pool
+from .raw_command import Completed, NotStartedError
+from .transport import Remembered
+
+COPY_SECONDS: Final = 300.0
+CHECK_SECONDS: Final = 10.0
+"""For a question that any living host answers at once."""
+FAILED: Final = -1
+"""`returncode` when no exit status is known: nothing was started, the connection was lost, the time was up."""
+_REFUSALS: Final = 5
+"""Times that a server may have no room for another session: each teaches the pool how many it has room for."""
+_TIDYING_SECONDS: Final = 1.0
+"""For a copy that was given up to remove what it has written; a server that hangs may never let it."""
+_SHOWN: Final = 200
+_log = logging.getLogger("cronium.client")
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class SSHResult:
+    """What became of one call. `returncode` is -1, and `error` a sentence, when there is no exit status.
+
+    `transport_used` is tailscale, direct or cloudflare; None when no connection was made. `elapsed_ms` includes making
+    one. Bytes that aren't UTF-8 are replaced in `stdout` and `stderr`.
+    """
+
+    success: bool
+    returncode: int
+    stdout: str
+    stderr: str
+    elapsed_ms: float
+    command: str
+    host: str
+    transport_used: str | None = None
+    timed_out: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """A command's end, the route that it took, and the seconds all of it took."""
+
+    done: Completed
+    transport: str
+    duration: float
+
+
+class SSHClient:
+    """Commands and files on one host. Use one for each host (`get_ssh_client`), from as many tasks as you like."""
+
+    def __init__(self, config: SSHConfig, *, name: str | None = None, access: Access | None = None) -> None:
+        """`name` is what the host is called in logs and known_hosts, its address by default. `access` has the rest:
+        host keys, and who is asked for a passphrase; its timeouts are the configuration's."""
+        self._config = config
+        self._name = name or config.host
+        self._access = access or _default_access()
+        self._health = SSHHealth()
+        self._remembered = Remembered()
+        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pool[Connection]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._is_posix: bool | None = None
+        self._chores: set[asyncio.Task[Any]] = set()
+
+    def __repr__(self) -> str:
+        return f"<SSHClient {self._name} {'healthy' if self._health.is_healthy else 'unhealthy'}>"
+
+    @property
+    def config(self) -> SSHConfig:
+        """The settings. Changed ones count from the next call, or the next connection, on."""
+        return self._config
+
+    @property
+    def name(self) -> str:
+        """What the host is called."""
+        return self._name
+
+    @property
+    def health(self) -> SSHHealth:
+        """How its calls went; every path counts."""
+        return self._health
+
+    # -- commands ----------------------------------------------------------------------------------------------------
+
+    async def run_async(
+        self,
+        command: str,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> SSHResult:
+        """Runs a command in the account's login shell and waits for its end. `timeout` in seconds.
+
+        `cwd` and `env` are put in front of it (after the configuration's `work_dir` and `venv_activate`). They are part
+        of a command line, which everybody on the host can see: no place for secrets. After a timeout every process of
+        it is ended on the host, and what it had written is in the result.
+        """
+        return await self._told(command, self.execute(command, timeout, cwd=cwd, env=env))
+
+    def run(
+        self,
+        command: str,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> SSHResult:
+        """`run_async` for programs without an event loop; blocks."""
+        return _wait_for(self.run_async(command, timeout, cwd, env))
+
+    async def run_async_with_retry(
+        self,
+        command: str,
+        timeout: float | None = None,
+        max_retries: int = 3,
+        retry_delay: float = 2.0,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> SSHResult:
+        """Runs a command until it succeeds, at most `max_retries` times, waiting `retry_delay` seconds in between.
+
+        For commands that may run twice: a failed attempt may have done something.
+        """
+        result = await self.run_async(command, timeout, cwd, env)
+        for _ in range(max_retries - 1):
+            if result.success:
+                break
+            await asyncio.sleep(retry_delay)
+            result = await self.run_async(command, timeout, cwd, env)
+        return result
+
+    async def run_background(
+        self,
+        command: str,
+        log_file: str | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> SSHResult:
+        """Starts a command that goes on by itself; `stdout` is its process id. Returns as soon as it was started.
+
+        All it prints goes to `log_file`, whose folder is made; to nowhere without one. A job whose output, status and
+        end matter is better submitted (`Controller.submit`).
+        """
+        try:
+            remote_shell.check(command, cwd, env)
+        except ControllerError as error:
+            return self._failure(command, error, 0)
+        text = remote_shell.in_background(command, log_file)
+        return await self._told(command, self.execute(text, CHECK_SECONDS, cwd=cwd, env=env, in_sh=True))
+
+    async def get_process_memory(self, pid: int) -> tuple[int, str] | None:
+        """Resident memory in MB and the name of a process on the host; None when there is no such process."""
+        result = await self.run_async(f"cat /proc/{int(pid)}/status", CHECK_SECONDS)
+        told = dict(line.partition(":")[::2] for line in result.stdout.splitlines())
+        if not result.success or "VmRSS" not in told:
+            return None
+        return int(told["VmRSS"].split()[0]) // 1024, told.get("Name", "").strip()
+
+    async def check_connectivity(self) -> tuple[bool, str]:
+        """Whether the host runs a command now, and by which route, or why not."""
+        result = await self.run_async("echo ok", CHECK_SECONDS)
+        if result.success and "ok" in result.stdout:
+            return True, f"Connected via {result.transport_used}"
+        return False, result.error or result.stderr.strip() or f"exit status {result.returncode}"
+
+    def is_alive(self) -> bool:
+        """Whether the host runs a command now; blocks."""
+        alive, _ = _wait_for(self.check_connectivity())
+        return alive
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    async def scp_to_async(self, local_path: str, remote_path: str, timeout: float = COPY_SECONDS) -> SSHResult:
+        """Copies a file to the host, by SFTP or through the shell where there is none. `~/` is the home there.
+
+        It appears whole or not at all.
+        """
+        return await self._copied(
+            copying.upload, local_path, remote_path, f"scp {local_path} -> {remote_path}", timeout
+        )
+
+    async def scp_from_async(self, remote_path: str, local_path: str, timeout: float = COPY_SECONDS) -> SSHResult:
+        """Copies a file from the host, likewise."""
+        return await self._copied(
+            copying.download, remote_path, local_path, f"scp {remote_path} -> {local_path}", timeout
+        )
+
+    def scp_to(self, local_path: str, remote_path: str, timeout: float = COPY_SECONDS) -> SSHResult:
+        """`scp_to_async`; blocks."""
+        return _wait_for(self.scp_to_async(local_path, remote_path, timeout))
+
+    def scp_from(self, remote_path: str, local_path: str, timeout: float = COPY_SECONDS) -> SSHResult:
+        """`scp_from_async`; blocks."""
+        return _wait_for(self.scp_from_async(remote_path, local_path, timeout))
+
+    # -- connections -------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Closes all connections. The next call opens one again."""
+        if self._chores:
+            await asyncio.wait(list(self._chores), timeout=raw_command.ENDING_SECONDS)
+        here = asyncio.get_running_loop()
+        for loop, pool in list(self._pools.items()):
+            closing = pool.close_all_connections()
+            if loop is here:
+                await closing
+            elif loop.is_running():
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(closing, loop))
+            else:
+                closing.close()
+
+    async def __aenter__(self) -> "SSHClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def execute(
+        self,
+        command: str,
+        timeout: float | None = None,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        in_sh: bool = False,
+    ) -> Executed:
+        """Runs a command as `run_async` does. Raises ControllerError when there is no exit status and no timeout.
+
+        With `in_sh` the command is POSIX sh whatever the login shell is.
+        """
+        remote_shell.check(command, cwd, env)
+        began = time.monotonic()
+        command_id = secrets.token_hex(16)
+        before = remote_shell.prepared(cwd or self._config.work_dir, self._config.venv_activate, env, command_id)
+        limit = self._config.command_timeout if timeout is None else timeout
+        async with contextlib.AsyncExitStack() as stack:
+            lease, running = await self._start(stack, command_id, before, command, in_sh)
+            connection = lease.connection
+            try:
+                done = await running.wait(limit)
+            except asyncio.CancelledError:
+                running.close()
+                self._later(self._end(connection, command_id))
+                raise
+            if done.timed_out:
+                done = replace(done, was_ended=await self._end(connection, command_id))
+            elif done.exit_status is None:
+                lease.retire()
+                raise raw_command.dropped(connection, "no exit status came")
+        duration = time.monotonic() - began
+        _log_end(self._name, command, done, duration)
+        if self._is_posix is None and not done.timed_out:
+            self._is_posix = False  # until known; asked once
+            self._later(self._learn_shell())
+        return Executed(done, connection.transport, duration)
+
+    async def _start(
+        self, stack: contextlib.AsyncExitStack, command_id: str, before: str, command: str, in_sh: bool
+    ) -> tuple[Lease[Connection], raw_command.RunningCommand]:
+        """The command, started on a connection that is held for as long as `stack` is open.
+
+        A connection that turns out to be dead is replaced, as long as nothing was sent on it.
+        """
+        text = remote_shell.composed(command, before, is_posix=bool(self._is_posix))
+        if in_sh:
+            text = remote_shell.in_sh(f"{before}; {command}")
+        refused = dead = 0
+        while True:
+            leased = self._pool().lease(self._name)
+            lease = await leased.__aenter__()
+            starting = partial(raw_command.start, lease.connection, text, self._config.connect_timeout)
+            try:
+                if not self._config.use_control_master:
+                    lease.retire()
+                running = await (lease.connection.open_session(starting) if refused else starting())
+            except asyncssh.ChannelOpenError as error:
+                lease.note_refused()
+                refused += 1
+                await leased.__aexit__(None, None, None)
+                if refused == _REFUSALS:
+                    raise self._no_room(error.reason) from None
+            except NotStartedError as error:
+                lease.retire()
+                lease.connection.ssh.abort()
+                await leased.__aexit__(None, None, None)
+                dead += 1
+                if dead > MAX_CONNECTIONS:
+                    raise UnreachableError(
+                        "host.unreachable", f"each connection ends at once: {error}", host=self._name
+                    ) from None
+            except BaseException as error:
+                if isinstance(error, UnreachableError):
+                    lease.retire()
+                else:  # we were told to stop; it may have been started
+                    self._later(self._end(lease.connection, command_id))
+                await leased.__aexit__(None, None, None)
+                raise
+            else:
+                stack.push_async_exit(leased)
+                return lease, running
+
+    async def _end(self, connection: Connection, command_id: str) -> bool:
+        """Ends a command's processes, over another connection where this one takes no further session."""
+        try:
+            async with asyncio.timeout(raw_command.ENDING_SECONDS):
+                try:
+                    return await raw_command.end_tree(connection, command_id)
+                except (asyncssh.Error, NotStartedError, UnreachableError):
+                    other = await self._open(self._name)
+                try:
+                    return await raw_command.end_tree(other, command_id)
+                finally:
+                    await other.close()
+        except (TimeoutError, asyncssh.Error, NotStartedError, ControllerError, OSError):
+            return False
+
+    async def _learn_shell(self) -> None:
+        """Asks once whether the login shell reads sh, so that commands need no sh in front of it."""
+        with contextlib.suppress(asyncssh.Error, NotStartedError, ControllerError, OSError):
+            async with self._pool().lease(self._name) as lease:
+                running = await raw_command.start(lease.connection, 'echo "$SHELL"', CHECK_SECONDS)
+                done = await running.wait(CHECK_SECONDS)
+            shell = done.stdout.decode("utf-8", "replace").strip()
+            self._is_posix = done.exit_status == 0 and os.path.basename(shell) in remote_shell.POSIX_SHELLS
+
+    def _pool(self) -> Pool[Connection]:
+        loop = asyncio.get_running_loop()
+        if loop not in self._pools:
+            self._pools[loop] = Pool(self._open, limits=Limits(idle=self._config.control_persist))
+        return self._pools[loop]
+
+    async def _open(self, name: str) -> Connection:
+        """One connection, by the first route that leads there."""
+        host = self._config.to_host(name)
+        connection = await connect(host, self._access, self._remembered)
+        self._later(acknowledge_quickly(connection))
+        return connection
+
+    # -- results -----------------------------------------------------------------------------------------------------
+
+    async def _told(self, command: str, executing: Coroutine[Any, Any, Executed]) -> SSHResult:
+        began = time.monotonic()
+        try:
+            executed = await executing
+        except ControllerError as error:
+            return self._failure(command, error, time.monotonic() - began)
+        done = executed.done
+        is_good = done.exit_status == 0 and not done.timed_out
+        self._count(is_good)
+        return SSHResult(
+            success=is_good,
+            returncode=FAILED if done.exit_status is None else done.exit_status,
+            stdout=done.stdout.decode("utf-8", "replace"),
+            stderr=done.stderr.decode("utf-8", "replace"),
+            elapsed_ms=executed.duration * 1000,
+            command=command,
+            host=self._name,
+            transport_used=executed.transport,
+            timed_out=done.timed_out,
+            error=timeout_sentence(done) if done.timed_out else None,
+        )
+
+    def _failure(self, command: str, error: ControllerError, duration: float) -> SSHResult:
+        self._count(False)
+        _log.warning(
+            "command_failed", extra={"host": self._name, "duration": round(duration, 3), "reason": error.message}
+        )
+        return SSHResult(False, FAILED, "", "", duration * 1000, command, self._name, error=error.message)
+
+    async def _copied(self, copy: copying.Copy, source: str, target: str, command: str, timeout: float) -> SSHResult:
+        began = time.monotonic()
+        try:
+            transport, is_done = await self._copy(copy, source, target, timeout)
+        except ControllerError as error:
+            return self._failure(command, error, time.monotonic() - began)
+        self._count(is_done)
+        took = (time.monotonic() - began) * 1000
+        if is_done:
+            return SSHResult(True, 0, "", "", took, command, self._name, transport)
+        sentence = f"{self._name}: the copy took longer than {timeout:g} s and was given up; nothing was replaced"
+        return SSHResult(False, FAILED, "", "", took, command, self._name, transport, True, sentence)
+
+    async def _copy(self, copy: copying.Copy, source: str, target: str, timeout: float) -> tuple[str, bool]:
+        """The route, and whether it was done in time."""
+        for _ in range(_REFUSALS):
+            async with self._pool().lease(self._name) as lease:
+                copying_it = asyncio.ensure_future(copy(lease.connection, source, target))
+                try:
+                    await asyncio.wait([copying_it], timeout=timeout)
+                    if not copying_it.done():
+                        lease.retire()  # it may hang for as long as the server does
+                        return lease.connection.transport, False
+                    await copying_it
+                    return lease.connection.transport, True
+                except asyncssh.ChannelOpenError as error:
+                    lease.note_refused()
+                    why = error.reason
+                finally:
+                    if not copying_it.done():
+                        copying_it.cancel()
+                        self._later(_settled(copying_it))
+                        await asyncio.wait([copying_it], timeout=_TIDYING_SECONDS)
+        raise self._no_room(why)
+
+    def _no_room(self, why: str) -> UnreachableError:
+        return UnreachableError("host.unreachable", f"the server opens no session: {why}", host=self._name)
+
+    def _count(self, is_good: bool) -> None:
+        if is_good:
+            self._health.record_success(time.time())
+        else:
+            self._health.record_failure(time.time())
+
+    def _later(self, chore: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.ensure_future(chore)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+
+async def _settled(task: "asyncio.Task[None]") -> None:
+    """Waits for a task that was cancelled; whatever it still says is nobody's."""
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def timeout_sentence(done: Completed) -> str:
+    """What is said of a command whose time was up."""
+    if done.was_ended:
+        return "the command took too long and was ended; what it had written is kept"
+    return "the command took too long, and ending it could not be confirmed: it may still be running on the host"
+
+
+def _log_end(host: str, command: str, done: Completed, duration: float) -> None:
+    told = {"host": host, "command": command[:_SHOWN], "duration": round(duration, 3)}
+    if done.timed_out:
+        _log.error("command_timeout", extra={**told, "was_ended": done.was_ended})
+    else:
+        _log.info("command_executed", extra={**told, "exit_status": done.exit_status})
+
+
+def _default_access() -> Access:
+    return Access(known_hosts=os.environ.get("CRONIUM_KNOWN_HOSTS") or default_known_hosts())
+
+
+# -- without an event loop ---------------------------------------------------------------------------------------------
+
+_loop: asyncio.AbstractEventLoop | None = None
+_lock = threading.Lock()
+
+
+def _wait_for(work: Coroutine[Any, Any, _T]) -> _T:
+    """Runs it in the thread that all synchronous calls share, and waits."""
+    global _loop
+    with _lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name="cronium-ssh", daemon=True).start()
+    future = asyncio.run_coroutine_threadsafe(work, _loop)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise

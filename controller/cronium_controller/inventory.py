@@ -1,0 +1,183 @@
+"""The hosts that a person has written down: which file, which hosts it names, which of them are meant.
+
+The first of these is read, and no other (contracts §9): the file given by option, by CRONIUM_HOSTS, hosts.yaml,
+cluster_hosts.yaml or distributed_hosts.yaml in the current directory, one of the three in the user's configuration
+folder ($XDG_CONFIG_HOME/cronium). What a file says is `hosts_file`'s, what an expression stands for `node_sets`'s.
+"""
+
+import glob
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from . import node_sets
+from .errors import ControllerError
+from .hosts import Host, SSHConfig
+from .hosts_file import HostEntry, HostsFile, parse
+
+FILE_NAMES: Final = ("hosts.yaml", "cluster_hosts.yaml", "distributed_hosts.yaml")
+
+
+class Inventory:
+    """The hosts and groups of one hosts file. `warnings` are sentences for whoever asked for it."""
+
+    def __init__(self, file: HostsFile) -> None:
+        """Raises ControllerError (`hosts.file`) for groups that name what isn't there, or each other in a circle."""
+        self.path = file.path
+        self.entries: Mapping[str, HostEntry] = file.hosts
+        self.warnings: list[str] = []
+        self.groups: dict[str, tuple[str, ...]] = {}
+        self._file = file
+        for entry in file.hosts.values():
+            for group in entry.groups:
+                file.groups.setdefault(group, [])
+        for group in file.groups:
+            self._resolve(group, [])
+        self.groups = {group: self.groups[group] for group in file.groups}
+
+    def __repr__(self) -> str:
+        return f"<Inventory {self.path} hosts={len(self.entries)} groups={len(self.groups)}>"
+
+    def host(self, name: str) -> Host:
+        """One host as the controller reaches it. Raises KeyError."""
+        entry = self.entries[name]
+        return replace(entry.config.to_host(name), is_local=entry.is_local)
+
+    def config(self, name: str) -> SSHConfig:
+        """A copy of one host's settings. Raises KeyError."""
+        return replace(self.entries[name].config)
+
+    def groups_of(self, name: str) -> list[str]:
+        """The groups that a host is in, directly or through another group."""
+        return [group for group, members in self.groups.items() if name in members]
+
+    def select(self, targets: Iterable[str]) -> list[Host]:
+        """The hosts that names, groups and node sets stand for, each once, in the order in which they were named.
+
+        Raises ControllerError (`hosts.not_found`) for a name that isn't there and for a selection without any host.
+        """
+        names: dict[str, None] = {}
+        for target in targets:
+            try:
+                names.update(dict.fromkeys(node_sets.pick(target, self.entries, self.groups)))
+            except (LookupError, ValueError) as error:
+                raise _not_found(f"{self.path}: {target[:80]!r}: {error.args[0]}") from None
+        if not names:
+            raise _not_found(f"nothing was selected from {self.path}; name a host or group")
+        return [self.host(name) for name in names]
+
+    def _resolve(self, group: str, within: list[str]) -> tuple[str, ...]:
+        """A group's hosts, the groups it speaks of first."""
+        if group in self.groups:
+            return self.groups[group]
+        parts = self._file.groups[group]
+        line = parts[0].line if parts else 1
+        if group in within:
+            circle = " → ".join([*within[within.index(group) :], group])
+            raise self._mistake(line, f"groups: {group}: contains itself ({circle})")
+        if group in self.entries:
+            raise self._mistake(line, f"groups: {group}: also the name of a host; rename one")
+        found: dict[str, None] = {}
+        for part in parts:
+            for other in node_sets.groups_named(part.expression, self._file.groups):
+                self._resolve(other, [*within, group])
+            try:
+                found.update(dict.fromkeys(node_sets.pick(part.expression, self.entries, self.groups)))
+            except (LookupError, ValueError) as error:
+                raise self._mistake(part.line, f"groups: {group}: {error.args[0]}") from None
+        found.update({name: None for name, entry in self.entries.items() if group in entry.groups})
+        self.groups[group] = tuple(found)
+        return self.groups[group]
+
+    def _mistake(self, line: int, sentence: str) -> ControllerError:
+        return ControllerError("hosts.file", f"{self.path}:{line}: {sentence}")
+
+
+def load(chosen: str | None = None, *, environment: Mapping[str, str] | None = None) -> Inventory:
+    """The inventory of the hosts file that counts; `chosen` is the option's. Raises ControllerError."""
+    environment = os.environ if environment is None else environment
+    path = find(chosen, environment=environment)
+    if path is None:
+        raise _not_found(
+            f"there is no hosts file: no {', '.join(FILE_NAMES)} here or in {_user_folder(environment)}; "
+            "write one (docs/hosts.md), name it with --hosts or CRONIUM_HOSTS, or give an address with --host"
+        )
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+            is_shared = bool(stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077)
+    except OSError as error:
+        raise ControllerError("hosts.file", f"{path}: cannot be read: {error.strerror}") from None
+    parsed = parse(content, str(path), environment)
+    inventory = Inventory(parsed)
+    if is_shared and parsed.secret_line is not None:
+        inventory.warnings.append(
+            f"{path}:{parsed.secret_line}: a secret that other users can read; write ${{VARIABLE}}, or: chmod 600"
+        )
+    return inventory
+
+
+def find(chosen: str | None = None, *, environment: Mapping[str, str] | None = None) -> Path | None:
+    """The hosts file that counts, None when there is none. Raises ControllerError for a chosen one that isn't there."""
+    environment = os.environ if environment is None else environment
+    named = chosen or environment.get("CRONIUM_HOSTS")
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            where = "--hosts" if chosen else "CRONIUM_HOSTS"
+            raise _not_found(f"no hosts file at {named}; correct {where}")
+        return path
+    for folder in (Path(), _user_folder(environment)):
+        for name in FILE_NAMES:
+            if (folder / name).is_file():
+                _refuse_strangers(folder / name)
+                return folder / name
+    return None
+
+
+def ssh_aliases(config: str = "~/.ssh/config") -> set[str]:
+    """The names that ~/.ssh/config has a `Host` line for, patterns left out."""
+    names: set[str] = set()
+    waiting, read = [os.path.expanduser(config)], set[str]()
+    while waiting:
+        path = waiting.pop()
+        if path in read:
+            continue
+        read.add(path)
+        for keyword, words in _lines(path):
+            if keyword == "host":
+                names.update(word for word in words if not word.startswith("!") and not set(word) & set("*?"))
+            elif keyword == "include":
+                for word in words:  # a relative one begins at ~/.ssh, says ssh_config(5)
+                    waiting += glob.glob(os.path.join(os.path.expanduser("~/.ssh"), os.path.expanduser(word)))
+    return names
+
+
+def _lines(path: str) -> Iterator[tuple[str, Sequence[str]]]:
+    try:
+        text = Path(path).read_text("utf-8", "replace")
+    except OSError:
+        return
+    for line in text.splitlines():
+        words = line.replace("=", " ", 1).split() if line.strip()[:1] != "#" else []
+        if words:
+            yield words[0].lower(), [word.strip('"') for word in words[1:]]
+
+
+def _user_folder(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")) / "cronium"
+
+
+def _refuse_strangers(path: Path) -> None:
+    """A file that was merely found could have been put there by anybody, and says where our commands and keys go."""
+    found = path.stat()
+    if found.st_uid not in (os.getuid(), 0) or found.st_mode & stat.S_IWOTH:
+        whose = "writable by everybody" if found.st_mode & stat.S_IWOTH else "another user's"
+        raise ControllerError("hosts.file", f"{path.absolute()}: {whose}; if you trust it, name it with --hosts")
+
+
+def _not_found(sentence: str) -> ControllerError:
+    return ControllerError("hosts.not_found", sentence)

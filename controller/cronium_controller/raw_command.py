@@ -1,0 +1,134 @@
+"""One raw command on one connection: started, its output kept as it comes, its exit status, its end in time.
+
+What is sent is `remote_shell`'s, which connection `client`'s. Bytes throughout. SSH's own signals are not relied on:
+servers refuse them for forced commands and for root.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import asyncssh
+
+from . import remote_shell
+from .connection import Connection
+from .errors import UnreachableError, reason
+
+GRACE_SECONDS: Final = 5
+"""Between SIGTERM and SIGKILL (contracts §8)."""
+ENDING_SECONDS: Final = GRACE_SECONDS + 5.0
+"""How long ending a command may take altogether before it is given up, on a host that may not answer any more."""
+_SIGNALS: Final = {
+    "HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "TRAP": 5, "ABRT": 6, "BUS": 7, "FPE": 8, "KILL": 9, "USR1": 10,
+    "SEGV": 11, "USR2": 12, "PIPE": 13, "ALRM": 14, "TERM": 15, "XCPU": 24, "SYS": 31,
+}  # fmt: skip
+"""Linux's numbers of what SSH gives by name."""
+
+
+class NotStartedError(Exception):
+    """The connection failed before the command was sent: trying another one starts nothing twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """How a command ended. `exit_status` is None when that isn't known; 128 + n for death by signal n.
+
+    `was_ended` says whether, after a timeout, the host has confirmed that nothing of it runs any more.
+    """
+
+    exit_status: int | None
+    stdout: bytes
+    stderr: bytes
+    timed_out: bool = False
+    was_ended: bool = True
+
+
+class RunningCommand(asyncssh.SSHClientSession[bytes]):
+    """A command that was started. What it has written so far is in `stdout` and `stderr`."""
+
+    def __init__(self) -> None:
+        self.stdout = bytearray()
+        self.stderr = bytearray()
+        self.is_open = False
+        self._status: int | None = None
+        self._error: Exception | None = None
+        self._over = asyncio.Event()
+        self._channel: asyncssh.SSHClientChannel[bytes] | None = None
+
+    def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
+        """From here on the command may have been started."""
+        self.is_open = True
+        self._channel = chan
+
+    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
+        """A piece of output."""
+        (self.stderr if datatype == asyncssh.EXTENDED_DATA_STDERR else self.stdout).extend(data)
+
+    def exit_status_received(self, status: int) -> None:
+        """It ended by itself."""
+        self._status = status
+
+    def exit_signal_received(self, signal: str, core_dumped: bool, msg: str, lang: str) -> None:
+        """A signal ended it."""
+        del core_dumped, msg, lang
+        self._status = 128 + _SIGNALS.get(signal, 0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The channel is closed, with the command's end or without."""
+        self._error = exc
+        self._over.set()
+
+    async def wait(self, timeout: float) -> Completed:
+        """Its end, or its timeout in seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._over.wait()
+        except TimeoutError:
+            self.close()
+            return Completed(None, bytes(self.stdout), bytes(self.stderr), timed_out=True)
+        return Completed(self._status, bytes(self.stdout), bytes(self.stderr))
+
+    def close(self) -> None:
+        """Listens no more. What runs on the host goes on."""
+        if self._channel is not None:
+            self._channel.close()
+
+
+async def start(connection: Connection, text: str, timeout: float) -> RunningCommand:
+    """Starts a command, its standard input empty.
+
+    Raises NotStartedError when the connection turns out to be dead before anything was sent, asyncssh.ChannelOpenError
+    when the server has no room for another session, UnreachableError when nobody can tell whether it was started.
+    """
+    running = RunningCommand()
+    try:
+        async with asyncio.timeout(timeout):
+            channel, _ = await connection.ssh.create_session(lambda: running, text, encoding=None)
+    except asyncssh.ChannelOpenError as error:
+        if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED:
+            raise UnreachableError(
+                "host.unreachable", "the server opens a session but runs no commands", host=connection.host.name
+            ) from None
+        raise
+    except (TimeoutError, asyncssh.Error, OSError) as error:
+        if not running.is_open:
+            raise NotStartedError(reason(error)) from None
+        raise dropped(connection, reason(error)) from None
+    channel.write_eof()
+    return running
+
+
+def dropped(connection: Connection, why: str) -> UnreachableError:
+    """The connection ended under a command; what became of it isn't known."""
+    sentence = f"the connection ended while the command ran ({why}); look at the host before running it again"
+    return UnreachableError("channel.lost", sentence, host=connection.host.name)
+
+
+async def end_tree(connection: Connection, command_id: str) -> bool:
+    """Ends every process of a command on its host. Whether none is left. Raises asyncssh's errors."""
+    began = time.monotonic()
+    text = remote_shell.in_sh(remote_shell.ending(command_id, GRACE_SECONDS))
+    running = await start(connection, text, ENDING_SECONDS)
+    done = await running.wait(max(0.1, ENDING_SECONDS - (time.monotonic() - began)))
+    return done.exit_status == 0

@@ -1,0 +1,114 @@
+"""The text that is sent to a host for a raw command: folder, variables and virtual environment put in front of it.
+
+Pure text. The command itself is always read by the account's login shell, as with `ssh host command`. What we put in
+front is POSIX sh: written directly where the login shell is known to read that, else through `sh -c`, quoted so that
+fish and csh pass it on unchanged. Nothing here is secret-proof: a command line is seen by everybody on the host.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Final
+
+from .errors import ControllerError
+
+COMMAND_ID: Final = "CRONIUM_COMMAND_ID"
+"""Marks every process of a command in its environment, also those that left its session, so that they can be ended."""
+POSIX_SHELLS: Final = ("sh", "bash", "dash", "zsh", "ksh", "mksh", "ash", "busybox")
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_ODD: Final = "\\'!\n\r"
+"""What fish (backslashes) or csh (the others) change within single quotes."""
+_ESCAPED: Final = str.maketrans({character: f"\\0{ord(character):03o}" for character in _ODD})
+
+
+def check(command: str, cwd: str | None, env: Mapping[str, str] | None) -> None:
+    """Raises ControllerError for what no shell could be told. A NUL would end the whole connection."""
+    if not command.strip():
+        raise ControllerError("host.config", "Command cannot be empty")
+    for name, value in (env or {}).items():
+        if not _VARIABLE.fullmatch(name):
+            raise ControllerError("host.config", f"{name!r:.60} is not a variable's name; use letters, digits and '_'")
+        if "\0" in value:
+            raise ControllerError("host.config", f"variable {name} has a NUL byte; remove it")
+    if "\0" in command or "\0" in (cwd or ""):
+        raise ControllerError("host.config", "a command cannot contain a NUL byte; remove it")
+
+
+def prepared(cwd: str | None, venv: str | None, env: Mapping[str, str] | None, command_id: str | None) -> str:
+    """sh for what comes before a command: `cd`, then the virtual environment, then the variables; exit status 1 if not.
+
+    A leading `~/` in a path means the home directory. `venv` is the script, or the line `source SCRIPT`.
+    """
+    steps = [] if command_id is None else [f"export {COMMAND_ID}={command_id}"]
+    if cwd:
+        steps.append(f"CDPATH= cd -- {path(cwd)} || exit 1")
+    if venv:
+        script = venv.removeprefix("source ").removeprefix(". ").strip()
+        steps.append(f"test -r {path(script)} || {{ echo {shlex.quote(f'cannot read {script}')} >&2; exit 1; }}")
+        steps.append(f". {path(script)}")
+    steps += [f"export {name}={shlex.quote(value)}" for name, value in (env or {}).items()]
+    return "; ".join(steps)
+
+
+def path(text: str) -> str:
+    """A path as a word of sh, its leading `~` still meaning a home directory."""
+    if text == "~":
+        return "~"
+    if text.startswith("~/"):
+        return "~/" + shlex.quote(text[2:])
+    if text.startswith("-") or "/" not in text:  # never an option, never searched for on PATH
+        text = "./" + text
+    return shlex.quote(text)
+
+
+def composed(command: str, before: str, *, is_posix: bool) -> str:
+    """The whole text: `before` in sh, then the command in the login shell."""
+    if is_posix:
+        return f"{before}; {command}" if before else command
+    if not before:
+        return command
+    return in_sh(f'{before}; exec "${{SHELL:-sh}}" -c "$1"', command)
+
+
+def in_sh(script: str, *words: str) -> str:
+    """A command that means the same in every login shell: sh with this script, and `words` as $1 and so on."""
+    if not any(character in text for text in (script, *words) for character in _ODD):
+        return " ".join(["sh -c", f"'{script}'", *(["sh", *(f"'{word}'" for word in words)] if words else [])])
+    # Single quotes hold everything but these characters in every shell; printf puts them back. The x keeps final
+    # newlines, which a substitution would drop.
+    numbers = range(1, len(words) + 2)
+    loads = "; ".join(f'v{n}=$(printf %bx "${n}"); v{n}=${{v{n}%x}}' for n in numbers)
+    given = " ".join(f'"$v{n}"' for n in numbers[1:])
+    quoted = [f"'{text.translate(_ESCAPED)}'" for text in (script, *words)]
+    return " ".join(["sh -c", f"'{loads}; set -- {given}; eval \"$v1\"'", "sh", *quoted])
+
+
+def ending(command_id: str, grace_seconds: int) -> str:
+    """sh that ends every process marked with this id: SIGTERM, then SIGKILL, and 1 when some are left.
+
+    Looks at environments, which a process can't shed by leaving its session, and at command lines, since a shell's own
+    environment shows only what it was started with. Linux only, as the runner is.
+    """
+    # The brackets keep this script and its grep from finding themselves.
+    mark = f"{COMMAND_ID}=[{command_id[0]}]{command_id[1:]}"
+    return (
+        f"found() {{ grep -l {mark} /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | cut -d/ -f3; }}; "
+        'pids=$(found); test -z "$pids" && exit 0; kill -TERM $pids 2>/dev/null; kill -CONT $pids 2>/dev/null; n=0; '
+        f"while test $n -lt {grace_seconds * 20}; do "
+        'pids=$(found); test -z "$pids" && exit 0; sleep 0.05; n=$((n+1)); done; '
+        'n=0; while test $n -lt 40; do pids=$(found); test -z "$pids" && exit 0; kill -KILL $pids 2>/dev/null; '
+        "sleep 0.05; n=$((n+1)); done; exit 1"
+    )
+
+
+def in_background(command: str, log_file: str | None) -> str:
+    """sh that starts a command on its own, everything that it prints in one file, and says its process id.
+
+    A compound command is one word to the login shell, so all of it goes on and all of it is logged.
+    """
+    log = "/dev/null" if log_file is None else path(log_file)
+    folder = "" if log_file is None else f'mkdir -p -- "$(dirname -- {log})" || exit 1; : >> {log} || exit 1; '
+    return (
+        f"{folder}unset {COMMAND_ID}; "
+        f'nohup "${{SHELL:-sh}}" -c {shlex.quote(command)} > {log} 2>&1 < /dev/null & echo $!'
+    )

@@ -1,0 +1,142 @@
+"""Which hosts are next, and what all of them together amount to. Values in, decisions out; nothing runs here.
+
+forks         hosts at once
+serial        hosts in one batch: the next batch begins when this one has ended
+max_failures  so many failures are endured; with one more nothing new is started, and what runs ends by itself
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from cronium_runner.wire.results import EXIT_RUNNER_FAILED, Outcome, Result, exit_status
+
+from .errors import ControllerError
+
+MOST_FAILED: Final = 255
+"""An exit status holds no more."""
+
+H = TypeVar("H")
+
+
+class Verdict(StrEnum):
+    """What all hosts together amount to (contracts §8)."""
+
+    SUCCESS = "SUCCESS"
+    PARTIAL_SUCCESS = "PARTIAL SUCCESS"
+    FAILED = "FAILED"
+
+
+class Share(NamedTuple):
+    """A number of hosts, or a percentage of them."""
+
+    amount: float
+    is_percentage: bool = False
+
+    def of(self, hosts: int) -> int:
+        """How many that is, rounded down: 10 % of 5 hosts is none."""
+        return int(hosts * self.amount / 100) if self.is_percentage else int(self.amount)
+
+
+def parse_share(text: str, option: str, *, lowest: int) -> Share:
+    """`5` or `30%`. Raises ControllerError naming the option."""
+    number = text.removesuffix("%")
+    if number.isascii() and number.isdigit() and len(number) < 10 and int(number) >= lowest:
+        share = Share(int(number), text.endswith("%"))
+        if not share.is_percentage or share.amount <= 100:
+            return share
+    raise ControllerError("usage.invalid", f"{option} {text[:40]!r}: write a number from {lowest} on, or a percentage")
+
+
+class Schedule(Generic[H]):
+    """Hands out hosts. Call `next` until it gives none, and `ended` for each that was given out."""
+
+    def __init__(
+        self, hosts: Iterable[H], *, forks: int, serial: Share | None = None, max_failures: Share | None = None
+    ) -> None:
+        self._waiting = deque(dict.fromkeys(hosts))  # the same host twice runs once
+        self.total = len(self._waiting)
+        self._forks = forks
+        self._batch = self.total if serial is None else max(1, serial.of(self.total))
+        self._left_in_batch = self._batch
+        self._endured = None if max_failures is None else max_failures.of(self.total)
+        self.running = 0
+        self.failures = 0
+        self.done = 0
+
+    def __repr__(self) -> str:
+        return f"<Schedule {self.done}/{self.total} running={self.running} failures={self.failures}>"
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing new starts, because too many have failed."""
+        return self._endured is not None and self.failures > self._endured
+
+    def next(self) -> H | None:
+        """A host to begin with now; None when one has to end first, or none is left."""
+        if not self._waiting or self.running >= self._forks or self.is_stopped:
+            return None
+        if self._left_in_batch == 0:
+            if self.running:
+                return None
+            self._left_in_batch = self._batch
+        self._left_in_batch -= 1
+        self.running += 1
+        return self._waiting.popleft()
+
+    def ended(self, *, ok: bool) -> None:
+        """One that was given out has ended."""
+        self.running -= 1
+        self.done += 1
+        self.failures += not ok
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing runs and nothing will."""
+        return self.running == 0 and (not self._waiting or self.is_stopped)
+
+    def left(self) -> list[H]:
+        """Those that were never begun."""
+        return list(self._waiting)
+
+
+class Tally:
+    """What has come of the hosts so far. Holds counts, not results."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, int] = {}
+        self.succeeded = 0
+        self.failed = 0
+        self._largest = 0
+
+    def add(self, result: Result) -> None:
+        """Counts one host's result."""
+        self.states[result.state.value] = self.states.get(result.state.value, 0) + 1
+        if is_success(result):
+            self.succeeded += 1
+        else:
+            self.failed += 1
+        self._largest = max(self._largest, exit_status(result))
+
+    @property
+    def verdict(self) -> Verdict:
+        """All, some or none succeeded."""
+        if not self.failed:
+            return Verdict.SUCCESS
+        return Verdict.PARTIAL_SUCCESS if self.succeeded else Verdict.FAILED
+
+    @property
+    def exit_status(self) -> int:
+        """0; 100 + failures, at most 255, when some succeeded; the largest exit status when none did (contracts §8)."""
+        match self.verdict:
+            case Verdict.SUCCESS:
+                return 0
+            case Verdict.PARTIAL_SUCCESS:
+                return min(100 + self.failed, MOST_FAILED)
+        return self._largest or EXIT_RUNNER_FAILED
+
+
+def is_success(result: Result) -> bool:
+    """Whether a host's result counts as one."""
+    return result.state is Outcome.SUCCEEDED

@@ -1,0 +1,212 @@
+"""Which way is tried when, and that each way really carries bytes.
+
+Cloudflare's network cannot be had here, so `cloudflared` is a small program that takes the same arguments and
+environment and carries bytes to a local port, as the real one does to a tunnel.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cronium_controller.errors import AuthenticationError, ControllerError, HostKeyChangedError, UnreachableError
+from cronium_controller.transport import ATTEMPTS, PAUSES, Remembered, Route, opened, reach, routes
+from runner_process import is_running, wait_until
+
+
+@dataclass(frozen=True)
+class Somewhere:
+    name: str = "web01"
+    address: str = "10.0.0.1"
+    tailscale_ip: str | None = "100.64.0.1"
+    cloudflare_tunnel: str | None = "web01.example.org"
+    cloudflare_service_token_id: str | None = None
+    cloudflare_service_token_secret: str | None = None
+
+
+class Ways:
+    """What each way answers; keeps what was tried and how long was waited."""
+
+    def __init__(self, **answers: Exception | None) -> None:
+        self.answers = answers
+        self.tried: list[str] = []
+        self.pauses: list[float] = []
+
+    async def attempt(self, way: Route) -> str:
+        self.tried.append(way.transport)
+        answer = self.answers[way.transport]
+        if answer is not None:
+            raise answer
+        return way.transport
+
+    async def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+
+def down(sentence: str = "no answer") -> UnreachableError:
+    return UnreachableError("host.unreachable", sentence, host="web01")
+
+
+def test_only_what_is_configured_is_a_way_and_tailscale_is_first() -> None:
+    assert [way.transport for way in routes(Somewhere())] == ["tailscale", "direct", "cloudflare"]
+    assert routes(Somewhere(tailscale_ip=None, cloudflare_tunnel="")) == [Route("direct", "10.0.0.1")]
+
+
+async def test_the_next_way_is_tried_only_where_no_connection_was_made() -> None:
+    ways = Ways(tailscale=down(), direct=None)
+    assert await reach(Somewhere(), ways.attempt, Remembered(), pause=ways.pause) == "direct"
+    assert (ways.tried, ways.pauses) == (["tailscale", "direct"], [])
+
+
+@pytest.mark.parametrize(
+    "final",
+    [HostKeyChangedError("another key", host="web01"), AuthenticationError("host.auth_failed", "no", host="web01")],
+)
+async def test_a_refused_key_or_login_is_final(final: UnreachableError) -> None:
+    ways = Ways(tailscale=final, direct=None)
+    with pytest.raises(type(final)):
+        await reach(Somewhere(), ways.attempt, Remembered(), pause=ways.pause)
+    assert (ways.tried, ways.pauses) == (["tailscale"], [])
+
+
+async def test_the_three_attempts_wrap_the_whole_chain_and_say_what_each_way_said() -> None:
+    ways = Ways(tailscale=down("web01: timed out"), direct=down("refused"), cloudflare=down("no such tunnel"))
+    with pytest.raises(UnreachableError) as error:
+        await reach(Somewhere(), ways.attempt, Remembered(), pause=ways.pause)
+    assert ways.tried == ["tailscale", "direct", "cloudflare"] * ATTEMPTS
+    assert ways.pauses == list(PAUSES[: ATTEMPTS - 1]) == [1.0, 2.0]
+    assert "direct: refused; cloudflare: no such tunnel" in error.value.message
+
+
+async def test_the_way_that_worked_is_tried_first_for_a_while() -> None:
+    now = 0.0
+    remembered = Remembered(lambda: now)
+    ways = Ways(tailscale=down(), direct=None)
+    for _ in range(3):
+        await reach(Somewhere(), ways.attempt, remembered, pause=ways.pause)
+        now += 250
+    assert ways.tried == ["tailscale", "direct", "direct", "direct"]
+    ways.tried.clear()
+    await reach(Somewhere(), ways.attempt, remembered, pause=ways.pause)
+    assert ways.tried == ["tailscale", "direct"], "the preferred way is looked at again after ten minutes"
+
+
+async def test_a_host_without_any_address_is_told() -> None:
+    ways = Ways()
+    with pytest.raises(ControllerError, match="no address"):
+        await reach(Somewhere(address="", tailscale_ip=None, cloudflare_tunnel=None), ways.attempt, Remembered())
+
+
+CLOUDFLARED = """#!{python}
+import os, socket, sys, threading
+assert sys.argv[1:4] == ["access", "ssh", "--hostname"], sys.argv
+open({seen!r}, "w").write(f"{{os.getpid()}} {{os.environ.get('TUNNEL_SERVICE_TOKEN_SECRET')}} {{' '.join(sys.argv)}}")
+if {words!r}:
+    sys.exit({words!r})
+there = socket.create_connection(("127.0.0.1", {port}))
+def carry():
+    while piece := there.recv(65536):
+        os.write(1, piece)
+threading.Thread(target=carry, daemon=True).start()
+while piece := os.read(0, 65536):
+    there.sendall(piece)
+"""
+
+
+@pytest.fixture
+def echo() -> Iterator[int]:
+    """The port of a server that sends back what it gets."""
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as held:
+        import threading
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connected, _ = server.accept()
+                    held.callback(connected.close)
+                    threading.Thread(target=answer, args=(connected,), daemon=True).start()
+
+        def answer(connected: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while piece := connected.recv(65536):
+                    connected.sendall(piece)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def install_cloudflared(folder: Path, monkeypatch: pytest.MonkeyPatch, port: int, words: str = "") -> Path:
+    seen = folder / "seen"
+    program = folder / "cloudflared"
+    program.write_text(CLOUDFLARED.format(python=sys.executable, port=port, seen=str(seen), words=words))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return seen
+
+
+async def exchange(sock: socket.socket | None) -> bytes:
+    assert sock is not None
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, b"hello")
+    return await asyncio.wait_for(loop.sock_recv(sock, 100), 10)
+
+
+async def test_tailscale_is_a_connection_to_its_address(echo: int) -> None:
+    async with opened(Route("tailscale", "127.0.0.1"), Somewhere(), echo, 5) as sock:
+        assert await exchange(sock) == b"hello"
+    assert sock is not None
+    sock.close()
+
+
+async def test_the_direct_way_is_left_to_asyncssh() -> None:
+    async with opened(Route("direct", "10.0.0.1"), Somewhere(), 22, 5) as sock:
+        assert sock is None
+
+
+async def test_cloudflare_is_carried_by_cloudflared_and_the_token_is_in_no_argument(
+    echo: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = install_cloudflared(tmp_path, monkeypatch, echo)
+    host = Somewhere(cloudflare_service_token_id="id", cloudflare_service_token_secret="very-secret")
+    async with opened(Route("cloudflare", "web01.example.org"), host, 22, 5) as sock:
+        assert await exchange(sock) == b"hello"
+    pid, secret, arguments = seen.read_text().split(" ", 2)
+    assert secret == "very-secret"
+    assert "very-secret" not in arguments
+    assert sock is not None
+    sock.close()
+    wait_until(lambda: not is_running(int(pid)), "cloudflared to end with its connection")
+
+
+async def test_what_cloudflared_said_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_cloudflared(tmp_path, monkeypatch, 1, words="failed to find Access application")
+
+    async def speak() -> None:
+        async with opened(Route("cloudflare", "web01.example.org"), Somewhere(), 22, 5) as sock:
+            assert sock is not None
+            await asyncio.get_running_loop().sock_recv(sock, 1)
+            raise down("the connection was closed")
+
+    with pytest.raises(UnreachableError, match=r"cloudflared said: failed to find Access application"):
+        await speak()
+
+
+async def test_a_missing_cloudflared_and_a_refusing_port_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnreachableError, match="not installed"):
+        async with opened(Route("cloudflare", "web01.example.org"), Somewhere(), 22, 5):
+            pass
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(UnreachableError, match=r"127\.0\.0\.1: .*refused"):
+            async with opened(Route("tailscale", "127.0.0.1"), Somewhere(), unused.getsockname()[1], 5):
+                pass
