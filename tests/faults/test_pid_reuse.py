@@ -106,12 +106,12 @@ def test_a_process_that_ended_while_it_was_looked_at_is_not_signalled_by_its_num
         subprocess.Popen(["sleep", "600"], env={}, start_new_session=True) as stranger,
     ):
         wait_until(lambda: orphans._environment(seen.pid) == [b"CRONIUM_SOCKET=/nowhere/1", b""], "its start")
-        really_look = orphans._environment
+        really_look, really_kill = orphans._environment, os.kill
 
         def look_while_it_ends(pid: int) -> list[bytes]:
             found = really_look(pid)
             if pid == seen.pid and seen.poll() is None:
-                seen.kill()
+                really_kill(seen.pid, signal.SIGKILL)  # Popen.kill would be the one below
                 seen.wait()  # its number is free from here on
             return found
 
