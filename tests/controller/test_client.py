@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import builtins
+import functools
 import logging
 import os
 import re
@@ -31,9 +32,9 @@ from cronium_controller import (
     SSHResult,
     close_all_clients,
     get_ssh_client,
+    connection,
     transport,
 )
-from cronium_controller import client as client_module
 from cronium_controller.connection import Access
 from cronium_controller.errors import ControllerError
 from openssh import OpenSSHServer, sshd_path
@@ -663,7 +664,7 @@ async def test_a_host_that_is_away_is_tried_three_times(server: OpenSSHServer, m
     async def note(seconds: float) -> None:
         pauses.append(seconds)
 
-    monkeypatch.setattr(client_module, "reach", lambda *words: transport.reach(*words, pause=note))
+    monkeypatch.setattr(connection, "reach", functools.partial(transport.reach, pause=note))
     async with SSHExecutor() as executor:
         with pytest.raises(ConnectionError, match="Connection refused") as raised:
             await executor.execute(machine(server), "true")

@@ -31,13 +31,13 @@ def binary() -> Path:
 @pytest.fixture(scope="session")
 def install_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where runners go on the hosts that share one; the first test that needs a runner puts it there."""
-    return tmp_path_factory.mktemp("root", numbered=False)
+    return tmp_path_factory.mktemp("root")  # numbered: the fault tests have these fixtures, too
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, binary: Path, install_root: Path) -> Iterator[RemoteHost]:
     """One host for all tests that only look at executions of their own."""
-    with RemoteHost(tmp_path_factory.mktemp("shared", numbered=False), binary, install_root) as host:
+    with RemoteHost(tmp_path_factory.mktemp("shared"), binary, install_root) as host:
         yield host
 
 
