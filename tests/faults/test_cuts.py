@@ -208,9 +208,11 @@ class CutExecution:
         wrong = []
         for runner in self.root.glob("*/cronium-runner"):
             # What is still being filled has another name; and a first start adds something, the helpers for one.
-            whole = installed(reference(self.remote)).items()
-            if not runner.parent.name.endswith(".tmp") and not whole <= installed(runner.parent).items():
-                wrong.append(f"{runner} is there in part")
+            if runner.parent.name.endswith(".tmp"):
+                continue
+            missing = installed(reference(self.remote)).items() - installed(runner.parent).items()
+            if missing:
+                wrong.append(f"{runner} is there in part, without {sorted(name for name, _ in missing)}")
         for left in self.root.glob(".upload-*"):
             os.utime(left, (0, 0))  # the next deployment comes an hour later
         return wrong
