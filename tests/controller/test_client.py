@@ -31,8 +31,8 @@ from cronium_controller import (
     SSHExecutor,
     SSHResult,
     close_all_clients,
-    get_ssh_client,
     connection,
+    get_ssh_client,
     transport,
 )
 from cronium_controller.connection import Access
