@@ -19,7 +19,7 @@ from typing import Any, Final
 import pytest
 
 from cronium_runner import cgroup
-from faults.figures import record
+from faults.figures import is_full, record
 from runner_process import ROOT, AgentProcess, Host, is_running, wait_until
 
 IS_FULL = os.environ.get("CRONIUM_FAULTS") == "full"
@@ -27,6 +27,8 @@ COMMAND = "scripts/test --faults tests/faults/test_tree.py"
 NOBODY = 65534
 GRACE, DRAIN, SLACK = 5.0, 2.0, 1.0
 """Seconds; what is promised is grace + 1 after a deadline or cancel, drain + grace + 1 after a normal end."""
+ALLOWED = SLACK if is_full() else 10 * SLACK
+"""The ordinary suite may share its processors with anything; the promise is measured by the full one."""
 DEAF, LOOPS = 21, 8
 
 TREE: Final = """
@@ -203,7 +205,7 @@ def test_after_the_script_has_ended(account: Account) -> None:
         tree.check_gone()
     assert result["state"] == "succeeded"
     assert result["strays"] >= DEAF
-    assert took <= DRAIN + GRACE + SLACK
+    assert took <= DRAIN + GRACE + ALLOWED
     note(account, "normal end", took)
 
 
@@ -216,7 +218,7 @@ def test_after_a_cancel(account: Account) -> None:
         took = time.monotonic() - began
         tree.check_gone()
     assert (result["state"], result["signal"]) == ("cancelled", signal.SIGKILL)
-    assert took <= GRACE + SLACK
+    assert took <= GRACE + ALLOWED
     note(account, "cancel", took)
 
 
@@ -227,7 +229,7 @@ def test_after_a_deadline(account: Account) -> None:
         took = result["durationMs"] / 1000 - 4.0
         tree.check_gone()
     assert result["state"] == "timed_out"
-    assert took <= GRACE + SLACK
+    assert took <= GRACE + ALLOWED
     note(account, "deadline", took)
 
 
@@ -241,7 +243,7 @@ def test_when_the_supervisor_is_killed(account: Account) -> None:
         took = time.monotonic() - began
         tree.check_gone()
     assert result["state"] == "lost"
-    assert took <= GRACE + SLACK
+    assert took <= GRACE + ALLOWED
     note(account, "supervisor killed", took)
 
 
@@ -257,7 +259,7 @@ def test_when_supervisor_and_guardian_are_killed(account: Account) -> None:
     assert b'"lost"' in done.stdout
     tree.check_gone()
     # Nothing is promised but the grace period; the command starts while eight loops keep the processors busy.
-    assert took <= GRACE + SLACK + 5
+    assert took <= GRACE + ALLOWED + 5
     note(account, "supervisor and guardian killed", took)
 
 
