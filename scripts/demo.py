@@ -20,10 +20,11 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT / "tests"))
 
 from cronium_controller.connection import Access  # noqa: E402
-from cronium_controller.dispatch import Controller, Job  # noqa: E402
+from cronium_controller.dispatch import Controller  # noqa: E402
 from cronium_controller.errors import ControllerError  # noqa: E402
 from cronium_controller.hosts import Host  # noqa: E402
 from cronium_controller.install import Runners  # noqa: E402
+from cronium_controller.job import Job  # noqa: E402
 from cronium_controller.payloads import load  # noqa: E402
 from cronium_controller.store import Store  # noqa: E402
 from cronium_runner.wire.names import STDERR  # noqa: E402

@@ -28,9 +28,10 @@ from typing import Any, Final
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT / "tests"))
 
-from cronium_controller.dispatch import Controller, Job  # noqa: E402
+from cronium_controller.dispatch import Controller  # noqa: E402
 from cronium_controller.errors import ControllerError  # noqa: E402
 from cronium_controller.hosts import parse_host  # noqa: E402
+from cronium_controller.job import Job  # noqa: E402
 from cronium_controller.payloads import Payload, load  # noqa: E402
 from cronium_runner.wire.results import Outcome, Result  # noqa: E402
 from remote_host import RemoteHost  # noqa: E402

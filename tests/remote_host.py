@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cronium_controller.connection import Access
-from cronium_controller.dispatch import Controller, Execution
+from cronium_controller.dispatch import Controller
+from cronium_controller.execution import Execution
 from cronium_controller.hosts import Host, parse_host
 from cronium_controller.install import Runners
 from cronium_controller.store import Store

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .client import SSHClient, SSHResult
     from .connection import Access
-    from .dispatch import Controller, Job
+    from .dispatch import Controller
     from .errors import ControllerError
     from .executor import (
         AuthenticationError,
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from .health import SSHHealth
     from .hosts import Host, SSHConfig, parse_host
     from .inventory import Inventory
+    from .job import Job
     from .known_clients import close_all_clients, get_ssh_client
 
 _MODULES = {
     "client": ("SSHClient", "SSHResult"),
     "connection": ("Access",),
-    "dispatch": ("Controller", "Job"),
+    "dispatch": ("Controller",),
     "errors": ("ControllerError",),
     "executor": (
         "AuthenticationError",
@@ -39,6 +40,7 @@ _MODULES = {
     "health": ("SSHHealth",),
     "hosts": ("Host", "SSHConfig", "parse_host"),
     "inventory": ("Inventory",),
+    "job": ("Job",),
     "known_clients": ("close_all_clients", "get_ssh_client"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

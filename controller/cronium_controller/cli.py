@@ -99,7 +99,7 @@ def run(host: str | None, script: str, detach: bool, as_json: bool, verbose: boo
 
     from . import payloads, show
     from .arguments import read
-    from .dispatch import Job, new_execution_id
+    from .job import Job, new_execution_id
 
     input_text, event_text = options["input_text"], options["event_text"]
     if options["execution_id"] is None:  # known from here on, to be told should we be interrupted

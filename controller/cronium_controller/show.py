@@ -17,8 +17,8 @@ from cronium_runner.wire import exactjson, masks
 from cronium_runner.wire.names import STDERR, STDOUT, STREAM_NAMES
 from cronium_runner.wire.results import EXIT_RUNNER_FAILED, TEXT_TAIL, Outcome, Result, exit_status
 
-from .dispatch import Execution
 from .errors import ChannelLostError
+from .execution import Execution
 from .hosts import Host
 from .store import Record
 

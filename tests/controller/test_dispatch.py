@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cronium_controller.channel import AgentChannel
-from cronium_controller.dispatch import Job
 from cronium_controller.errors import RefusedError
 from cronium_controller.hosts import Host
+from cronium_controller.job import Job
 from cronium_controller.payloads import Payload, load
 from cronium_runner.wire.frames import Kind
 from cronium_runner.wire.results import Outcome, exit_status
@@ -267,7 +267,7 @@ async def test_an_agent_that_does_all_the_talking_hears_from_us(
     monkeypatch.setattr(AgentChannel, "ping_seconds", 0.05)
     async with remote.controller() as controller:
         execution = await controller.submit(remote.host, Job(payload(remote, "while :; do echo x; sleep 0.01; done")))
-        channel = (await controller._reach(remote.host)).agent
+        channel = (await controller.reachable.reach(remote.host)).agent
         sent = channel.frames_sent
         async with asyncio.timeout(10):
             async for _ in execution.pieces():
@@ -279,7 +279,7 @@ async def test_an_agent_that_does_all_the_talking_hears_from_us(
 
 async def test_a_store_that_fails_while_leaving_keeps_nothing_open(remote: RemoteHost) -> None:
     async with remote.controller() as controller:
-        channel = (await controller._reach(remote.host)).agent
+        channel = (await controller.reachable.reach(remote.host)).agent
         execution = await controller.submit(remote.host, Job(payload(remote, "true")))
         await execution.result()
         controller.store._connection.exec_driver_sql("PRAGMA query_only = 1")  # before the host has acknowledged

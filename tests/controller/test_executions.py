@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cronium_controller import asking
-from cronium_controller.dispatch import Job
 from cronium_controller.errors import RefusedError
+from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from cronium_runner.wire.results import Outcome
 from openssh import sshd_path
@@ -232,7 +232,7 @@ async def test_a_collection_while_twenty_jobs_run_touches_none(remote: RemoteHos
 
 async def test_an_older_agent_is_told_apart(remote: RemoteHost) -> None:
     async with remote.controller() as controller:
-        reached = await controller._reach(remote.host)
+        reached = await controller.reachable.reach(remote.host)
         del reached.agent.agent["knows"]
         with pytest.raises(RefusedError) as refused:
             await asking.collect(reached.agent, {})

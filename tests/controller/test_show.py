@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cronium_controller import show
-from cronium_controller.dispatch import Job
+from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from remote_host import RemoteHost
 from runner_process import wait_until

@@ -19,10 +19,12 @@ from typing import Any, Final
 
 import pytest
 
-from cronium_controller.dispatch import Controller, Execution, Job
+from cronium_controller.dispatch import Controller
 from cronium_controller.errors import ControllerError, RefusedError
+from cronium_controller.execution import Execution
 from cronium_controller.hosts import Host, parse_host
 from cronium_controller.install import Runners
+from cronium_controller.job import Job
 from cronium_controller.payloads import Payload, load
 from cronium_controller.store import Store
 from cronium_runner.wire.results import Outcome, Result
@@ -157,7 +159,7 @@ class CutExecution:
             passed = Passed(proxy)
             async with new_controller(self.remote, self.folder, self.root) as controller:
                 host = behind(self.remote, proxy)
-                await controller._reach(host)
+                await controller.reachable.reach(host)
                 passed.note("reached")
                 execution = await controller.submit(host, self._job())
                 passed.note("accepted")

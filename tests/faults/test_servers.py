@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from _pytest.mark import ParameterSet
 
-from cronium_controller.dispatch import Job
 from cronium_controller.errors import ControllerError
+from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from faults.figures import record
 from faults.killing import supervisors_below

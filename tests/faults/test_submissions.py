@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cronium_controller.dispatch import Job
+from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from cronium_controller.store import Store
 from faults.figures import record

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cronium_controller.dispatch import Job
+from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from openssh import OpenSSHServer
 from remote_host import RemoteHost
@@ -24,7 +24,7 @@ async def test_a_warm_job_is_one_frame_out_and_no_new_session(shared: RemoteHost
         first = await controller.submit(shared.host, job)
         await first.result()
         await first.wait_acknowledged()
-        agent = (await controller._reach(shared.host)).agent
+        agent = (await controller.reachable.reach(shared.host)).agent
         before = sessions(shared.server)
         for _ in range(5):
             sent = agent.frames_sent
@@ -46,7 +46,7 @@ async def test_a_payload_travels_once(shared: RemoteHost, tmp_path: Path) -> Non
     job = Job(load(tmp_path / "job"))
     async with shared.controller() as controller:
         await (await controller.submit(shared.host, Job(load(shared.script("true"))))).result()
-        agent = (await controller._reach(shared.host)).agent
+        agent = (await controller.reachable.reach(shared.host)).agent
         sent = agent.frames_sent
         await (await controller.submit(shared.host, job)).result()
         pieces = len(list(job.payload.pieces()))
@@ -56,7 +56,7 @@ async def test_a_payload_travels_once(shared: RemoteHost, tmp_path: Path) -> Non
         assert agent.frames_sent <= sent + 2
     async with shared.controller() as controller:  # another controller, and another agent: the host has it
         await (await controller.submit(shared.host, job)).result()
-        assert (await controller._reach(shared.host)).agent.frames_sent <= 3
+        assert (await controller.reachable.reach(shared.host)).agent.frames_sent <= 3
 
 
 async def test_a_failed_first_connection_is_one_failure_for_all_and_tried_again_later(shared: RemoteHost) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cronium_controller.dispatch import Job
 from cronium_controller.errors import ControllerError
 from cronium_controller.install import Deployment, Runners
+from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from remote_host import RemoteHost, collect
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cronium_controller.dispatch import Job
 from cronium_controller.errors import RefusedError
+from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from cronium_runner.wire.results import Outcome, exit_status
 from remote_host import RemoteHost, collect

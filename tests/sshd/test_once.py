@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cronium_controller.dispatch import Job
 from cronium_controller.errors import ControllerError, RefusedError
+from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from cronium_controller.store import Store
 from remote_host import RemoteHost, collect
@@ -19,7 +19,8 @@ pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 SUBMIT_TWENTY_TIMES = """
 import asyncio, os, sys
 from cronium_controller.connection import Access
-from cronium_controller.dispatch import Controller, Job
+from cronium_controller.dispatch import Controller
+from cronium_controller.job import Job
 from cronium_controller.hosts import parse_host
 from cronium_controller.payloads import load
 
@@ -98,12 +99,12 @@ async def test_an_execution_is_written_down_before_it_is_sent(shared: RemoteHost
     """When the database can't be written, nothing has been sent."""
     async with shared.controller() as controller:
         await (await controller.submit(shared.host, Job(load(shared.script("true"))))).result()
-        sent = (await controller._reach(shared.host)).agent.frames_sent
+        sent = (await controller.reachable.reach(shared.host)).agent.frames_sent
         controller.store._connection.exec_driver_sql("PRAGMA query_only = 1")
         with pytest.raises(ControllerError) as refused:
             await controller.submit(shared.host, Job(load(shared.script("true")), execution_id="unwritten"))
         assert refused.value.code == "store.unusable"
-        assert (await controller._reach(shared.host)).agent.frames_sent == sent
+        assert (await controller.reachable.reach(shared.host)).agent.frames_sent == sent
         controller.store._connection.exec_driver_sql("PRAGMA query_only = 0")
     assert "unwritten" not in shared.executions()
 

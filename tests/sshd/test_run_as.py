@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from accounts import Account, throw_away_account
-from cronium_controller.dispatch import Job
 from cronium_controller.errors import ControllerError, RefusedError
+from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from remote_host import RemoteHost, collect
 from runner_process import wait_until
@@ -98,7 +98,7 @@ async def test_an_agent_that_dies_takes_no_other_with_it(shared: RemoteHost, tar
         waiting = await controller.submit(shared.host, Job(load(shared.script("sleep 1; echo on", "wait.sh"))))
         for pid in agents:
             os.kill(pid, signal.SIGKILL)
-        lost = (await controller._reach(shared.host, target.name)).agent
+        lost = (await controller.reachable.reach(shared.host, target.name)).agent
         while lost.lost is None:  # what is submitted before it is noticed is unknown, as on any lost channel
             await asyncio.sleep(0.01)
         again = await controller.submit(shared.host, Job(payload, run_as=target.name))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cronium_controller.dispatch import Job
+from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from cronium_runner.wire.results import Outcome
 from payload_bytes import make_payload

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from cronium_controller import channel
-from cronium_controller.dispatch import Job
 from cronium_controller.errors import ControllerError
+from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from remote_host import RemoteHost, collect
 

@@ -1,0 +1,234 @@
+"""An execution on a host, as seen from here: its output, its result, and how it is let go.
+
+Its life does not depend on what is here. What isn't known is `unknown`; nothing is ever submitted a second time.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Final, NamedTuple
+
+from cronium_runner.wire import frames
+from cronium_runner.wire.frames import CREDIT, Frame, Kind, ProtocolError
+from cronium_runner.wire.names import STREAM_NAMES
+from cronium_runner.wire.results import Outcome, Result
+
+from . import asking
+from .channel import Conversation
+from .errors import ChannelLostError, PayloadError, StoreError
+from .hosts import Host
+from .job import Job
+from .store import Store
+
+GRANTED_AT_ONCE: Final = CREDIT // 4
+"""Credit is given back in steps: often enough that the host never waits, without a frame for every line."""
+
+_HOSTS_TROUBLE: Final = ("state.", "runner.")
+"""Codes of what is wrong with the host or the agent, not with what was asked of it."""
+
+
+class Piece(NamedTuple):
+    """Output as it comes: the stream (`names.STDOUT` or `STDERR`), its offset in the stream, and bytes."""
+
+    stream: int
+    offset: int
+    data: bytes
+
+
+class Execution:
+    """An execution on a host, as seen from here. Its life does not depend on this object."""
+
+    def __init__(
+        self,
+        execution_id: str,
+        host: Host,
+        transport: str,
+        conversation: Conversation,
+        store: Store,
+        job: Job | None,
+        *,
+        is_new: bool = False,
+    ) -> None:
+        self.id = execution_id
+        self.host = host
+        self.offsets = [0, 0]
+        """Bytes of stdout and stderr that have been handed out: where to attach again."""
+        self.was_started: bool | None = None
+        """Whether this submission started it; False when the id existed, None while that is not known."""
+        self._transport = transport
+        self._conversation = conversation
+        self._store = store
+        self._job = job
+        self._is_new = is_new
+        """Whether the store knows this id from this very submission."""
+        self._receiving = asyncio.Lock()
+        self._result: Result | None = None
+        self._is_over = False
+        self._ungranted = dict.fromkeys(STREAM_NAMES, 0)
+        self._acknowledging: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Execution {self.id} on {self.host}{'' if self._result is None else f' {self._result.state}'}>"
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The output from here on. Ends with the execution, or when the channel is lost: then `result` is `unknown`."""
+        while not self._is_over:
+            piece = await self._next()
+            if piece is not None:
+                yield piece
+                self._grant(piece)
+
+    async def result(self) -> Result:
+        """Waits for the end, stores the result, and lets the host know that we have it.
+
+        Output that nobody has taken from `pieces` is dropped here; the host keeps it. Raises RefusedError when the
+        host refused, and ChannelLostError when this execution was detached and there is no result to wait for.
+        """
+        async for _ in self.pieces():
+            pass
+        if self._result is None:
+            raise ChannelLostError(f"'{self.id}' is not followed any more; attach to it again", host=self.host.name)
+        return self._result
+
+    def cancel(self) -> None:
+        """Asks the host to end the execution: SIGTERM, grace, SIGKILL. `result` tells when nothing of it is left."""
+        self._conversation.send(Kind.CANCEL, {})
+
+    def detach(self) -> None:
+        """Follows no longer, and `pieces` ends, wherever it waits; the execution goes on and can be attached to."""
+        self._is_over = True
+        with contextlib.suppress(ChannelLostError):
+            self._conversation.send(Kind.DETACH, {})
+        self._conversation.close()
+
+    def abandon(self) -> None:
+        """Leaves before the host has answered, in the way that the job asks for when a controller is gone."""
+        if self._is_over:
+            return
+        with contextlib.suppress(ChannelLostError):
+            if self._job is not None and self._job.on_disconnect == "cancel":
+                self.cancel()
+        self.detach()  # also ends a payload on its way: what has not arrived is not started
+        with contextlib.suppress(StoreError):
+            self._store.note_state(self.id, Outcome.UNKNOWN.value)
+
+    @property
+    def known_result(self) -> Result | None:
+        """The result, if it has come by now; it says `unknown` when the channel was lost instead."""
+        return self._result
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the host has it and hasn't told its end, as far as we have read."""
+        return self.was_started is not None and not self._is_over
+
+    async def wait_accepted(self) -> bool:
+        """Waits until the host has claimed the id, or said why not; whether it was started by this submission.
+
+        The payload travels here, when the host asks for it. Raises RefusedError.
+        """
+        while self.was_started is None and not self._is_over:
+            await self._next()
+        return bool(self.was_started)
+
+    async def wait_acknowledged(self) -> None:
+        """Waits until the host knows that its result has been stored here."""
+        if self._acknowledging is not None:
+            await self._acknowledging
+
+    async def _next(self) -> Piece | None:
+        """Takes one frame, one caller at a time; a lost channel is the end. None for all that is not output."""
+        async with self._receiving:
+            if self._is_over:  # another caller has seen the end
+                return None
+            try:
+                return await self._receive()
+            except ChannelLostError as error:
+                self._lose(error.code, error.message)
+                return None
+
+    async def _receive(self) -> Piece | None:
+        """Takes one frame. Raises ChannelLostError, also for what is not in the protocol: then we know nothing."""
+        frame = await self._conversation.receive()
+        try:
+            return None if frame is None else await self._take(frame)
+        except (ProtocolError, ValueError) as error:
+            raise ChannelLostError(f"the agent said something unknown: {error}", host=self.host.name) from None
+
+    async def _take(self, frame: Frame) -> Piece | None:
+        match frame.kind:
+            case Kind.DATA:
+                stream, offset, data = frames.decode_data(frame.body)
+                self.offsets[stream - 1] = offset + len(data)
+                return Piece(stream, offset, data)
+            case Kind.ACCEPTED:
+                self.was_started = bool(frame.json().get("started"))
+                self._store.note_state(self.id, "accepted")
+            case Kind.WANT_PAYLOAD:
+                assert self._job is not None
+                try:
+                    await self._conversation.send_payload(self._job.payload.pieces())
+                except OSError as error:
+                    self.detach()  # the host has not all of it, so it starts nothing
+                    raise PayloadError(
+                        "payload.unreadable", f"{self._job.payload.label} cannot be read any more: {error.strerror}"
+                    ) from None
+            case Kind.FINISHED:
+                self._finish(Result.from_json(frame.json()))
+            case Kind.REFUSED:
+                refusal = asking.refusal(frame.json(), self.host.name)
+                is_attach = self._job is None
+                if self.was_started is not None or (is_attach and refusal.code.startswith(_HOSTS_TROUBLE)):
+                    self._lose(refusal.code, refusal.message)  # the host failed us, which ends no script
+                    return None
+                self._is_over = True
+                self._conversation.close()
+                if self._is_new:
+                    self._store.note_state(self.id, "refused")
+                raise refusal
+            case Kind.STATUS:  # an attach without following has shown all there is
+                self._is_over = True
+                self._conversation.close()
+        return None
+
+    def _grant(self, piece: Piece) -> None:
+        self._ungranted[piece.stream] += len(piece.data)
+        if self._ungranted[piece.stream] >= GRANTED_AT_ONCE:
+            with contextlib.suppress(ChannelLostError):  # the next receive says so
+                self._conversation.grant(piece.stream, self._ungranted[piece.stream])
+            self._ungranted[piece.stream] = 0
+
+    def _finish(self, told: Result) -> None:
+        if told.execution_id != self.id:
+            raise ProtocolError(f"the result of '{self.id}' names {told.execution_id!r:.100}")
+        self._is_over = True
+        self._result = told.on(self.host.name, self._transport)
+        self._store.finish(self._result, time.time())
+        if told.state is Outcome.REJECTED:  # the host keeps nothing of it
+            self._conversation.close()
+        else:
+            self._acknowledging = asyncio.ensure_future(self._acknowledge())
+
+    async def _acknowledge(self) -> None:
+        """Nobody waits for this: a result that isn't acknowledged is kept on the host, which is all that happens."""
+        with contextlib.suppress(ChannelLostError):
+            self._conversation.send(Kind.ACKNOWLEDGE, {"executionId": self.id})
+            answer = await self._conversation.receive()
+            if answer is not None and answer.kind == Kind.STATUS:
+                self._store.note_acknowledged(self.id)
+        self._conversation.close()
+
+    def _lose(self, code: str, message: str) -> None:
+        self._is_over = True
+        self._conversation.close()
+        self._store.note_state(self.id, Outcome.UNKNOWN.value)
+        self._result = Result(
+            execution_id=self.id,
+            state=Outcome.UNKNOWN,
+            job_id=None if self._job is None else self._job.job_id,
+            host=self.host.name,
+            transport=self._transport,
+            error_code=code,
+            error_message=f"{message}; the execution may still be running. Look with: cronium attach {self.id}",
+        )

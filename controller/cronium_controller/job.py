@@ -1,0 +1,59 @@
+"""What is to be executed: a job, as it is handed in, and the submission that a host gets of it."""
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from cronium_runner.wire import masks
+from cronium_runner.wire.limits import Limits
+from cronium_runner.wire.names import execution_id_from
+
+from .payloads import Payload
+
+_ABSENT: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be executed. `timeout` is in seconds; secrets are variables that are never stored or shown."""
+
+    payload: Payload
+    input: Any = _ABSENT
+    variables: dict[str, Any] = field(default_factory=dict)
+    secrets: dict[str, Any] = field(default_factory=dict, repr=False)
+    event: dict[str, Any] = field(default_factory=dict)
+    args: tuple[str, ...] | None = None
+    timeout: float | None = None
+    execution_id: str | None = None
+    job_id: str | None = None
+    on_disconnect: str = "continue"
+    masked_names: tuple[str, ...] = masks.DEFAULT_NAMES
+    """Globs for names of variables and of the script's environment: their values are masked in its output."""
+    limits: Limits = field(default_factory=Limits)
+    """They beat the manifest's, key by key."""
+    run_as: str | None = None
+    """The account of the host to run as, by root or where `sudo -n` allows it; None: the one that logs in."""
+
+    def submission(self, execution_id: str, *, follow: bool) -> dict[str, Any]:
+        """The body of a SUBMIT frame."""
+        body: dict[str, Any] = {"executionId": execution_id, "sha256": self.payload.sha256, "follow": follow}
+        if self.input is not _ABSENT:
+            body["input"] = self.input
+        mappings = {"variables": self.variables, "secrets": self.secrets, "event": self.event}
+        body.update({key: value for key, value in mappings.items() if value})
+        args = None if self.args is None else list(self.args)
+        optional = {"args": args, "timeout": self.timeout, "jobId": self.job_id}
+        body.update({key: value for key, value in optional.items() if value is not None})
+        if self.on_disconnect != "continue":
+            body["onDisconnect"] = self.on_disconnect
+        if self.masked_names != masks.DEFAULT_NAMES:
+            body["maskedNames"] = list(self.masked_names)
+        if self.limits != Limits():
+            body["limits"] = self.limits.to_json()
+        return body
+
+
+def new_execution_id() -> str:
+    """A fresh id: readable in a listing, and never the same twice."""
+    return execution_id_from(time.gmtime(), os.urandom(6))
