@@ -40,6 +40,14 @@ def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIEN
     return value
 
 
+def command_line(pid: int) -> bytes:
+    """A process's command line; empty for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def processes_with(marker: str) -> list[int]:
     """The living processes whose environment, or working directory, holds `marker`."""
     found = []
@@ -177,12 +185,16 @@ class Host:
         """Every living process that belongs to this host."""
         return processes_with(str(self.state))
 
+    def command_lines(self) -> bytes:
+        """Those of its processes, one after the other."""
+        return b"".join(map(command_line, self.processes()))
+
     def check_nothing_left(self) -> None:
         """No process, no helper socket, nothing half-prepared. Ends what is there and fails when there is something."""
         until = time.monotonic() + 3
         while (left := self.processes()) and time.monotonic() < until:
             time.sleep(0.005)  # a supervisor removes its work directory after its result
-        seen = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left if is_running(pid)]
+        seen = [command_line(pid) for pid in left if is_running(pid)]
         for pid in left:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)

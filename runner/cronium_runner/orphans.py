@@ -7,6 +7,7 @@ its environment is found as well, unless guardian and supervisor were both kille
 """
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -18,6 +19,8 @@ from .cgroup import Group
 STRANGERS_SECONDS: Final = 0.1
 """For how long a process that was seen not to belong here is not looked at again. So a search that is repeated sees
 only what is new, and meets one that forks and ends for ever before it has forked again."""
+
+_GONE_OR_ANOTHERS: Final = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
 
 
 class Orphans:
@@ -113,18 +116,23 @@ class Orphans:
         return False
 
 
-def _command(pid: int) -> bytes | None:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read()
-    except OSError:
-        return None
+def _command(pid: int) -> bytes:
+    """What the process was started as; empty when it is gone."""
+    return _read(pid, "cmdline")
 
 
 def _environment(pid: int) -> list[bytes]:
     """What the process was started with; empty when it is gone or another user's."""
+    return _read(pid, "environ").split(b"\0")
+
+
+def _read(pid: int, name: str) -> bytes:
+    """A file of /proc/PID. Raises OSError when it can't be told whose it is (no descriptor): nobody may pass for a
+    stranger, or for one of ours, because of that."""
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return file.read().split(b"\0")
-    except OSError:
-        return []
+        with open(f"/proc/{pid}/{name}", "rb") as file:
+            return file.read()
+    except OSError as error:
+        if error.errno in _GONE_OR_ANOTHERS:
+            return b""
+        raise

@@ -54,7 +54,7 @@ def start(execution: ExecutionDirectory, *, guardian: int | None) -> None:
             _failed[execution.path] = time.monotonic()
     if time.monotonic() < _failed.get(execution.path, -AGAIN_SECONDS) + AGAIN_SECONDS:
         raise StateDirectoryError(
-            f"that '{execution.id}' is lost cannot be written down in {execution.path}; free space there"
+            f"that '{execution.id}' is lost cannot be written down in {execution.path}; see that there is space and a free descriptor"
         )
     lock = os.open(execution.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

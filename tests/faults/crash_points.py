@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 from cronium_runner.jobdir import StateDirectory
 from cronium_runner.wire.frames import Kind
 from payload_bytes import make_payload
-from runner_process import ROOT, AgentProcess, Host, Payload, is_running, processes_with
+from runner_process import ROOT, AgentProcess, Host, Payload, command_line, is_running, processes_with
 
 ID: Final = "point"
 STUCK_SECONDS: Final = 60.0
@@ -528,7 +528,7 @@ class Trial:
         while (left := self._processes()) and time.monotonic() < until:
             time.sleep(0.005)
         if left:
-            seen = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left if is_running(pid)]
+            seen = [command_line(pid) for pid in left if is_running(pid)]
             self.violations.append(f"left running: {seen}")
         recorded = json.loads(self._recorded_bytes() or b"{}")
         if recorded.get("state") == "lost" and os.path.lexists(self.host.history(ID)[0]["socket"]):

@@ -91,7 +91,7 @@ def test_secrets_are_in_no_file_and_no_argument_vector(shared_agent: AgentProces
     )  # fmt: skip
     shared_host.wait_running("hushed", b"ready")
     assert files_with(shared_host.state, b"unrepeatable-secret") == []
-    commands = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in shared_host.processes())
+    commands = shared_host.command_lines()
     assert b"unrepeatable-secret" not in commands
     go(shared_host, "hushed")
     assert shared_agent.finished(channel)["variables"] == {"S": "***"}

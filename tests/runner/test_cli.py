@@ -311,7 +311,7 @@ def test_a_secret_is_in_no_argument_no_file_and_no_result(host: Host, origin: st
     with secret.open("rb") as file:
         process = host.start(*words, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **given)
     host.wait_running("job", b"ready")
-    commands = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in host.processes())
+    commands = host.command_lines()
     assert value.encode() not in commands
     (host.execution("job") / "work/go").touch()
     stdout, stderr = process.communicate(timeout=60)

@@ -1,6 +1,8 @@
 """What a dead supervisor has left: found by what marks it, and nobody else."""
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -48,3 +50,21 @@ def test_one_that_forks_and_ends_for_ever_is_caught(sleeper: "subprocess.Popen[b
     wait_until(lambda: not left.signal(signal.SIGKILL), "its end")
     assert processes_with(f"CRONIUM_SOCKET={SOCKET}\0") == []
     assert sleeper.poll() is None
+
+
+def test_without_a_descriptor_to_look_nobody_passes_for_a_stranger() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(OSError, match="Too many open files"):
+            orphans._environment(os.getpid())
+        with pytest.raises(OSError, match="Too many open files"):
+            orphans._command(os.getpid())
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,6 +1,7 @@
 """`run_as` through the controller: one connection, an agent for each account, a store that remembers whose it was."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from cronium_controller.errors import ControllerError, RefusedError
 from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from remote_host import RemoteHost, collect
-from runner_process import wait_until
+from runner_process import command_line, wait_until
 
 pytestmark = [
     pytest.mark.sshd,
@@ -94,10 +95,11 @@ async def test_an_agent_that_dies_takes_no_other_with_it(shared: RemoteHost, tar
     async with shared.controller() as controller:
         first = await controller.submit(shared.host, Job(payload, run_as=target.name))
         await first.result()
-        agents = [pid for pid in target.processes() if b"agent" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        agents = [pid for pid in target.processes() if b"agent" in command_line(pid)]
         waiting = await controller.submit(shared.host, Job(load(shared.script("sleep 1; echo on", "wait.sh"))))
         for pid in agents:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # the first execution's supervisor, which has just ended
+                os.kill(pid, signal.SIGKILL)
         lost = (await controller.reachable.reach(shared.host, target.name)).agent
         while lost.lost is None:  # what is submitted before it is noticed is unknown, as on any lost channel
             await asyncio.sleep(0.01)
