@@ -81,7 +81,7 @@ def git(*words: str) -> str:
 def fingerprint(commit: str) -> str:
     """A digest of everything that the binary is made of."""
     digest = hashlib.sha256(f"{sys.version} {commit}".encode())
-    for tool in ("pyinstaller", "ziglang", "pyyaml", "click"):
+    for tool in ("pyinstaller", "ziglang", "pyyaml", "click", "httpx", "httpcore", "h11", "idna"):
         digest.update(f"{tool} {installed_version(tool)}\n".encode())
     for path in sorted(path for name in INPUTS for path in (ROOT / name, *(ROOT / name).rglob("*"))):
         if path.is_file() and "__pycache__" not in path.parts:

@@ -1,9 +1,11 @@
 """The demonstration: a private SSH server, the runner deployed to it, and a chain of three jobs in three languages.
 
-Each job's output is the next one's input. Everything is real: the server, the binary, the scripts in
-examples/log-chain. Everything is made in one temporary folder and removed at the end.
+Each job's output is the next one's input. With `--mode api` instead: one job that reads live data, and an
+operator who changes it meanwhile. Everything is real: the server, the binary, the scripts in examples. Everything is
+made in one temporary folder and removed at the end.
 """
 
+import argparse
 import asyncio
 import json
 import os
@@ -137,12 +139,59 @@ async def demonstrate(host: Host, known_hosts: Path, binary: str, folder: Path) 
     return 0
 
 
+async def as_operator(folder: Path, *words: str) -> str:
+    """`cronium WORDS` in a process of its own, on the demonstration's data; what it prints."""
+    row("operator", paint("$ cronium " + " ".join(words), "1"))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "from cronium_controller.cli import main; main()", *words),
+        env={**os.environ, "CRONIUM_CONTROLLER_STATE": str(folder / "controller")},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    printed, _ = await process.communicate()
+    return printed.decode()
+
+
+async def demonstrate_live(host: Host, known_hosts: Path, binary: str, folder: Path) -> int:
+    access = Access(known_hosts=str(known_hosts))
+    runners = Runners(binary, root=str(folder / "host-runner"))
+    store = Store(folder / "controller" / "controller.db")
+    async with Controller(store=store, access=access, runners=runners) as controller:
+        heading("An operator sets a variable on the platform")
+        await as_operator(folder, "api", "variables", "set", "RATE", "0.1")
+
+        heading("live-rate.sh (bash): reads it, sleeps, reads it again")
+        job = Job(load(PROJECT / "examples" / "live-rate.sh"), args=("2",), mode="api", execution_id="live-demo")
+        execution = await controller.submit(host, job)
+        row("execution", execution.id)
+        printed = b""
+        async for piece in execution.pieces():
+            print("".join(f"  {paint('│', '32')} {line}\n" for line in piece.data.decode().splitlines()), end="")
+            if b"after" not in printed + piece.data and b"before" in piece.data:
+                await as_operator(folder, "api", "variables", "set", "RATE", "0.2")
+            printed += piece.data
+        result = await execution.result()
+        await execution.wait_acknowledged()
+        row("result", f"{result.state} in {result.mode} mode, {result.undelivered} writes undelivered")
+        row("output", json.dumps(result.output))
+
+        heading("The audit log: who did what to which execution, when, from where")
+        print(await as_operator(folder, "api", "audit"), end="")
+    store.close()
+    return 0 if result.output == {"rate": "0.2"} and printed == b"before: 0.1\nafter:  0.2\n" else 1
+
+
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/demo", description="Real jobs on a throw-away SSH host.")
+    parser.add_argument("binary", help=argparse.SUPPRESS)
+    parser.add_argument("--mode", choices=("bundled", "api"), default="bundled")
+    chosen = parser.parse_args()
+    show = demonstrate if chosen.mode == "bundled" else demonstrate_live
     folder = Path(tempfile.mkdtemp(prefix="cronium-demo-"))
     try:
         heading("A host to run on")
         with ssh_server(folder) as (host, known_hosts):
-            return asyncio.run(demonstrate(host, known_hosts, sys.argv[1], folder))
+            return asyncio.run(show(host, known_hosts, chosen.binary, folder))
     except ControllerError as error:
         print(f"demo: {error.message} [{error.code}]", file=sys.stderr)
         return 1

@@ -47,6 +47,10 @@ declare namespace cronium {
   /** Decide what the workflow does after this job. */
   function setCondition(condition: boolean): void;
 
+  /** Have the platform do something, at most once, and return what it answers. In API mode only. */
+  function executeToolAction<T = any>(tool: string, action: string, params?: { [key: string]: unknown }): T;
+
+  const execute_tool_action: typeof executeToolAction;
   const get_variable: typeof getVariable;
   const set_variable: typeof setVariable;
   const set_condition: typeof setCondition;

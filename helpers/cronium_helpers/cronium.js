@@ -57,6 +57,11 @@ function setCondition(condition) {
   exchange(["cronium.setCondition", condition ? "true" : "false"]);
 }
 
+/** Have the platform do something, at most once, and return what it answers. In API mode only. */
+function executeToolAction(tool, action, params = {}) {
+  return call("executeToolAction", ["--", tool, action, stringify(params)]);
+}
+
 function call(helper, words) {
   const answer = exchange([`cronium.${helper}`, "--json", ...words]);
   return answer ? parse(answer) : null;
@@ -236,6 +241,8 @@ module.exports = {
   setVariable,
   set_variable: setVariable,
   event,
+  executeToolAction,
+  execute_tool_action: executeToolAction,
   setCondition,
   set_condition: setCondition,
 };

@@ -20,6 +20,8 @@ from typing import Any, Dict, List, Optional, Tuple
 __all__ = [
     "CroniumError",
     "event",
+    "executeToolAction",
+    "execute_tool_action",
     "getVariable",
     "get_variable",
     "input",
@@ -76,6 +78,12 @@ def setCondition(condition: bool) -> None:
     _exchange(["cronium.setCondition", "true" if condition else "false"])
 
 
+def executeToolAction(tool: str, action: str, params: Optional[Dict[str, Any]] = None) -> Any:
+    """Have the platform do something, at most once, and return what it answers. In API mode only."""
+    return _call("executeToolAction", "--", tool, action, _text({} if params is None else params))
+
+
+execute_tool_action = executeToolAction
 get_variable = getVariable
 set_variable = setVariable
 set_condition = setCondition

@@ -31,7 +31,7 @@ from .errors import ExecutionError, InputError, RunnerError, SystemRefusedError
 from .guardian import start_supervisor
 from .jobdir import ExecutionDirectory, StateDirectory
 from .payload_cache import PayloadCache
-from .submission import Submission, from_frame
+from .submission import Submission, access_in, from_frame
 from .wire import frames
 from .wire.frames import Frame, Kind, ProtocolError
 
@@ -74,6 +74,7 @@ class Agent:
         self._last_heard = time.monotonic()
         self._is_connected = True
         self._is_starved = False
+        self._is_warm = False
         self._descriptor_limit = _raise_descriptor_limit()
         self._signals_read, self._signals_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -111,8 +112,16 @@ class Agent:
             "maxFrame": frames.MAX_BODY,
             "credit": frames.CREDIT,
             "hostname": os.uname().nodename,
-            "knows": ["gc"],
+            "knows": ["gc", "api"],
+            **self._sockets(),
         }
+
+    def _sockets(self) -> dict[str, str]:
+        """Where the controller may have sshd make its socket; nothing when there is no such place."""
+        try:
+            return {"sockets": self.state.forwarded_folder()}
+        except (OSError, RunnerError):
+            return {}
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -219,6 +228,9 @@ class Agent:
 
     def supervise(self, submission: Submission) -> tuple[int, socket.socket]:
         """Forks a supervisor; returns its pid and our end of the pair."""
+        if submission.api is not None and not self._is_warm:
+            _load_what_api_mode_needs()
+            self._is_warm = True
         pid, pair = start_supervisor(self.state, submission, descriptor_limit=self._descriptor_limit)
         self._supervisors[pid] = submission.execution_id
         return pid, pair
@@ -360,8 +372,9 @@ class Agent:
                 conversation = self._converse(frame.channel, submission.execution_id, body)
                 conversation.begin(submission, wants_data=body.get("follow", True))
             case Kind.ATTACH:
+                access = access_in(body)
                 conversation = self._converse(frame.channel, _id_in(body), body)
-                conversation.attach(wants_future=body.get("follow", True) is True)
+                conversation.attach(wants_future=body.get("follow", True) is True, access=access)
             case Kind.ACKNOWLEDGE:
                 following.acknowledge(self.state.execution(_id_in(body)))
                 self.send(Kind.STATUS, frame.channel, {"executions": []})
@@ -457,6 +470,15 @@ def _load_what_supervisors_need() -> None:
     cgroup.sweep()
     masks.is_masked_name("")  # compiles the default names
     manifest.parse_manifest(b"version: v1\nentrypoint: warm\n", members=("warm",))
+
+
+def _load_what_api_mode_needs() -> None:
+    """The same for API mode: a tenth of a second, for the first of all its executions, that bundled ones never pay."""
+    from . import api_values, live, masking, platform_client  # noqa: F401
+
+    platform_client.warm()
+    gc.collect()
+    gc.freeze()
 
 
 def serve() -> int:

@@ -16,6 +16,7 @@ from .wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, Outcome, Result, e
 
 if TYPE_CHECKING:
     from .submission import Submission
+    from .wire.access import Access
 
 
 class _Commands(click.Group):
@@ -251,6 +252,7 @@ def _submission(options: dict[str, Any]) -> "Submission":
             masked_names=options["masked_names"] or masks.DEFAULT_NAMES,
             timeout=options["timeout"],
             limits=words.limits(options["limits"]),
+            api=_access(chosen),
             on_disconnect=options["on_disconnect"],
             keep_work=options["keep"],
         ).checked()
@@ -260,6 +262,22 @@ def _submission(options: dict[str, Any]) -> "Submission":
     if short:
         say(f"warning: {masks.short_sentence(short)}")
     return submission
+
+
+def _access(chosen_id: str | None) -> "Access | None":
+    """API mode, when the environment configures it. Inside a job it is the job's own, and no nested run's."""
+    from .wire import access
+
+    if "CRONIUM_WORK_DIR" in os.environ:
+        return None
+    try:
+        found = access.from_environment(os.environ)
+    except access.AccessError as error:
+        raise InputError(str(error), "api.config") from None
+    if found is not None and chosen_id is None:
+        sentence = "API mode needs the id that the token was made for: --execution-id, or CRONIUM_EXECUTION_ID"
+        raise InputError(sentence, "api.config")
+    return found
 
 
 def _source(path: str, sha256: str | None) -> Any:

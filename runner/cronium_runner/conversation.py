@@ -7,6 +7,7 @@ something may have changed. What it raises is the agent's to turn into a refusal
     receiving ← starting                                  its payload went from the cache just then
                 starting → joining → following            its id was claimed before
                            joining                        an attach begins here
+                           ending → delivering → ending   writes of API mode were left, and it may be tried again
 """
 
 import contextlib
@@ -16,11 +17,13 @@ from typing import Any, Final, Protocol
 
 from . import __version__
 from . import follow as following
+from .errors import SystemRefusedError
 from .guardian import GuardianReader, undecided
 from .jobdir import StateDirectory
 from .payload_cache import IncomingPayload, PayloadCache
 from .submission import Archive, Submission
 from .wire import frames
+from .wire.access import Access
 from .wire.frames import Kind, ProtocolError
 from .wire.names import STREAM_NAMES
 from .wire.results import Outcome, Result
@@ -38,6 +41,8 @@ class Phase(StrEnum):
     """The execution exists and is to be followed; again and again while no descriptor is free, or it is busy."""
     FOLLOWING = "following"
     """Its output is sent as it comes."""
+    DELIVERING = "delivering"
+    """It has ended, and what the platform doesn't have yet is being delivered."""
     ENDING = "ending"
     """No supervisor will say more: when all output has been sent, the result follows."""
     OVER = "over"
@@ -50,7 +55,8 @@ MOVES: Final[dict[Phase, frozenset[Phase]]] = {
     Phase.STARTING: frozenset({Phase.RECEIVING, Phase.JOINING, Phase.FOLLOWING, Phase.OVER}),
     Phase.JOINING: frozenset({Phase.FOLLOWING, Phase.ENDING, Phase.OVER}),
     Phase.FOLLOWING: frozenset({Phase.ENDING, Phase.OVER}),
-    Phase.ENDING: frozenset({Phase.OVER}),
+    Phase.ENDING: frozenset({Phase.DELIVERING, Phase.OVER}),
+    Phase.DELIVERING: frozenset({Phase.ENDING, Phase.OVER}),
     Phase.OVER: frozenset(),
 }
 
@@ -104,6 +110,7 @@ class Conversation:
         self._verdict = GuardianReader()
         self._watch: socket.socket | None = None
         self._follower: following.Follower | None = None
+        self._access: Access | None = None
 
     def __repr__(self) -> str:
         return f"<Conversation {self.channel} {self._id} {self.phase}>"
@@ -117,6 +124,7 @@ class Conversation:
         self._sha256 = submission.source.sha256 or ""
         self._wants_data = wants_data
         if self._agent.state.is_claimed(self._id):
+            self._access = submission.api
             self._move(Phase.JOINING)
         elif self._agent.payloads.has(self._sha256):
             self._start()
@@ -128,9 +136,13 @@ class Conversation:
         self._move(Phase.RECEIVING)
         self._agent.send(Kind.WANT_PAYLOAD, self.channel, {"sha256": self._sha256})
 
-    def attach(self, *, wants_future: bool) -> None:
-        """An execution that exists. Without `wants_future` what is there now is all that is wanted."""
+    def attach(self, *, wants_future: bool, access: Access | None = None) -> None:
+        """An execution that exists. Without `wants_future` what is there now is all that is wanted.
+
+        One in API mode goes on with `access`; what it has not delivered is delivered there.
+        """
         self._wants_future = wants_future
+        self._access = access
         self._move(Phase.JOINING)
 
     def receive(self, piece: bytes) -> None:
@@ -205,7 +217,10 @@ class Conversation:
             piece = b""
         if not piece:
             self._drop_watch()
-            self._miss_supervisor()
+            if self.phase is Phase.DELIVERING:
+                self._move(Phase.ENDING)
+            else:
+                self._miss_supervisor()
         elif self._pid is not None:
             self._verdict.feed(piece)
             self._act_on_verdict()
@@ -272,6 +287,7 @@ class Conversation:
         if watch is None:
             self._move(Phase.ENDING)
             return
+        self._pass_access_on(watch)
         self._move(Phase.FOLLOWING)
         self._listen(watch)
         self._pass_cancel_on()
@@ -308,12 +324,25 @@ class Conversation:
         """All output has been sent: the result follows, or the state when only a look was wanted and it still runs."""
         execution = follower.execution
         result = following.final_result(execution, is_guardian=True)
-        if result is not None:
+        if result is not None and self._access is not None and result.get("undelivered"):
+            self._deliver_late(self._access)
+        elif result is not None:
             self._finish(result)
         elif not self._wants_future:
             self._agent.send(Kind.STATUS, self.channel, {"executions": [following.status(execution)]})
             self.close()
         # else the supervisor is ending: the next turn looks again
+
+    def _deliver_late(self, access: Access) -> None:
+        """It has left writes behind; they are tried once more before its result is told."""
+        from . import late_delivery
+
+        assert self._follower is not None
+        self._access = None
+        with contextlib.suppress(SystemRefusedError):  # no process for it now: the result says what is left
+            watch = late_delivery.start(self._follower.execution, access)
+            self._move(Phase.DELIVERING)
+            self._listen(watch)
 
     # -- small steps ---------------------------------------------------------------------------------------------
 
@@ -338,6 +367,13 @@ class Conversation:
             watch, self._watch = self._watch, None
             self._agent.ignore(watch)
             watch.close()
+
+    def _pass_access_on(self, watch: socket.socket) -> None:
+        """The supervisor goes on with the new endpoint and token."""
+        assert self._follower is not None
+        if self._access is not None and following.is_in_api_mode(self._follower.execution):
+            with contextlib.suppress(OSError):  # it ended just now, and what it left is delivered by us
+                watch.sendall(following.access_message(self._access))
 
     def _pass_cancel_on(self) -> None:
         if self._is_cancelled and self._watch is not None:

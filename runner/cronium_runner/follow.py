@@ -8,19 +8,45 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from . import process, undertaker
 from .errors import ExecutionError, RunnerError
 from .jobdir import ExecutionDirectory
 from .lifecycle import State
+from .wire import exactjson
+from .wire.access import API, Access, mode_of
 from .wire.names import STREAM_NAMES
 
 READ_PIECE: Final = 256 * 1024
 
 CANCEL: Final = b"c"
 """What a watcher sends to have the execution ended."""
+ACCESS: Final = b"a"
+"""What a watcher sends, with a length (32 bits) and JSON behind it, to give an execution in API mode another access."""
+MAX_MESSAGE: Final = 64 * 1024
+"""Bytes of an access: twice what an endpoint and a token can have."""
+
+
+def access_message(access: Access) -> bytes:
+    """What to send for another endpoint and token. Only in API mode: an older supervisor would take it for a cancel."""
+    body = exactjson.encode(access.to_json())
+    return ACCESS + len(body).to_bytes(4) + body
+
+
+def take_messages(received: bytearray) -> Iterator[tuple[bytes, bytes]]:
+    """Takes the complete messages, kind and body, out of what a watcher has sent. What nobody knows is skipped."""
+    while received:
+        kind, size = bytes(received[:1]), 1
+        if kind == ACCESS:
+            length = int.from_bytes(received[1:5])
+            size = 5 + (length if length <= MAX_MESSAGE else 0)
+            if len(received) < size:
+                return
+        body = bytes(received[5:size])
+        del received[:size]
+        yield kind, body
 
 
 class Follower:
@@ -142,11 +168,27 @@ def status(execution: ExecutionDirectory) -> dict[str, Any]:
         "collected": execution.is_tombstone(),
         "stdout": {"bytes": sizes["stdout"]},
         "stderr": {"bytes": sizes["stderr"]},
+        "mode": mode_of(result or claim),
+        "undelivered": _undelivered(execution, claim) if result is None else result.get("undelivered", 0),
         "heldBy": running.get("heldBy"),
         "limits": running.get("limits", {}),
         "result": result,
         "error": damage,
     }
+
+
+def _undelivered(execution: ExecutionDirectory, claim: dict[str, Any]) -> int | None:
+    """How many writes of an execution that has no result wait for the platform; None when that can't be read."""
+    if mode_of(claim) != API:
+        return 0
+    from . import journal
+
+    return journal.undelivered(execution)
+
+
+def is_in_api_mode(execution: ExecutionDirectory) -> bool:
+    """Whether the execution reads and writes the platform's data."""
+    return mode_of(_claim_record(execution)) == API
 
 
 def settled_status(execution: ExecutionDirectory) -> dict[str, Any]:

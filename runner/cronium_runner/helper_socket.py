@@ -23,7 +23,8 @@ MAX_CHUNK: Final = 1024 * 1024
 BACKLOG: Final = 256
 """Connections that may wait while the supervisor is busy: 8 processes × 20 helpers at once fit."""
 
-Execute = Callable[[helpers.Request, bytes | None], helpers.Answer]
+Execute = Callable[["Connection", helpers.Request, bytes | None], helpers.Answer | None]
+"""Does a call for a connection. None: `Connection.answer` is given what it comes to, later."""
 
 
 _TOO_LARGE: Final = helpers.HelperError(
@@ -38,6 +39,7 @@ class _BrokenError(Exception):
 class _Phase(Enum):
     WORDS = auto()
     STDIN = auto()
+    WAITING = auto()
     ANSWER = auto()
     WATCH = auto()
 
@@ -63,6 +65,7 @@ class Connection:
         self._stdin_size = 0
         self._request: helpers.Request | None = None
         self._unsent = bytearray()
+        self._is_deaf = False
 
     def fileno(self) -> int:
         """For epoll."""
@@ -72,6 +75,11 @@ class Connection:
     def is_watch(self) -> bool:
         """Whether this connection follows the execution instead of asking for a value."""
         return self._phase is _Phase.WATCH
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether the client has said all it will, and waits for its answer: nothing is to be read any more."""
+        return self._is_deaf
 
     @property
     def has_unsent(self) -> bool:
@@ -91,9 +99,13 @@ class Connection:
         except OSError:
             return False
         if not piece:
-            return False
+            # A client may close its sending side and wait; when it is gone altogether, that is heard once more.
+            was_deaf, self._is_deaf = self._is_deaf, True
+            return self._phase is _Phase.WAITING and not was_deaf
+        if self._phase is _Phase.WAITING:
+            return True  # what comes after the request is nobody's
         if self._phase is _Phase.ANSWER:
-            return self.send()  # what comes after the request is nobody's
+            return self.send()
         self._received += piece
         try:
             self._advance()
@@ -101,11 +113,19 @@ class Connection:
             return False
         return self.send()
 
-    def take_received(self) -> bytes:
-        """What a watcher has sent since the last time."""
-        taken = bytes(self._received)
-        self._received.clear()
-        return taken
+    def answer(self, answer: helpers.Answer) -> None:
+        """What the call has come to; `send` sends it."""
+        self._phase = _Phase.ANSWER
+        if answer.stdout:
+            self._unsent += _record(b"O", answer.stdout)
+        if answer.stderr:
+            self._unsent += _record(b"E", answer.stderr)
+        self._unsent += _record(b"X", bytes([answer.status]) + answer.code.encode("ascii"))
+
+    @property
+    def received(self) -> bytearray:
+        """What a watcher has sent; whoever reads it takes it out."""
+        return self._received
 
     def send(self) -> bool:
         """Sends what the client will take now. False when the answer is out or nobody is there."""
@@ -129,10 +149,10 @@ class Connection:
             try:
                 request = helpers.parse(words)
             except helpers.HelperError as error:
-                self._answer(error.answer)
+                self.answer(error.answer)
                 return
             if not request.needs_stdin:
-                self._answer(self._execute(request, None))
+                self._do(request, None)
                 return
             self._request = request
             self._phase = _Phase.STDIN
@@ -140,9 +160,15 @@ class Connection:
         if self._phase is _Phase.STDIN and self._take_stdin():
             assert self._request is not None
             if self._stdin_size > MAX_STDIN:
-                self._answer(_TOO_LARGE.answer)
+                self.answer(_TOO_LARGE.answer)
             else:
-                self._answer(self._execute(self._request, bytes(self._stdin)))
+                self._do(self._request, bytes(self._stdin))
+
+    def _do(self, request: helpers.Request, stdin: bytes | None) -> None:
+        self._phase = _Phase.WAITING
+        answer = self._execute(self, request, stdin)
+        if answer is not None:
+            self.answer(answer)
 
     def _take_stdin(self) -> bool:
         """Collects chunks of standard input; True once the empty one has come."""
@@ -164,14 +190,6 @@ class Connection:
         finally:
             del received[:start]
         return False
-
-    def _answer(self, answer: helpers.Answer) -> None:
-        self._phase = _Phase.ANSWER
-        if answer.stdout:
-            self._unsent += _record(b"O", answer.stdout)
-        if answer.stderr:
-            self._unsent += _record(b"E", answer.stderr)
-        self._unsent += _record(b"X", bytes([answer.status]) + answer.code.encode("ascii"))
 
 
 def _record(kind: bytes, body: bytes) -> bytes:

@@ -70,6 +70,9 @@ class Values(Protocol):
     def set_condition(self, condition: bool) -> None:
         """Decide what the workflow does next."""
 
+    def execute_tool_action(self, tool: str, action: str, params: Mapping[str, Json]) -> Json:
+        """Have the platform do something, at most once; what it answers. Raises `HelperError`."""
+
 
 class Request(NamedTuple):
     """A call that is in the grammar. `needs_stdin`: the client has to be asked for its standard input."""
@@ -79,6 +82,21 @@ class Request(NamedTuple):
     as_json: bool
     default: str | None
     needs_stdin: bool
+
+    @property
+    def asks(self) -> bool:
+        """Whether live values may make it wait for an answer; a write never does."""
+        return self.verb.name in _ASKING
+
+    @property
+    def variable(self) -> str | None:
+        """The variable that is asked for."""
+        return self.operands[0] if self.verb.name == "getVariable" else None
+
+    @property
+    def acts(self) -> bool:
+        """Whether it is a tool's action, which may take as long as it likes."""
+        return self.verb.name == "executeToolAction"
 
 
 class _Verb(NamedTuple):
@@ -132,6 +150,14 @@ def execute(request: Request, values: Values, stdin: bytes | None = None) -> Ans
         return Answer(0, stdout=request.verb.run(request, values, stdin or b""))
     except HelperError as error:
         return error.answer
+
+
+def execute_safely(request: Request, values: Values, stdin: bytes | None = None) -> Answer:
+    """Like `execute`; a defect in one call is that call's answer, and must not cost the whole execution."""
+    try:
+        return execute(request, values, stdin)
+    except Exception as error:  # noqa: BLE001 - see above
+        return Answer(1, stderr=_line(f"Error: the runner failed: {type(error).__name__}: {error}"))
 
 
 def _input(request: Request, values: Values, _stdin: bytes) -> bytes:
@@ -193,6 +219,19 @@ def _event(request: Request, values: Values, _stdin: bytes) -> bytes:
 def _set_condition(request: Request, values: Values, _stdin: bytes) -> bytes:
     values.set_condition(_CONDITIONS[request.operands[0].lower()])
     return b""
+
+
+def _execute_tool_action(request: Request, values: Values, stdin: bytes) -> bytes:
+    tool, action, *rest = request.operands
+    if not rest:
+        params: Json = {}
+    elif rest[0] == "-":
+        params = _strict(_text(stdin, "standard input"), "standard input")
+    else:
+        params = _strict(rest[0], "the parameters")
+    if not isinstance(params, dict):
+        raise HelperError("value.invalid", "the parameters of a tool's action are a JSON object")
+    return _printed(values.execute_tool_action(tool, action, params), request.as_json)
 
 
 def _given(request: Request, argument: str, stdin: bytes, *, lenient: bool) -> Json:
@@ -278,6 +317,8 @@ _CONDITIONS: Final = {
 
 _EVENT_ALIASES: Final = {"eventId": "id", "eventName": "name", "eventType": "type"}
 
+_ASKING: Final = ("input", "getVariable", "event", "executeToolAction")
+
 _JSON: Final = ("--json",)
 _DOTTED: Final[dict[str, _Verb]] = {
     f"cronium.{verb.name}": verb
@@ -309,6 +350,14 @@ _DOTTED: Final[dict[str, _Verb]] = {
         ),
         _Verb("event", " [--json] [FIELD]", (0, 1), _JSON, lambda _: False, _event),
         _Verb("setCondition", " true|false", (1, 1), (), lambda _: False, _set_condition),
+        _Verb(
+            "executeToolAction",
+            " [--json] TOOL ACTION [PARAMS]; PARAMS is a JSON object, read from standard input when it is -",
+            (2, 3),
+            _JSON,
+            lambda operands: operands[2:] == ("-",),
+            _execute_tool_action,
+        ),
     )
 }
 

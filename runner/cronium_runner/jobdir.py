@@ -29,6 +29,11 @@ TEMPORARY: Final = ".new-"
 SOCKET_PATH_LIMIT: Final = 107
 """sun_path holds 108 bytes with its NUL (unix(7))."""
 
+FORWARDED: Final = ".api"
+"""How the names of sockets end that sshd makes for API mode; helper sockets' names are hexadecimal digits alone."""
+FORWARDED_SECONDS: Final = 10.0
+"""How old a forwarded socket that refuses must be to be one that was left: longer than from bind(2) to listen(2)."""
+
 
 COLLECTED_EVERY_SECONDS: Final = 3600.0
 """How often a collection begins by itself: what is kept is counted in days."""
@@ -175,15 +180,19 @@ class StateDirectory:
                         with contextlib.suppress(OSError):
                             remove_tree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
         with contextlib.suppress(OSError, StateDirectoryError):
-            self._sweep_sockets(os.path.dirname(self.socket_path()))
+            for folder in {os.path.dirname(self.socket_path()), self.forwarded_folder()}:
+                self._sweep_sockets(folder)
 
     def _sweep_sockets(self, folder: str) -> None:
-        """Helper sockets of supervisors that were killed before their claim named them. A long job's still answers."""
+        """Helper sockets of supervisors that were killed before their claim named them, and forwarded ones: sshd leaves
+        those behind. A long job's still answers.
+        """
         import socket
 
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.stat(follow_symlinks=False).st_mtime < _an_hour_ago():
+                youngest = time.time() - FORWARDED_SECONDS if entry.name.endswith(FORWARDED) else _an_hour_ago()
+                if entry.stat(follow_symlinks=False).st_mtime < youngest:
                     with contextlib.suppress(BlockingIOError), socket.socket(socket.AF_UNIX) as asking:
                         asking.setblocking(False)
                         try:
@@ -201,14 +210,21 @@ class StateDirectory:
 
     def socket_path(self) -> str:
         """A fresh path for a helper socket, at most 107 bytes, in a folder of ours that is closed to others."""
-        folder = os.path.join(self.path, "s")
         name = os.urandom(4).hex()
+        return os.path.join(self._socket_folder(name), name)
+
+    def forwarded_folder(self) -> str:
+        """Where sshd may make the sockets of API mode (8 hexadecimal digits and `.api`); ours and closed to others."""
+        return self._socket_folder("0" * 8 + FORWARDED)
+
+    def _socket_folder(self, name: str) -> str:
+        folder = os.path.join(self.path, "s")
         if len(os.fsencode(folder)) + 1 + len(name) > SOCKET_PATH_LIMIT:
             # A deep state directory (tests, long home paths). The folder's owner and mode are checked, so nobody
             # who made it first can listen in.
             folder = f"/tmp/cronium-{os.geteuid()}"  # noqa: S108
         _ensure_private_directory(folder)
-        return os.path.join(folder, name)
+        return folder
 
     def stage(self) -> "Stage":
         """A fresh directory in which an execution is prepared before its id is claimed."""

@@ -91,7 +91,8 @@ class MaskedSpool:
 
     def close(self) -> StreamSummary:
         """Makes what was kept durable and says what it is."""
-        self._spool.write(self._masker.flush())
+        if held := self._masker.flush():  # an empty stream is no file
+            self._spool.write(held)
         return self._spool.close()
 
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import signal
 import socket
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from . import (
@@ -30,7 +30,7 @@ from .jobdir import AlreadyClaimedError, ExecutionDirectory, Stage, StateDirecto
 from .manifest import Manifest
 from .submission import DEFAULT_TIMEOUT, LEFT_BY_A_RUN, Archive, Folder, Script, Source, Submission
 from .values import BundledValues
-from .wire import masks
+from .wire import access, masks
 from .wire.limits import Limits
 
 REMEMBERED_BYTES: Final = 64 * 1024
@@ -78,16 +78,17 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
             parsed, digest = _fill(stage, submission.source)
         event = _event(submission, parsed.metadata)
         own = {
-            "CRONIUM_HELPER_MODE": "bundled",
+            "CRONIUM_HELPER_MODE": submission.mode,
             "CRONIUM_EXECUTION_ID": submission.execution_id,
             "CRONIUM_JOB_ID": str(event["jobId"] or ""),
             "CRONIUM_EVENT_ID": str(event["id"] or ""),
             "CRONIUM_WORK_DIR": os.path.join(state.executions, submission.execution_id, "work"),
             "CRONIUM_SOCKET": state.socket_path(),
+            **_exposed(submission, parsed),
         }
         command, script_environment = _command(stage, parsed, own, submission.secrets)
         is_masked = functools.partial(masks.is_masked_name, globs=submission.masked_names)
-        values = BundledValues(
+        values = _values(submission)(
             os.path.join(stage.work, ".cronium"),
             input=submission.input if submission.has_input else parsed.metadata.get("inputData"),
             variables={**parsed.variables, **submission.variables},
@@ -110,6 +111,7 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
                 "supervisor": process.identity(os.getpid()),
                 **({} if containment.group is None else {"group": containment.group.path}),
                 "runnerVersion": __version__,
+                **({} if submission.api is None else {"mode": submission.mode}),
             },
         )
         values.move_to(os.path.join(execution.work, ".cronium"))
@@ -241,6 +243,22 @@ def _command(
     plain = environment.script_environment(inherited, manifest=parsed.environment, own=own, helper_bin=helpers.bin)
     command = interpreter.resolve(parsed.interpreter, parsed.entrypoint, stage.work, plain["PATH"])
     return command, environment.for_interpreter(plain, command.kind, helpers)
+
+
+def _values(submission: Submission) -> Callable[..., BundledValues]:
+    """What makes the values of the submission's mode."""
+    if submission.api is None:
+        return BundledValues
+    from .api_values import ApiValues
+
+    return functools.partial(ApiValues, execution_id=submission.execution_id, access=submission.api)
+
+
+def _exposed(submission: Submission, parsed: Manifest) -> dict[str, str]:
+    """Endpoint and token, for a script that asks for them."""
+    if submission.api is None or not parsed.expose_api:
+        return {}
+    return {access.ENDPOINT_NAME: submission.api.endpoint, access.TOKEN_NAME: submission.api.token}
 
 
 def _event(submission: Submission, metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 from .archive import shown
 from .errors import ExecutionError, InputError
 from .wire import exactjson, masks
+from .wire.access import API, BUNDLED, Access, AccessError
 from .wire.limits import LimitError, Limits, from_mapping
 from .wire.names import execution_id_from, invalid_id_sentence, is_execution_id, is_sha256
 
@@ -73,9 +74,16 @@ class Submission(NamedTuple):
     """Globs for names of variables and environment variables: their values are masked in the output."""
     limits: Limits = Limits()
     """They beat the manifest's, key by key."""
+    api: Access | None = None
+    """With it the execution is in API mode. It is no part of what tells two submissions apart, and is kept nowhere."""
 
     def __repr__(self) -> str:
         return f"<Submission {self.execution_id} {self.source!r}>"  # never the secrets
+
+    @property
+    def mode(self) -> str:
+        """`bundled` or `api`."""
+        return BUNDLED if self.api is None else API
 
     def checked(self) -> "Submission":
         """The same submission. Raises ExecutionError or InputError for an id or a timeout that is not possible."""
@@ -117,6 +125,7 @@ _FRAME_KEYS: Final = {
     "keepWork": bool,
     "offsets": list,
     "follow": bool,
+    "api": dict,
 }
 
 
@@ -167,7 +176,16 @@ def from_frame(body: dict[str, Any], payload_path: Callable[[str], str]) -> Subm
         masked_names=tuple(globs),
         limits=limits,
         keep_work=body.get("keepWork", False),
+        api=access_in(body),
     ).checked()
+
+
+def access_in(body: dict[str, Any]) -> Access | None:
+    """What a SUBMIT or ATTACH frame says about the runtime API. Raises InputError, which never holds the token."""
+    try:
+        return Access.from_json(body["api"]) if "api" in body else None
+    except AccessError as error:
+        raise InputError(str(error), "api.config") from None
 
 
 def to_frame(submission: Submission, sha256: str) -> dict[str, Any]:
@@ -187,6 +205,8 @@ def to_frame(submission: Submission, sha256: str) -> dict[str, Any]:
     }
     if submission.has_input:
         body["input"] = submission.input
+    if submission.api is not None:
+        body["api"] = submission.api.to_json()
     if submission.args is not None:
         body["args"] = list(submission.args)
     return body

@@ -16,7 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from . import __version__, follow, helper_socket, helpers, process
 from .ending import Ending
@@ -30,6 +30,7 @@ from .wire.names import STDERR, STDOUT, STREAM_NAMES
 from .wire.results import Outcome, Result
 
 if TYPE_CHECKING:
+    from .live import Live
     from .masking import MaskedSpool
 
 DRAIN_SECONDS: Final = 2.0
@@ -37,6 +38,14 @@ DRAIN_SECONDS: Final = 2.0
 MAX_CONNECTIONS: Final = 256
 """Helpers at once. A script that opened more would take the descriptors that are needed to end it."""
 READ_PIECE: Final = 256 * 1024
+
+
+class Left(NamedTuple):
+    """What a script in API mode has written and the platform doesn't have."""
+
+    undelivered: int = 0
+    refused: int = 0
+    refusal: str | None = None
 
 
 class Supervisor:
@@ -62,11 +71,13 @@ class Supervisor:
         self._containment = prepared.containment
         self._ending = Ending(self._containment)
         self._is_childless = False
+        self._is_hurried = False
         self._connections = 0
         self._drain_until: float | None = None
         self._deadline = float("inf")
         self._started = 0.0
         self._started_at: str | None = None
+        self._live = None if submission.api is None else _live(prepared)
 
     def start(self) -> None:
         """Starts the script. Raises NotExecutableError when it could not be executed at all: then nothing has run."""
@@ -76,6 +87,9 @@ class Supervisor:
         if self._guardian is not None:
             self._guardian.setblocking(False)
             self._add(self._guardian.fileno(), self._hear_guardian)
+        if self._live is not None:
+            live = self._live
+            self._add(live.descriptor, lambda _events: live.hand_back())
         self._start_script()
 
     @property
@@ -87,7 +101,21 @@ class Supervisor:
         """Sees the started script through to its end and writes the result down."""
         while not self._is_over():
             self._turn()
+        if self._live is not None:
+            self._deliver_rest(self._live)
         return self._finish()
+
+    def _deliver_rest(self, live: "Live") -> None:
+        """The script has ended; what it wrote last may still be on its way to the platform."""
+        live.begin_end()
+        while not (live.is_delivered() or self._is_hurried):
+            for descriptor, events in self._epoll.poll(live.until_given_up()):
+                callback = self._callbacks.get(descriptor)
+                if callback is not None:
+                    callback(events)
+            if self._has_news:
+                self._has_news = False
+                self._wake_followers()
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -247,6 +275,8 @@ class Supervisor:
 
     def _end(self, reason: Outcome) -> None:
         """The script is to end: SIGTERM now, SIGKILL after the grace period."""
+        if self._status is not None:
+            self._is_hurried = True  # nothing is left to end but the waiting for a platform
         if self._end_reason is None and self._status is None:
             self._end_reason = reason
             self._terminate_tree(reason.value)
@@ -290,13 +320,23 @@ class Supervisor:
             self._add(connected.fileno(), functools.partial(self._serve, connection))
             self._serve(connection, select.EPOLLIN)
 
-    def _execute_helper(self, request: helpers.Request, stdin: bytes | None) -> helpers.Answer:
-        try:
-            answer = helpers.execute(request, self._prepared.values, stdin)
-            self._mask_new_values()
-            return answer
-        except Exception as error:  # noqa: BLE001 - a defect in one helper call must not cost the whole execution
-            return helpers.Answer(1, stderr=f"Error: the runner failed: {type(error).__name__}: {error}\n".encode())
+    def _execute_helper(
+        self, connection: helper_socket.Connection, request: helpers.Request, stdin: bytes | None
+    ) -> helpers.Answer | None:
+        values = self._prepared.values
+        if self._live is not None and self._live.must_wait(request):
+            self._live.do(request, stdin, functools.partial(self._answer_later, connection))
+            return None
+        answer = helpers.execute_safely(request, values, stdin)
+        self._mask_new_values()
+        return answer
+
+    def _answer_later(self, connection: helper_socket.Connection, answer: helpers.Answer) -> None:
+        """A call that had to wait is done. Its client may have gone meanwhile."""
+        self._mask_new_values()
+        connection.answer(answer)
+        if connection.fileno() in self._callbacks:
+            self._serve(connection, select.EPOLLOUT)
 
     def _new_spool(self, name: str) -> "Spool | MaskedSpool":
         spool = Spool(self._execution.spool_path(name))
@@ -327,12 +367,14 @@ class Supervisor:
                 self._add(self._prepared.helper_socket.fileno(), self._accept)
             self._connections -= 1
             return
-        self._epoll.modify(descriptor, select.EPOLLIN | (select.EPOLLOUT if connection.has_unsent else 0))
+        wanted = (0 if connection.is_deaf else select.EPOLLIN) | (select.EPOLLOUT if connection.has_unsent else 0)
+        self._epoll.modify(descriptor, wanted)
         if connection.is_watch:
             if descriptor not in self._watchers:
                 self._watchers[descriptor] = connection
                 self._has_news = True
-            self._obey(connection.take_received())
+            for kind, body in follow.take_messages(connection.received):
+                self._obey(kind, body)
 
     def _hear_guardian(self, _events: int) -> None:
         assert self._guardian is not None
@@ -343,7 +385,8 @@ class Supervisor:
         except OSError:
             words = b""
         if words:
-            self._obey(words)
+            for kind, body in follow.take_messages(bytearray(words)):  # a guardian only cancels: one byte
+                self._obey(kind, body)
             return
         # Whoever submitted this is gone, or lost the connection it was submitted over.
         self._remove(self._guardian.fileno())
@@ -352,9 +395,12 @@ class Supervisor:
         if self._submission.on_disconnect == "cancel":
             self._end(Outcome.CANCELLED)
 
-    def _obey(self, words: bytes) -> None:
-        if follow.CANCEL in words:
+    def _obey(self, kind: bytes, body: bytes) -> None:
+        if kind == follow.CANCEL:
             self._end(Outcome.CANCELLED)
+        elif kind == follow.ACCESS and self._live is not None:
+            self._live.replace_access(body)
+            self._mask_new_values()
 
     def _wake_followers(self) -> None:
         waiting = [watcher.socket for watcher in self._watchers.values()]
@@ -383,6 +429,7 @@ class Supervisor:
         code, message = self._explain(state, exit_code, number)
         values = self._prepared.values
         usage = self._usage
+        left = Left() if self._live is None else Left(*self._live.left())
         result = Result(
             execution_id=self._execution.id,
             job_id=self._prepared.job_id,
@@ -402,6 +449,10 @@ class Supervisor:
             max_rss_kib=None if usage is None else usage.ru_maxrss,
             strays=self._ending.strays,
             runner_version=__version__,
+            undelivered=left.undelivered,
+            refused=left.refused,
+            refusal=left.refusal,
+            mode=self._submission.mode,
             error_code=code,
             error_message=message,
         )
@@ -442,6 +493,12 @@ class Supervisor:
             return "execution.cancelled", "the execution was cancelled and its processes were ended"
         exceeded = self._containment.verdict(exit_code, number) if state is Outcome.FAILED else None
         return exceeded or (None, None)
+
+
+def _live(prepared: Prepared) -> "Live":
+    from .live import Live
+
+    return Live(prepared)
 
 
 def _exit_of(status: int) -> tuple[int | None, int | None]:

@@ -17,6 +17,7 @@ from . import __version__, cgroup, orphans, process
 from .errors import StateDirectoryError
 from .jobdir import ExecutionDirectory, utc_now
 from .lifecycle import State
+from .wire.access import API, mode_of
 from .wire.names import STDERR, STDOUT, STREAM_NAMES
 from .wire.results import Outcome, Result, StreamSummary
 
@@ -54,7 +55,8 @@ def start(execution: ExecutionDirectory, *, guardian: int | None) -> None:
             _failed[execution.path] = time.monotonic()
     if time.monotonic() < _failed.get(execution.path, -AGAIN_SECONDS) + AGAIN_SECONDS:
         raise StateDirectoryError(
-            f"that '{execution.id}' is lost cannot be written down in {execution.path}; see that there is space and a free descriptor"
+            f"that '{execution.id}' is lost cannot be written down in {execution.path}; "
+            "see that there is space and a free descriptor"
         )
     lock = os.open(execution.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -111,6 +113,7 @@ def _write_lost(execution: ExecutionDirectory) -> None:
         stdout=_kept(execution, STDOUT),
         stderr=_kept(execution, STDERR),
         runner_version=claim.get("runnerVersion", __version__),
+        **_writes(execution, claim),
         error_code="execution.lost",
         error_message=f"the supervisor of '{execution.id}' died without a result; how far the script came is not "
         "known. What it had written so far is kept; submit it under a new id to run it again",
@@ -120,6 +123,19 @@ def _write_lost(execution: ExecutionDirectory) -> None:
     except OSError:
         execution.remove_work()  # makes room; nothing runs there any more
         execution.write_result(lost.to_json())
+
+
+def _writes(execution: ExecutionDirectory, claim: dict[str, Any]) -> dict[str, Any]:
+    """What the result of an execution in API mode has besides: what it wrote and the platform doesn't have."""
+    if mode_of(claim) != API:
+        return {}
+    from .journal import Journal
+
+    try:
+        left = Journal.read(execution)
+    except OSError:
+        return {"mode": API}
+    return {"mode": API, "undelivered": left.undelivered, "refused": left.refusals, "refusal": left.refusal}
 
 
 def _kept(execution: ExecutionDirectory, stream: int) -> StreamSummary:

@@ -18,6 +18,12 @@ EVENT_FIELDS: Final = (
 
 MASKED: Final = "***"
 
+VARIABLE: Final = "variable"
+MERGE: Final = "merge"
+OUTPUT: Final = "output"
+CONDITION: Final = "condition"
+"""What a script can write: a variable, one key of the output, the output, the condition."""
+
 MAX_BYTES: Final = 6 << 20
 """Of all variables, and of the output: both together fit into a frame of the channel (16 MiB) as part of the result."""
 
@@ -100,11 +106,15 @@ class BundledValues:
                 "value.invalid",
                 f"key {shown(key)} cannot be merged into the output, which is no object; set it as a whole",
             )
-        self.replace_output({**(self._output or {}), key: value})
+        self._set_output({**(self._output or {}), key: value}, MERGE, key, value)
 
     def replace_output(self, value: Json) -> None:
-        self._store("output.json", {"data": value})
-        self._output = value
+        self._set_output(value, OUTPUT, None, value)
+
+    def _set_output(self, whole: Json, write: str, key: str | None, value: Json) -> None:
+        self._store("output.json", {"data": whole})
+        self._tell(write, key, value)
+        self._output = whole
 
     def get_variable(self, name: str) -> Json:
         return self._secrets[name] if name in self._secrets else self._variables[name]
@@ -117,6 +127,7 @@ class BundledValues:
             return
         variables = {**self._variables, name: value}
         self._store("variables.json", variables)
+        self._tell(VARIABLE, name, value)
         self._variables = variables
         self._changed[name] = value
         if self._is_masked(name):
@@ -130,7 +141,16 @@ class BundledValues:
         return self._event
 
     def set_condition(self, condition: bool) -> None:
+        self._tell(CONDITION, None, condition)
         self._condition = condition
+
+    def _tell(self, write: str, key: str | None, value: Json) -> None:
+        """For a mode in which somebody else is to have the write too. Raises HelperError: then nothing changes."""
+
+    def execute_tool_action(self, _tool: str, _action: str, _params: Mapping[str, Json]) -> Json:
+        raise HelperError(
+            "tool.unavailable", "tool actions need the platform: run the job in API mode (`cronium run --mode api`)"
+        )
 
     # What the result needs.
 

@@ -2,6 +2,8 @@
 
 import re
 import stat
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,7 @@ from cronium_controller.platform_store import (
     database_url,
 )
 from cronium_controller.platform_store.migrations import STEPS, Step, migrate
+from cronium_controller.platform_store.platform import KEPT_SECONDS
 from cronium_controller.platform_store.tables import metadata
 from cronium_controller.store import Store
 from cronium_runner.wire import exactjson
@@ -176,6 +179,38 @@ def test_revoked_or_unknown_grants_open_nothing(store: PlatformStore) -> None:
     assert store.read_variable(again, "SECRET") is None, "what was handed over goes with the tokens"
 
 
+def test_what_was_not_started_is_forgotten_and_its_id_can_be_used_again(store: PlatformStore) -> None:
+    store.register(LiveExecution("one", "u", input=1, variables={"x": 1}), 1.0, actor="a")
+    store.grant(Caller("one", "j"), 1.0, 2.0, actor="a")
+    store.forget("one", 2.0, actor="a")
+    store.forget("one", 2.0, actor="a")
+    with pytest.raises(GrantError):
+        store.read_input(Caller("one", "j"))
+    assert store.register(LiveExecution("one", "u", input=2), 3.0, actor="a")
+    store.grant(Caller("one", "k"), 3.0, 4.0, actor="a")
+    assert (store.read_input(Caller("one", "k")), store.read_variable(Caller("one", "k"), "x")) == ("2", None)
+    told = [entry.action for entry in store.audit(10, "one")]
+    assert told == [*["execution.registered", "token.issued", "execution.forgotten"], *told[:2]]
+
+
+def test_only_what_is_long_over_is_pruned(store: PlatformStore) -> None:
+    for name, ends in (("over", True), ("open", False)):
+        store.register(LiveExecution(name, "u"), 1.0, actor="a")
+        store.grant(Caller(name, f"j{name}"), 1.0, 100.0 + KEPT_SECONDS, actor="a")
+        put(store, Caller(name, f"j{name}"), "x", 1, sequence=1)
+        if ends:
+            store.revoke(name, 50.0, actor="a")
+    store.prune(99.0 + KEPT_SECONDS)
+    with pytest.raises(GrantError):
+        store.read_input(Caller("over", "jover"))
+    assert not store.write(
+        Caller("open", "jopen"), Write("variable.set", 1, "x", 1), 3.0
+    )  # known, so not applied again
+    store.prune(101.0 + 2 * KEPT_SECONDS)
+    with pytest.raises(GrantError):
+        store.read_input(Caller("open", "jopen"))
+
+
 def test_registering_again_changes_nothing(store: PlatformStore) -> None:
     caller = enter(store, input=1)
     assert not store.register(LiveExecution("one", "somebody else", input=2), 2.0, actor="test")
@@ -306,6 +341,29 @@ def test_one_file_holds_both_stores(tmp_path: Path) -> None:
     assert live.read_variable(caller, "x") == "1"
     live.close()
     submitted.close()
+
+
+def test_who_opens_the_file_twice_keeps_it_when_others_leave(tmp_path: Path) -> None:
+    """SQLite's locks are POSIX's: a descriptor of the same file that is closed beside them would release them."""
+    path = tmp_path / "controller.db"
+    program = (
+        "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('select count(*) from grants').fetchone())"
+    )
+
+    def another_process() -> str:
+        done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    live = PlatformStore(str(path))
+    submitted = [Store(path), Store(path)]
+    live.register(LiveExecution("one", "u"), 1.0, actor="a")
+    assert another_process() == "(0,)"  # the last one to leave would empty and remove the log
+    for number in range(3):
+        live.grant(Caller("one", f"j{number}"), 1.0, 2.0, actor="a")
+        assert another_process() == f"({number + 1},)"
+    for store in submitted:
+        store.close()
+    live.close()
 
 
 def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def shell_step(helper: str, *arguments: Any) -> str:
         *key, value = arguments
         words += ["--", *key] + (["-"] if helper == "output" and key else [])
         return f"step {shlex.join(words)} <<'END OF VALUE'\n{compact(value)}\nEND OF VALUE"
+    if helper == "executeToolAction":
+        return f"step {shlex.join([*words, '--', *arguments[:2], *map(compact, arguments[2:])])}"
     if helper == "getVariable" and len(arguments) == 2:
         words += ["--default", compact(arguments[1])]
     return f"step {shlex.join([*words, '--', *arguments[:1]])}"
@@ -253,6 +255,19 @@ def test_a_write_that_fails_says_so(client: Client, run: Run) -> None:
     (status, message), kept = lines(result)
     assert (status, kept) == (1, 0)
     assert message.startswith("Error: variables.json could not be written: ")
+
+
+def test_tool_actions(client: Client, run: Run, mode: str) -> None:
+    calls: list[tuple[Any, ...]] = [("echo", "say", {"n": [1, "ü"]}), ("echo", "fail"), ("none", "x")]
+    result = run(client, script(client, [("executeToolAction", *call) for call in calls]))
+    if mode == "bundled":
+        sentence = "Error: tool actions need the platform: run the job in API mode (`cronium run --mode api`)"
+        assert lines(result) == [(1, sentence)] * 3
+    else:
+        done, failed, unknown = lines(result)
+        assert done == {"action": "say", "params": {"n": [1, "ü"]}}
+        assert failed == (1, "Error: 'echo' failed: it broke")
+        assert unknown == (1, "Error: 'none' failed: 404 no tool of this name is configured")
 
 
 def test_outside_a_job(client: Client, run: Run) -> None:

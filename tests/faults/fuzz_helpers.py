@@ -27,7 +27,7 @@ PIECE = 1024
 ASKED_FOR_STDIN = b"I" + bytes(4)
 CODES = {
     "", "input.key_not_found", "variable.not_found", "event.field_not_found", "value.invalid", "usage",
-    "value.too_large", "store.failed",
+    "value.too_large", "store.failed", "tool.unavailable",
 }  # fmt: skip
 OPERANDS = (
     b"KEY", b"config.hosts.0", b"", b"-", b"--", b"--json", b"--default", b"V", b"true", b"OFF", b'{"a": 1}', b"[1.10]",
@@ -105,7 +105,7 @@ def _conversed(pieces: Iterable[bytes]) -> tuple[bytes, bool]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.setblocking(False)
-        connection = Connection(theirs, lambda request, stdin: helpers.execute(request, execution, stdin))
+        connection = Connection(theirs, lambda _, request, stdin: helpers.execute(request, execution, stdin))
         for start in (piece[at : at + PIECE] for piece in pieces for at in range(0, len(piece), PIECE)):
             ours.sendall(start)
             goes_on = connection.receive()

@@ -47,7 +47,7 @@ def test_the_greeting_says_what_the_agent_is(shared_agent: AgentProcess) -> None
     assert shared_agent.hello["protocol"] == [1, 1]
     assert shared_agent.hello["maxFrame"] == 16 * 1024 * 1024
     assert shared_agent.hello["credit"] == frames.CREDIT
-    assert set(shared_agent.hello) == {"protocol", "runner", "maxFrame", "credit", "hostname", "knows"}
+    assert set(shared_agent.hello) == {"protocol", "runner", "maxFrame", "credit", "hostname", "sockets", "knows"}
 
 
 def test_a_payload_is_asked_for_once_and_then_found_by_its_digest(

@@ -304,7 +304,7 @@ def test_values_that_cannot_be_used(values: BundledValues, words: "list[str | by
 
 
 def test_every_spelling(values: BundledValues) -> None:
-    assert len(HELPER_NAMES) == len(set(HELPER_NAMES)) == 15
+    assert len(HELPER_NAMES) == len(set(HELPER_NAMES)) == 18
     for name in ("cronium.getVariable", "cronium_getVariable", "cronium_get_variable"):
         assert name in HELPER_NAMES
         assert printed(values, name, "A") == "x y\n"

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,24 @@ def test_a_sweep_removes_old_sockets_that_nobody_answers_on(state: StateDirector
     assert {name for name, path in paths.items() if path.exists()} == {"young", "in use"}
     listening["in use"].close()
     for path in paths.values():
+        path.unlink(missing_ok=True)
+
+
+def test_a_sweep_removes_forwarded_sockets_that_nobody_answers_on(state: StateDirectory) -> None:
+    """sshd leaves the sockets of API mode behind when a connection is cut."""
+    folder = Path(state.forwarded_folder())
+    assert folder.stat().st_mode & 0o777 == 0o700
+    names = {name: folder / f"{os.urandom(4).hex()}.api" for name in ("left", "just bound", "in use")}
+    assert all(len(os.fsencode(path)) <= 107 for path in names.values())
+    listening = {name: helper_socket.listen(str(path)) for name, path in names.items()}
+    for name in ("left", "just bound"):
+        listening[name].close()
+    for name in ("left", "in use"):
+        os.utime(names[name], (time.time() - 60, time.time() - 60))
+    state.sweep()
+    assert {name for name, path in names.items() if path.exists()} == {"just bound", "in use"}
+    listening["in use"].close()
+    for path in names.values():
         path.unlink(missing_ok=True)
 
 

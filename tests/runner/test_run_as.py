@@ -20,6 +20,7 @@ from cronium_runner.errors import RunnerError
 from cronium_runner.jobdir import StateDirectory
 from cronium_runner.submission import Archive, Folder, Script, Source, Submission, from_frame, to_frame
 from cronium_runner.wire import codes
+from cronium_runner.wire.access import Access
 from cronium_runner.wire.limits import Limits
 from runner_process import Host
 
@@ -278,6 +279,7 @@ def test_a_submission_survives_the_frame() -> None:
         keep_work=True,
         masked_names=("*_X",),
         limits=Limits(nice=5),
+        api=Access("unix:///x", "token"),
     )
     assert set(given._fields) == {
         field for field in given._fields if getattr(given, field) != getattr(Submission("x", given.source), field, None)

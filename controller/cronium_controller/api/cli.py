@@ -6,7 +6,6 @@ Imported by every `cronium`, so nothing heavy is imported before a command needs
 import asyncio
 import contextlib
 import functools
-import getpass
 import os
 import signal
 import socket
@@ -377,10 +376,9 @@ def _name(name: str) -> str:
 
 
 def _operator() -> str:
-    try:
-        return f"operator {getpass.getuser()}"
-    except (OSError, KeyError):  # an account that the password database doesn't have
-        return f"operator {os.getuid()}"
+    from .issue import operator
+
+    return operator()
 
 
 def _write_privately(path: Path, text: str) -> None:

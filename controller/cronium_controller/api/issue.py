@@ -1,5 +1,7 @@
 """A token for an execution: the execution is made known, the token's grant written down, then the token handed out."""
 
+import getpass
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -29,6 +31,14 @@ def issue(
     )
     store.grant(Caller(execution.id, made.jti), clock(), made.expires_at, actor=actor)
     return made
+
+
+def operator() -> str:
+    """Who works here, for the audit log."""
+    try:
+        return f"operator {getpass.getuser()}"
+    except (OSError, KeyError):  # an account that the password database doesn't have
+        return f"operator {os.getuid()}"
 
 
 _CONTEXT_NAMES: Final = {"id": "eventId", "name": "eventName", "type": "eventType"}

@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import h11
@@ -150,14 +150,15 @@ def _remove_stale(path: str) -> None:
 @contextlib.asynccontextmanager
 async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
     """Answers requests on `listener` while the block runs; then closes it, and removes a unix socket's file."""
-    state = ServerState()
-    config = _config(app)
+    async with answering(app) as protocol, listening(protocol, listener):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def listening(protocol: Callable[[], asyncio.Protocol], listener: socket.socket) -> AsyncIterator[None]:
+    """Has connections to `listener` answered by what `answering` gives, while the block runs."""
     path = listener.getsockname() if listener.family == socket.AF_UNIX else None
     loop = asyncio.get_running_loop()
-
-    def protocol() -> asyncio.Protocol:
-        return _Protocol(config, state, {}, loop)
-
     if path is None:
         server = await loop.create_server(protocol, sock=listener)
     else:
@@ -169,6 +170,20 @@ async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
         if path is not None:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+
+@contextlib.asynccontextmanager
+async def answering(app: ASGIApp) -> AsyncIterator[Callable[[], asyncio.Protocol]]:
+    """What makes a protocol that answers requests, one for each connection, wherever that comes from.
+
+    When the block ends, answers that are being made are sent, and the connections are closed.
+    """
+    state = ServerState()
+    config = _config(app)
+    loop = asyncio.get_running_loop()
+    try:
+        yield lambda: _Protocol(config, state, {}, loop)
+    finally:
         await _finish(state)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sql
 
 from ..errors import StoreError
-from ..store import default_path
+from ..store import create_privately, default_path
 
 # As many transactions at once as PostgreSQL gets connections. More would only queue inside it; its own default is
 # 100 for everybody.
@@ -126,8 +126,7 @@ def _begin_sqlite(connection: sql.Connection) -> None:
 
 def _create_privately(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Created by us first, so that it is never open to others, whatever the umask; -wal and -shm get the same mode.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    create_privately(path)  # -wal and -shm get the same mode
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise StoreError(f"{path} is open to other users; make it yours alone with: chmod 600 {path}")
 

@@ -12,7 +12,10 @@ from .audit import Entry
 from .database import Database, database_url
 from .live import EXECUTION, GLOBAL, USER, Caller, LiveExecution, Write
 from .migrations import migrate
-from .tables import grants, live_executions, upsert, variables
+from .tables import applied_writes, grants, live_executions, upsert, variables
+
+KEPT_SECONDS: Final = 7 * 86400.0
+"""As long as hosts keep an execution that has ended: nothing of it can be sent again after that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,25 @@ class PlatformStore:
             if count:
                 audit.append(connection, Entry(now, actor, "token.revoked", execution_id, detail={"count": count}))
         return count
+
+    def forget(self, execution_id: str, now: float, *, actor: str) -> None:
+        """An execution that was not started, and whose id somebody may use again, is not known any more."""
+        with self.database.writing() as connection:
+            connection.execute(
+                sql.delete(variables).where(variables.c.scope == EXECUTION, variables.c.owner == execution_id)
+            )
+            for table in (grants, applied_writes):
+                connection.execute(sql.delete(table).where(table.c.execution_id == execution_id))
+            if connection.execute(sql.delete(live_executions).where(live_executions.c.id == execution_id)).rowcount:
+                audit.append(connection, Entry(now, actor, "execution.forgotten", execution_id))
+
+    def prune(self, now: float) -> None:
+        """Drops what can't matter any more: grants that expired long ago, and the numbers of writes that are all in."""
+        long_ago = now - KEPT_SECONDS
+        ended = sql.select(live_executions.c.id).where(live_executions.c.revoked_at < long_ago)
+        with self.database.writing() as connection:
+            connection.execute(sql.delete(grants).where(grants.c.expires_at < long_ago))
+            connection.execute(sql.delete(applied_writes).where(applied_writes.c.execution_id.in_(ended)))
 
     def written(self, execution_id: str) -> tuple[Any, bool | None]:
         """Output and condition as the script left them; None for what it didn't write."""

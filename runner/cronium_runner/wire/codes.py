@@ -10,6 +10,7 @@ CODES: Final[dict[str, str]] = {
     # The payload, before anything of it has run.
     "payload.not_found": "no such payload, directory or script",
     "payload.unreadable": "the payload exists but cannot be read",
+    "payload.storage": "the folder of the controller's payload versions cannot be written",
     "payload.digest_mismatch": "the payload's SHA-256 is not the one that was handed over",
     "payload.digest_malformed": "the digest handed over, or the sidecar file, is not a SHA-256",
     "payload.not_gzip": "the payload is not a gzip file",
@@ -44,6 +45,7 @@ CODES: Final[dict[str, str]] = {
     "execution.set_up_timeout": "the payload could not be unpacked in time; nothing was started",
     "execution.timeout": "the script ran longer than its timeout and was ended",
     "execution.cancelled": "the execution was cancelled and the script was ended",
+    "fanout.stopped": "a run on many hosts had ended, or was interrupted, before this host's turn; nothing was started",
     "execution.unkillable": "processes of the script could not be ended, not even by SIGKILL",
     "execution.spool": "the script's output could not be written down completely",
     # The runner on its host.
@@ -68,6 +70,7 @@ CODES: Final[dict[str, str]] = {
     "channel.lost": "the connection ended; what happened on the host after that is not known here",
     # The controller reaching a host.
     "host.unreachable": "no connection to the host",
+    "host.paused": "the last calls found no way to the host, and it is left alone for a while",
     "host.key_changed": "the host's key is not the recorded one; nothing was sent",
     "host.key_unknown": "the host's key is not recorded and the policy is strict; nothing was sent",
     "host.auth_failed": "the host refused our authentication",
@@ -78,11 +81,15 @@ CODES: Final[dict[str, str]] = {
     "deploy.unsupported": "the host's system or architecture has no runner",
     "deploy.failed": "the runner could not be put on the host or does not start there",
     "deploy.digest_mismatch": "the file that arrived on the host is not the file that was sent",
+    "deploy.no_version": "no such version of the runner is on the host or here",
     "binary.missing": "there is no runner binary to deploy; scripts/build makes it",
     "store.unusable": "the controller's database cannot be used; nothing was submitted",
     # The runtime API, which jobs in API mode talk to.
+    "api.config": "the runtime API's endpoint or token cannot be used as given; nothing was started",
     "api.key_unusable": "the key that tokens are signed with cannot be used",
     "api.address_unusable": "the runtime API cannot listen there",
+    "api.tunnel_refused": "the host lets nothing on it reach the runtime API here; nothing was started",
+    "api.tunnel_account": "a job that runs as another account cannot use the tunnel's socket; nothing was started",
     "api.tools_invalid": "the tools file, or a tool's settings, cannot be used",
 }
 

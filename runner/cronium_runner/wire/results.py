@@ -8,6 +8,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from .access import API, BUNDLED
 from .exactjson import NumberLiteral
 
 
@@ -54,6 +55,15 @@ class Result(NamedTuple):
     transport: str | None = None
     runner_version: str | None = None
     undelivered: int = 0
+    """Writes of API mode that the platform has not confirmed; the next contact delivers them."""
+    refused: int = 0
+    """Writes of API mode that the platform refused for good; `refusal` is what it said to the first."""
+    refusal: str | None = None
+    mode: str = BUNDLED
+    """`bundled` or `api`: how it was executed."""
+    fallback_code: str | None = None
+    fallback_message: str | None = None
+    """Set by the controller: why it was not executed in the mode that was preferred."""
     error_code: str | None = None
     error_message: str | None = None
 
@@ -79,7 +89,11 @@ class Result(NamedTuple):
             "transport": self.transport,
             "runnerVersion": self.runner_version,
             "undelivered": self.undelivered,
-            "error": None if self.error_code is None else {"code": self.error_code, "message": self.error_message},
+            "refused": self.refused,
+            "refusal": self.refusal,
+            "mode": self.mode,
+            "fallback": _reason(self.fallback_code, self.fallback_message),
+            "error": _reason(self.error_code, self.error_message),
         }
 
     @classmethod
@@ -97,12 +111,18 @@ class Result(NamedTuple):
         }
         usage, error = _object(value.get("usage"), "usage"), _object(value.get("error"), "error")
         error_code = _checked(error.get("code"), "error.code", _text)
+        fallback = _object(value.get("fallback"), "fallback")
+        fallback_code = _checked(fallback.get("code"), "fallback.code", _text)
         known.update(
             output=value.get("output"),
             cpu_ms=_checked(usage.get("cpuMs"), "usage.cpuMs", _number),
             max_rss_kib=_checked(usage.get("maxRssKiB"), "usage.maxRssKiB", _integer),
             error_code=error_code,
             error_message=_checked(error.get("message"), "error.message", _text) if error_code is not None else None,
+            fallback_code=fallback_code,
+            fallback_message=(
+                None if fallback_code is None else _checked(fallback.get("message"), "fallback.message", _text)
+            ),
             stdout=_summary_from_json(value.get("stdout")),
             stderr=_summary_from_json(value.get("stderr")),
         )
@@ -156,6 +176,10 @@ def exit_status_of_many(statuses: list[int]) -> int:
     return max(statuses, default=0) if failures in (0, len(statuses)) else min(100 + failures, 255)
 
 
+def _reason(code: str | None, message: str | None) -> dict[str, Any] | None:
+    return None if code is None else {"code": code, "message": message}
+
+
 def _summary_to_json(summary: StreamSummary) -> dict[str, Any]:
     return {"bytes": summary.bytes, "truncated": summary.truncated, "sha256": summary.sha256}
 
@@ -198,6 +222,10 @@ def _number(value: Any) -> float | None:
     return value if isinstance(value, float) else _integer(value)
 
 
+def _mode(value: Any) -> str | None:
+    return value if value in (BUNDLED, API) else None
+
+
 def _mapping(value: Any) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
@@ -233,6 +261,9 @@ _READ: Final[dict[str, Callable[[Any], Any]]] = {
     "transport": _text,
     "runner_version": _text,
     "undelivered": _integer,
+    "refused": _integer,
+    "refusal": _text,
+    "mode": _mode,
 }
 _PLAIN: Final = {_camel(name): (name, read) for name, read in _READ.items()}
 """Key in JSON to the field's name and what reads it, for all that lie at the top."""

@@ -11,7 +11,7 @@ from cronium_runner.wire.results import Outcome, Result, StreamSummary, exit_sta
 KEYS = [
     "executionId", "jobId", "host", "state", "exitCode", "signal", "startedAt", "finishedAt", "durationMs", "output",
     "variables", "condition", "stdout", "stderr", "usage", "strays", "transport", "runnerVersion", "undelivered",
-    "error",
+    "refused", "refusal", "mode", "fallback", "error",
 ]  # fmt: skip
 
 JSON = st.recursive(
@@ -44,6 +44,11 @@ RESULTS = st.builds(
     transport=st.none() | st.text(),
     runner_version=st.none() | st.text(),
     undelivered=st.integers(0, 100),
+    refused=st.integers(0, 100),
+    refusal=st.none() | st.text(),
+    mode=st.sampled_from(["bundled", "api"]),
+    fallback_code=st.none(),
+    fallback_message=st.none(),
     error_code=st.none(),
     error_message=st.none(),
 )
@@ -58,6 +63,16 @@ def test_an_error_comes_back_with_code_and_message() -> None:
     result = Result("e", Outcome.LOST, error_code="execution.lost", error_message="it died")
     assert result.to_json()["error"] == {"code": "execution.lost", "message": "it died"}
     assert Result.from_json(result.to_json()) == result
+
+
+def test_why_another_mode_was_not_taken_comes_back() -> None:
+    result = Result("e", Outcome.SUCCEEDED, fallback_code="tunnel.refused", fallback_message="not here")
+    assert result.to_json()["fallback"] == {"code": "tunnel.refused", "message": "not here"}
+    assert Result.from_json(result.to_json()) == result
+
+
+def test_a_result_from_before_api_mode_was_bundled() -> None:
+    assert Result.from_json({"executionId": "e", "state": "succeeded"}).mode == "bundled"
 
 
 def test_the_object_has_exactly_the_documented_keys() -> None:

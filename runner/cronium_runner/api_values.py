@@ -1,0 +1,139 @@
+"""The values of one execution in API mode: read from the platform when they are asked for, written down for it first.
+
+What the platform knows beats what was handed over with the submission; what it doesn't know is taken from there. What
+the script has written and the platform doesn't have yet beats both. Secrets stay here: they are read from memory, and
+a new value of one goes nowhere else. Reads block, so the supervisor has them done by threads; writes never do.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from .delivery import Delivery
+from .helpers import HelperError, Json, shown
+from .journal import Journal
+from .platform_client import Answer, NoAnswerError, PlatformClient, refused, segment
+from .values import BundledValues
+from .wire.access import Access
+
+READ_SECONDS: Final = 10.0
+"""How long a read waits for the platform: a tunnel is made again within seconds, and a script should fail in a time in
+which somebody who watches it still waits."""
+TOOL_SECONDS: Final = 300.0
+"""For the answer of a tool's action, which may be another service's work."""
+FIRST_PAUSE: Final = 0.02
+LONGEST_PAUSE: Final = 1.0
+"""Seconds between two tries of a read, doubling."""
+
+_CONTEXT_FIELDS: Final = {"eventId": "id", "eventName": "name", "eventType": "type", "userId": "user"}
+"""What the context (contracts §7) calls an event's fields (§3); the others have the same name in both."""
+
+
+class ApiValues(BundledValues):
+    """Implements `helpers.Values` on the platform's live data. The result's values are what the script wrote."""
+
+    def __init__(
+        self, folder: str, *, execution_id: str, access: Access, read_seconds: float = READ_SECONDS, **handed_over: Any
+    ) -> None:
+        """`handed_over` is `BundledValues`'s: what the platform doesn't know is taken from it. `go_live` comes next."""
+        super().__init__(folder, **handed_over)
+        self.masked_values.append(access.token)
+        self._execution_id = execution_id
+        self._read_seconds = read_seconds
+        self._call = threading.local()
+        self._client = PlatformClient(execution_id, access)
+        self._journal: Journal | None = None
+        self._delivery: Delivery | None = None
+
+    def go_live(self, journal: Journal, wake: Callable[[], None]) -> Delivery:
+        """The execution is claimed: writes go to `journal`, and are delivered. `wake` is called when one is settled."""
+        self._journal = journal
+        self._delivery = Delivery(self._execution_id, self._client, journal, wake)
+        return self._delivery
+
+    def replace_access(self, access: Access) -> None:
+        """Another endpoint and token from now on."""
+        self._mask(access.token)
+        self._client.replace(access)
+
+    def begin(self, asked_at: float) -> None:
+        """This thread does a call now that was made at that time (monotonic): from then on its reads' wait counts."""
+        self._call.asked_at = asked_at
+
+    def is_at_hand(self, name: str) -> bool:
+        """Whether the variable can be read without the platform."""
+        return name in self._secrets or self._live.newest(name) is not None
+
+    # What the helpers do.
+
+    def get_input(self) -> Json:
+        answer = self._read("/input", "the input")
+        return super().get_input() if answer is None or answer.data is None else answer.data
+
+    def get_variable(self, name: str) -> Json:
+        if name in self._secrets:
+            return super().get_variable(name)
+        waiting = self._live.newest(name)
+        if waiting is not None:
+            return waiting.value
+        answer = self._read(f"/variables/{segment(name)}", f"variable {shown(name)}")
+        data = None if answer is None else answer.data
+        value = data["value"] if isinstance(data, dict) and "value" in data else super().get_variable(name)
+        if self._is_masked(name):
+            self._mask(value)
+        return value
+
+    def event(self) -> Mapping[str, Json]:
+        answer = self._read("/context", "the context")
+        told = answer.data if answer is not None and isinstance(answer.data, dict) else {}
+        known = {_CONTEXT_FIELDS.get(name, name): value for name, value in told.items() if value is not None}
+        event = super().event()
+        return {field: known.get(field, value) for field, value in event.items()}
+
+    def execute_tool_action(self, tool: str, action: str, params: Mapping[str, Json]) -> Json:
+        body = {"tool": tool, "action": action, "params": params}
+        try:
+            answer = self._client.ask_once("POST", "/tool-actions/execute", body, seconds=TOOL_SECONDS)
+        except NoAnswerError as error:
+            raise HelperError(
+                "tool.unknown", f"the platform gave no answer, so whether {shown(tool)} has acted is not known: {error}"
+            ) from None
+        if answer.is_success:
+            return answer.data
+        told = answer.data.get("message") if isinstance(answer.data, dict) else None
+        raise HelperError("tool.failed", f"{shown(tool)} failed: {told if isinstance(told, str) else answer.reason}")
+
+    @property
+    def _live(self) -> Journal:
+        assert self._journal is not None, "go_live comes before the script"
+        return self._journal
+
+    def _tell(self, write: str, key: str | None, value: Json) -> None:
+        assert self._delivery is not None, "go_live comes before the script"
+        self._live.append(write, key, value)
+        self._delivery.notify()
+
+    def _read(self, path: str, what: str) -> Answer | None:
+        """The platform's answer, None when it knows nothing of that. Waits for it; raises HelperError."""
+        until = getattr(self._call, "asked_at", time.monotonic()) + self._read_seconds
+        pause, why = FIRST_PAUSE, ""
+        while (left := until - time.monotonic()) > 0:
+            try:
+                answer = self._client.ask("GET", path, seconds=left)
+            except NoAnswerError as error:
+                asked, why = None, str(error)
+            else:
+                if answer.is_success:
+                    return answer
+                if answer.status == 404:
+                    return None
+                if not answer.is_passing:
+                    raise refused(what, answer)
+                asked, why = answer.retry_after, answer.reason
+            self._client.pause(min(pause if asked is None else asked, max(0.0, until - time.monotonic())))
+            pause = min(2 * pause, LONGEST_PAUSE)
+        raise HelperError(
+            "api.unreachable",
+            f"the platform did not tell {what} within {self._read_seconds:g} s ({why or 'others wait for it too'})",
+        )

@@ -1,0 +1,222 @@
+"""The runner's side of the runtime API (contracts §7): one question, one answer, over one kept connection.
+
+Whether to ask again is the caller's decision; here an answer is told from no answer, and the token is kept. httpx is
+imported in API mode only: `warm` does it ahead, in the process that forks the supervisors.
+"""
+
+import contextlib
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from .helpers import HelperError, Json
+from .wire import exactjson
+from .wire.access import Access
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx
+
+CONNECT_SECONDS: Final = 10.0
+"""Contracts §8."""
+KEPT_SECONDS: Final = 4.0
+"""How long an idle connection is kept: less than the five seconds after which uvicorn closes it."""
+CONNECTIONS: Final = 24
+"""At once: all threads that ask (`background`), and the one that delivers."""
+KEPT_ACCESSES: Final = 4
+"""Ways to the platform that are kept: each controller that attaches brings one, and a few may be there at once."""
+_BUNDLES: Final = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Alpine, Arch
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Red Hat
+    "/etc/ssl/ca-bundle.pem",  # SUSE
+    "/etc/ssl/cert.pem",
+)
+"""Where hosts keep the authorities that they trust, for an OpenSSL that was built on another system."""
+
+
+class NoAnswerError(Exception):
+    """The platform could not be asked, or did not answer. The message is for people and holds no token."""
+
+
+class Answer(NamedTuple):
+    """What the platform said. `body` is its JSON, None when there was none. Status 0: it can't be asked that at all."""
+
+    status: int
+    body: Json
+    retry_after: float | None
+
+    @property
+    def is_success(self) -> bool:
+        """Whether it did what it was asked."""
+        return 200 <= self.status < 300 and not (isinstance(self.body, dict) and self.body.get("success") is False)
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether asking again may go better: too many requests, a time-out, a failure of the service."""
+        return self.status in (408, 425, 429) or self.status >= 500
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether another token is wanted."""
+        return self.status == 401
+
+    @property
+    def data(self) -> Json:
+        """The envelope's content."""
+        return self.body.get("data") if isinstance(self.body, dict) else None
+
+    @property
+    def reason(self) -> str:
+        """Status and message for a sentence."""
+        said = self.body if isinstance(self.body, dict) else {}
+        message = said.get("message") or said.get("error")
+        if not isinstance(message, str):
+            return f"status {self.status}"
+        return f"{self.status} {message}" if self.status else message
+
+
+def warm() -> None:
+    """Imports what API mode needs, ahead of the fork."""
+    import httpx  # noqa: F401
+
+
+class PlatformClient:
+    """Asks about one execution. Any thread may; `replace` gives it another endpoint and token.
+
+    The earlier ones are kept: where one gives no answer, the next question goes to the one before it, so the last
+    controller that attached may leave before the first.
+    """
+
+    def __init__(self, execution_id: str, access: Access) -> None:
+        self._root = f"/executions/{segment(execution_id)}"
+        self._replaced = threading.Condition()
+        self._accesses = [access]
+        self._client: httpx.Client | None = None
+
+    def __repr__(self) -> str:
+        return f"<PlatformClient {self.access!r}>"
+
+    @property
+    def access(self) -> Access:
+        """Where and with what it asks."""
+        return self._accesses[0]
+
+    def replace(self, access: Access) -> None:
+        """From now on another endpoint and token; whoever pauses for the old one goes on at once."""
+        with self._replaced:
+            others = [each for each in self._accesses if each.endpoint != access.endpoint]
+            # The old client is left to those who use it now; its last reference closes its connections.
+            self._accesses, self._client = [access, *others][:KEPT_ACCESSES], None
+            self._replaced.notify_all()
+
+    def _turn_from(self, access: Access) -> None:
+        """It gave no answer, or knows the token no more: the next question goes to another, if there is one."""
+        with self._replaced:
+            if len(self._accesses) > 1 and self._accesses[0] is access:
+                self._accesses, self._client = [*self._accesses[1:], access], None
+
+    def pause(self, seconds: float) -> None:
+        """Waits before the next try, or until endpoint and token are replaced."""
+        with self._replaced:
+            self._replaced.wait(seconds)
+
+    def ask(self, method: str, path: str, body: Json = None, *, seconds: float, key: str | None = None) -> Answer:
+        """One request below the execution; `key` is its Idempotency-Key. Raises NoAnswerError."""
+        with self._replaced:
+            access = self.access
+            client = self._client = self._client or _connected(access)
+        try:
+            answer = _ask(client, access, method, self._root + path, body, seconds=seconds, key=key)
+        except NoAnswerError:
+            self._turn_from(access)
+            raise
+        if answer.needs_token:
+            self._turn_from(access)
+        return answer
+
+    def ask_once(self, method: str, path: str, body: Json, *, seconds: float) -> Answer:
+        """One request outside the execution, never sent again: over a new connection, which nobody has closed yet."""
+        with self._replaced:
+            access = self.access
+        try:
+            with _connected(access) as client:
+                return _ask(client, access, method, path, body, seconds=seconds, key=None)
+        except NoAnswerError:
+            self._turn_from(access)
+            raise
+
+
+def segment(text: str) -> str:
+    """A text as one segment of a path (contracts §7), also `.` and `..`."""
+    from urllib.parse import quote
+
+    return quote(text, safe="").replace(".", "%2E") if text.strip(".") == "" else quote(text, safe="")
+
+
+def _ask(
+    client: "httpx.Client", access: Access, method: str, path: str, body: Json, *, seconds: float, key: str | None
+) -> Answer:
+    import httpx
+
+    headers = {"Authorization": f"Bearer {access.token}"}
+    content = None
+    if method != "GET":
+        headers["Content-Type"] = "application/json"
+        content = exactjson.encode(body)
+    if key is not None:
+        headers["Idempotency-Key"] = key
+    timeout = httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
+    try:
+        response = client.request(method, _base(access) + path, content=content, headers=headers, timeout=timeout)
+    except httpx.InvalidURL as error:
+        return Answer(0, {"message": f"it cannot be sent: {error}"}, None)
+    except (httpx.TransportError, OSError) as error:
+        raise NoAnswerError(f"{access.endpoint}: {str(error) or type(error).__name__}") from None
+    return Answer(response.status_code, _body(response.content), _retry_after(response.headers))
+
+
+def _base(access: Access) -> str:
+    return access.endpoint if access.socket_path is None else "http://localhost"
+
+
+def _connected(access: Access) -> "httpx.Client":
+    """A client that connects when it is first used. Nothing of the environment is heard: no proxy, no .netrc."""
+    import httpx
+
+    verify: ssl.SSLContext | bool = _trusted() if access.endpoint.startswith("https:") else False
+    limits = httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=KEPT_SECONDS)
+    transport = httpx.HTTPTransport(verify=verify, uds=access.socket_path, limits=limits, trust_env=False)
+    return httpx.Client(transport=transport, trust_env=False, headers={"Accept-Encoding": "identity"})
+
+
+def _trusted() -> "ssl.SSLContext":
+    """The host's own authorities; SSL_CERT_FILE and SSL_CERT_DIR are OpenSSL's and hold."""
+    import ssl
+
+    context = ssl.create_default_context()
+    for bundle in _BUNDLES:
+        if context.cert_store_stats()["x509_ca"]:
+            break
+        with contextlib.suppress(OSError):
+            context.load_verify_locations(bundle)
+    return context
+
+
+def _body(content: bytes) -> Json:
+    try:
+        return exactjson.loads(content.decode())
+    except ValueError:
+        return None
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds; the form with a date is not understood, as clocks differ."""
+    text: Any = headers.get("Retry-After", "")
+    return float(text) if text.isascii() and text.isdecimal() and len(text) < 6 else None
+
+
+def refused(what: str, answer: Answer) -> HelperError:
+    """The error of a call that the platform answered with no."""
+    hint = "; the token is not valid (any more)" if answer.needs_token else ""
+    return HelperError("api.refused", f"the platform refused {what}: {answer.reason}{hint}")

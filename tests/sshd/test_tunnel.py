@@ -1,0 +1,297 @@
+"""The tunnel alone, without a runner: what listens on the host leads to the service of the process that opened it.
+
+The clients play what a supervisor does on the host; they run in threads, as the service runs in this event loop.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from api_process import Answer, Client
+from cronium_controller.connection import Access, Connection, connect
+from cronium_controller.errors import TunnelError
+from cronium_controller.hosts import parse_host
+from cronium_controller.job import Job
+from cronium_controller.live import Live
+from cronium_controller.payloads import load
+from cronium_controller.transport import Remembered
+from openssh import OpenSSHServer, sshd_path
+from runner_process import wait_until
+
+CLIENT = Path(__file__).resolve().parents[1] / "api" / "contract_client.mjs"
+pytestmark = [
+    pytest.mark.sshd,
+    pytest.mark.skipif(sshd_path() is None, reason="there is no sshd; install openssh-server"),
+]
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A short folder, as an agent names it; open to all, so that the socket has to keep others out by itself."""
+    with tempfile.TemporaryDirectory(prefix="ct-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+class Way:
+    """A connection to a server, and a live service behind it."""
+
+    def __init__(self, connection: Connection, live: Live, sockets: object, folder: Path) -> None:
+        self.connection = connection
+        self.live = live
+        self.script = folder / "script.sh"
+        self.script.write_text("#!/bin/sh\n")
+        agent = SimpleNamespace(agent={"knows": ["api"], "sockets": sockets}, host_name=connection.host.name)
+        self.reached: Any = SimpleNamespace(connection=connection, agent=agent)
+
+    async def client(self, execution: str, **job: Any) -> Client:
+        """A client on the host, with the token of an execution."""
+        endpoint = await self.live.endpoint(self.reached)
+        admitted = await self.live.admit(execution, Job(load(self.script), **job), self.connection.host, endpoint)
+        return Client(admitted.endpoint, admitted.token, execution)
+
+    def audit(self, execution: str) -> list[dict[str, Any]]:
+        """What the audit log says of an execution."""
+        assert self.live._service is not None
+        return [entry.to_json() for entry in self.live._service.store.audit(100_000, execution)]
+
+
+@contextlib.asynccontextmanager
+async def way(
+    folder: Path, sockets: object, *, allow_tcp_tunnel: bool = False, options: list[str] | None = None
+) -> AsyncIterator[Way]:
+    """Through a server with these options."""
+    with OpenSSHServer(folder / "sshd", options=options) as server:
+        host = parse_host(server.target, identity=str(server.identity))
+        connection = await connect(host, Access(known_hosts=str(server.known_hosts)), Remembered())
+        live = Live(folder / "controller", allow_tcp_tunnel=allow_tcp_tunnel, environment={})
+        try:
+            yield Way(connection, live, sockets, folder)
+        finally:
+            await connection.close()
+            await live.close()
+
+
+async def ask(client: Client, call: Callable[..., Answer], *words: Any) -> tuple[int, Any]:
+    answer = await asyncio.to_thread(call, *words)
+    return answer.status, answer.json()
+
+
+async def test_reads_and_writes_arrive_and_the_log_names_the_host(tmp_path: Path, sockets: Path) -> None:
+    async with way(tmp_path, str(sockets)) as through:
+        with await through.client("one", input={"n": 1}, variables={"HANDED": "over"}) as client:
+            assert await ask(client, client.get, "input") == (200, {"success": True, "data": {"n": 1}})
+            told = await ask(client, client.get, "variables/HANDED")
+            assert told == (200, {"success": True, "data": {"key": "HANDED", "value": "over"}})
+            assert (await ask(client, client.write, "PUT", "variables/RATE", {"value": 2}, 1))[0] == 200
+        written = through.audit("one")
+        name = through.connection.host.name
+        assert [entry["action"] for entry in written] == ["execution.registered", "token.issued", "variable.set"]
+        assert [(entry["host"], entry["peer"]) for entry in written] == [(name, None), (None, None), (name, name)]
+
+
+async def test_one_tunnel_serves_all_and_each_sees_its_own_execution_only(tmp_path: Path, sockets: Path) -> None:
+    async with way(tmp_path, str(sockets)) as through:
+        clients = await asyncio.gather(*[through.client(f"e{number}", input=number) for number in range(5)])
+        assert len(os.listdir(sockets)) == 1
+        [made] = sockets.iterdir()
+        assert len(made.name) == len("01234567.api")
+        for number, client in enumerate(clients):
+            with client:
+                assert await ask(client, client.get, "input") == (200, {"success": True, "data": number})
+                for method, what in (("GET", "input"), ("GET", "variables/x"), ("PUT", "variables/x")):
+                    body = None if method == "GET" else '{"value": 1}'
+                    other = f"/executions/e{(number + 1) % 5}/{what}"
+                    assert (await ask(client, client.send, method, other, body))[0] == 403
+
+
+async def test_hundred_parallel_writers_lose_nothing(tmp_path: Path, sockets: Path) -> None:
+    async with way(tmp_path, str(sockets)) as through:
+        with await through.client("many") as first:
+            endpoint = await through.live.endpoint(through.reached)
+
+            def write(number: int) -> int:
+                with Client(endpoint, first.token, "many") as client:
+                    return client.write("PUT", f"variables/k{number}", {"value": number}).status
+
+            assert await asyncio.gather(*[asyncio.to_thread(write, number) for number in range(100)]) == [200] * 100
+            for number in range(100):
+                _, told = await ask(first, first.get, f"variables/k{number}")
+                assert told["data"]["value"] == number
+        assert [entry["action"] for entry in through.audit("many")].count("variable.set") == 100
+
+
+_CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+
+
+async def test_another_local_user_cannot_connect(tmp_path: Path, sockets: Path, as_root: None) -> None:
+    async with way(tmp_path, str(sockets)) as through:
+        endpoint = await through.live.endpoint(through.reached)
+        nobody = pwd.getpwnam("nobody")
+
+        def attempt(**who: Any) -> "subprocess.CompletedProcess[str]":
+            words = ["python3", "-c", _CONNECT, endpoint.removeprefix("unix://")]
+            environment = {"PATH": "/usr/bin:/bin"}
+            return subprocess.run(words, cwd="/", env=environment, capture_output=True, text=True, check=False, **who)
+
+        refused = await asyncio.to_thread(attempt, user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[])
+        assert "Permission denied" in refused.stderr
+        assert (await asyncio.to_thread(attempt)).returncode == 0
+
+
+@pytest.mark.parametrize("options", [["AllowStreamLocalForwarding no"], ["DisableForwarding yes"]])
+async def test_a_server_that_forwards_no_socket(tmp_path: Path, sockets: Path, options: list[str]) -> None:
+    async with way(tmp_path, str(sockets), options=options) as through:
+        with pytest.raises(TunnelError) as error:
+            await through.live.endpoint(through.reached)
+        assert error.value.code == "api.tunnel_refused"
+        assert "--allow-tcp-tunnel" in error.value.message
+        assert list(sockets.iterdir()) == []
+
+
+async def test_another_account_cannot_use_the_socket(tmp_path: Path, sockets: Path) -> None:
+    async with way(tmp_path, str(sockets)) as through:
+        with pytest.raises(TunnelError) as error:
+            await through.live.endpoint(through.reached, is_other_account=True)
+        assert error.value.code == "api.tunnel_account"
+    async with way(tmp_path, str(sockets), allow_tcp_tunnel=True) as through:
+        endpoint = await through.live.endpoint(through.reached, is_other_account=True)
+        assert endpoint.startswith("http://127.0.0.1:")
+        assert (await through.live.endpoint(through.reached)).startswith("unix://")  # those who can still have it
+
+
+@pytest.mark.parametrize("folder", [None, "relative", "/" + "x" * 100])
+async def test_a_folder_that_cannot_be_used(tmp_path: Path, folder: str | None) -> None:
+    async with way(tmp_path, folder) as through:
+        with pytest.raises(TunnelError, match="folder for the tunnel's socket"):
+            await through.live.endpoint(through.reached)
+
+
+async def test_an_older_runner(tmp_path: Path, sockets: Path) -> None:
+    async with way(tmp_path, str(sockets)) as through:
+        through.reached.agent.agent = {"knows": ["gc"]}
+        with pytest.raises(TunnelError, match="no API mode") as error:
+            await through.live.endpoint(through.reached)
+        assert error.value.code == "channel.version"
+
+
+async def test_where_no_port_is_forwarded_either(tmp_path: Path, sockets: Path) -> None:
+    async with way(tmp_path, str(sockets), allow_tcp_tunnel=True, options=["DisableForwarding yes"]) as through:
+        with pytest.raises(TunnelError, match="neither a socket nor a port") as error:
+            await through.live.endpoint(through.reached)
+        assert error.value.code == "api.tunnel_refused"
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed, so its client was not tried")
+async def test_a_client_that_knows_only_the_contract_by_a_port(tmp_path: Path, sockets: Path) -> None:
+    """A port is all that Node's fetch can use, so here sockets are refused and a port is allowed."""
+    options = ["AllowStreamLocalForwarding no"]
+    async with way(tmp_path, str(sockets), allow_tcp_tunnel=True, options=options) as through:
+        client = await through.client("exec_one", input={"n": 1}, event={"id": "7"})
+        endpoint = await through.live.endpoint(through.reached)
+
+        def run() -> "subprocess.CompletedProcess[str]":
+            words = ["node", str(CLIENT), endpoint, "exec_one", "exec_other"]
+            return subprocess.run(words, input=client.token, capture_output=True, text=True, check=False, timeout=60)
+
+        done = await asyncio.to_thread(run)
+        assert (done.returncode, done.stderr) == (0, "")
+        seen = json.loads(done.stdout)
+        assert seen["input"]["body"]["data"] == {"n": 1}
+        assert seen["context"]["body"]["data"]["eventId"] == "7"
+        assert (seen["foreign"]["status"], seen["parallel"], seen["values"]) == (403, [200] * 100, list(range(100)))
+
+
+async def test_this_machine_needs_no_tunnel(tmp_path: Path, sockets: Path) -> None:
+    live = Live(tmp_path / "controller", environment={})
+    local = SimpleNamespace(host=parse_host("local:"))
+    through = Way(local, live, str(sockets), tmp_path)  # type: ignore[arg-type]
+    first, second = await asyncio.gather(through.client("one", input=1), through.client("two", input=2))
+    [made] = sockets.iterdir()
+    assert made.stat().st_mode & 0o777 == 0o600
+    for client, value in ((first, 1), (second, 2)):
+        with client:
+            assert (await ask(client, client.get, "input"))[1]["data"] == value
+    await live.close()
+    assert list(sockets.iterdir()) == []
+
+
+async def test_what_is_no_http_and_who_leaves_in_the_middle_end_their_own_channel_only(
+    tmp_path: Path, sockets: Path
+) -> None:
+    async with way(tmp_path, str(sockets)) as through:
+        with await through.client("one", input=1) as client:
+            path = (await through.live.endpoint(through.reached)).removeprefix("unix://")
+
+            def say(words: bytes, *, is_answered: bool) -> bytes:
+                with socket.socket(socket.AF_UNIX) as rude:
+                    rude.settimeout(20)
+                    rude.connect(path)
+                    rude.sendall(words)
+                    return rude.recv(100) if is_answered else b""
+
+            assert b" 400 " in await asyncio.to_thread(say, b"\x00\x01 nonsense\r\n\r\n", is_answered=True)
+            head = b"POST /executions/one/output HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{"
+            await asyncio.to_thread(say, head, is_answered=False)
+            assert (await ask(client, client.get, "input"))[0] == 200
+
+
+async def test_megabytes_both_ways_also_for_a_slow_reader(tmp_path: Path, sockets: Path) -> None:
+    async with way(tmp_path, str(sockets)) as through:
+        text = "x" * 4_000_000
+        with await through.client("large", input=text) as client:
+            assert (await ask(client, client.write, "POST", "output", {"data": text}))[0] == 200
+            path = (await through.live.endpoint(through.reached)).removeprefix("unix://")
+            request = f"GET /executions/large/input HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n\r\n"
+
+            def begin() -> socket.socket:
+                slow = socket.socket(socket.AF_UNIX)
+                slow.settimeout(20)
+                slow.connect(path)
+                slow.sendall(request.encode())
+                return slow
+
+            def rest(slow: socket.socket) -> int:
+                count = 0
+                with slow:
+                    while count < len(text):
+                        count += len(slow.recv(1 << 16))
+                return count
+
+            slow = await asyncio.to_thread(begin)
+            assert (await ask(client, client.get, "input"))[1]["data"] == text  # nobody waits for the slow one
+            assert await asyncio.to_thread(rest, slow) >= len(text)
+
+
+async def test_the_tunnel_ends_with_its_connection_and_the_token_with_its_execution(
+    tmp_path: Path, sockets: Path
+) -> None:
+    async with way(tmp_path, str(sockets)) as through:
+        with await through.client("one") as client:
+            assert (await ask(client, client.get, "input"))[0] == 200
+            from cronium_runner.wire.results import Outcome, Result
+
+            await through.live.end(Result("one", Outcome.SUCCEEDED, undelivered=1))
+            assert (await ask(client, client.get, "input"))[0] == 200
+            await through.live.end(Result("one", Outcome.SUCCEEDED))
+            assert (await ask(client, client.get, "input"))[0] == 401
+        path = (await through.live.endpoint(through.reached)).removeprefix("unix://")
+        await through.connection.close()
+
+        def is_refused() -> bool:
+            with socket.socket(socket.AF_UNIX) as probe:
+                return probe.connect_ex(path) != 0
+
+        await asyncio.to_thread(wait_until, is_refused, "the tunnel to end")
