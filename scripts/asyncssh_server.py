@@ -13,6 +13,14 @@ from pathlib import Path
 import asyncssh
 
 
+class Server(asyncssh.SSHServer):
+    """Forwards sockets, as OpenSSH's does by default: the way from the host to the platform in API mode."""
+
+    def unix_server_requested(self, listen_path: str) -> bool:
+        del listen_path  # the account's own folders are its own matter
+        return True
+
+
 @contextmanager
 def serve(folder: Path, environment: dict[str, str]) -> Iterator[tuple[int, Path]]:
     """The server's port and the private key that it lets in, while the block runs."""
@@ -40,6 +48,7 @@ def serve(folder: Path, environment: dict[str, str]) -> Iterator[tuple[int, Path
             0,
             server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
             authorized_client_keys=str(folder / "authorized_keys"),
+            server_factory=Server,
             process_factory=run_command,
             sftp_factory=True,
             encoding=None,

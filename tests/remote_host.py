@@ -75,7 +75,7 @@ class RemoteHost:
 
     def controller(self, **changes: Any) -> Controller:
         """A controller with a store of its own (the same as the command's)."""
-        runners = changes.pop("runners", None) or Runners(str(self.binary), root=str(self.root))
+        runners = changes.pop("runners", None) or Runners(str(self.binary), root=str(self.root), pauses=(0.05, 0.1))
         store = changes.pop("store", None) or self.store()
         return Controller(store=store, access=self.access(**changes), runners=runners)
 
@@ -101,7 +101,7 @@ class RemoteHost:
     ) -> "subprocess.Popen[bytes]":
         """Starts `cronium WORDS`, with the key."""
         command, *rest = map(str, words)
-        identity = [] if command in ("version",) else ["--identity", str(self.server.identity)]
+        identity = [] if command in ("version", "payload") else ["--identity", str(self.server.identity)]
         options = {"stdin": subprocess.DEVNULL, **options}
         arguments = [sys.executable, "-c", _MAIN, command, *identity, *rest]
         return subprocess.Popen(arguments, env={**self.environment, **(env or {})}, **options)

@@ -36,6 +36,10 @@ class AgentNotStartedError(Exception):
         self.printed = printed
 
 
+class NoRoomError(ChannelLostError):
+    """The server opens no further session on the connection. Nothing was started."""
+
+
 class Conversation:
     """One channel number: frames to send, frames to await. Ends with `close`, or when the channel is lost."""
 
@@ -108,6 +112,8 @@ class AgentChannel:
         """Why the channel is gone, once it is."""
         self.agent: dict[str, Any] = {}
         """What the agent said of itself in HELLO."""
+        self.was_silent = False
+        """Whether it was lost because nothing came any more; its connection may not know that yet."""
         self.frames_sent = 0
         self._reader = frames.FrameReader()
         self._greeting: frames.GreetingReader | None = frames.GreetingReader()
@@ -153,7 +159,8 @@ class AgentChannel:
                 host=connection.host.name,
             ) from None
         except (asyncssh.Error, OSError) as error:
-            raise ChannelLostError(
+            kind = NoRoomError if isinstance(error, asyncssh.ChannelOpenError) else ChannelLostError
+            raise kind(
                 f"the connection opens no session ({reason(error)}); does the server allow one (MaxSessions)?",
                 host=connection.host.name,
             ) from None
@@ -305,6 +312,7 @@ class AgentChannel:
             await asyncio.sleep(max(0.001, min(due, self._last_heard + self.silence_seconds) - time.monotonic()))
             now = time.monotonic()
             if now - self._last_heard >= self.silence_seconds:
+                self.was_silent = True
                 self.close(f"the host has been silent for {now - self._last_heard:.0f} s")
                 return
             if now >= min(self._last_sent, max(self._last_heard, self._last_pinged)) + self.ping_seconds:

@@ -15,8 +15,11 @@ from cronium_runner.wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, EXIT
 
 from . import cli_executions
 from .api.cli import api
-from .cli_hosts import hosts, one_host
-from .cli_reaching import HELP, reaching, run_on
+from .cli_deploy import deploy
+from .cli_hosts import hosts, many_hosts, one_host
+from .cli_payload import payload
+from .cli_reaching import HELP, reaching, run_on, run_on_many, tunnelling
+from .errors import ControllerError
 
 if TYPE_CHECKING:
     from .dispatch import Controller
@@ -39,8 +42,9 @@ def cronium() -> None:
 @cronium.command(context_settings=HELP)
 @click.argument("script", metavar="SCRIPT|DIR|PAYLOAD", type=click.Path())
 @click.argument("args", nargs=-1, metavar="[-- ARGS]")
-@one_host
+@many_hosts
 @reaching
+@tunnelling
 @click.option("--input", "input_text", metavar="FILE|JSON", help="What cronium.input reads; - is standard input.")
 @click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable; repeatable.")
 @click.option(
@@ -74,6 +78,13 @@ def cronium() -> None:
     help="As this account of the host, with its own executions: by root, or where `sudo -n` allows it.",
 )
 @click.option(
+    "--mode",
+    type=click.Choice(["bundled", "api", "prefer-api"]),
+    default="bundled",
+    show_default=True,
+    help="api: the script reads and writes live data; prefer-api: bundled where the host allows no tunnel, said so.",
+)
+@click.option(
     "--on-disconnect",
     type=click.Choice(["continue", "cancel"]),
     default="continue",
@@ -81,23 +92,43 @@ def cronium() -> None:
     help="What happens to the script when this connection is lost.",
 )
 @click.option("--detach", is_flag=True, help="Return as soon as the host has taken it; prints the id.")
-@click.option("--json", "as_json", is_flag=True, help="Print only the result, as one JSON object.")
+@click.option(
+    "--prefix",
+    "style",
+    flag_value="prefix",
+    default=True,
+    help="Several hosts: lines as they come, with the host in front; the default.",
+)
+@click.option("--fold", "style", flag_value="fold", help="Several hosts: equal outputs once, at the end.")
+@click.option("-q", "--quiet", "style", flag_value="quiet", help="Several hosts: nothing but the failures.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print only the result, as one JSON object; one a line for several hosts, and a summary.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say on standard error under which id, and what was handed back.")
-def run(host: str | None, script: str, detach: bool, as_json: bool, verbose: bool, **options: Any) -> None:
-    """Run a script, a directory with a manifest, or a payload on a host. Its exit status becomes ours.
+def run(
+    hosts_given: tuple[str, ...], script: str, detach: bool, as_json: bool, verbose: bool, style: str, **options: Any
+) -> None:
+    """Run a script, a directory with a manifest, or a payload on one host or many. Its exit status becomes ours.
 
     \b
     124 timeout, 125 the runner failed, 126 not executable, 127 interpreter not found, 130 cancelled,
     255 the host was not reached or the outcome is unknown, 128+n death by signal n.
 
+    Several hosts: 0 when all succeeded, 100 + failures (at most 255) when some did, else the largest exit status.
+
     \b
     Examples:
       cronium run --host web01 ./report.py -- --since yesterday
       cronium run --host web01 ./slow.sh --detach --execution-id nightly-2026-01-02
+      cronium run --on web[01-20] ./uptime.sh --fold
+      cronium run --on web ./restart.sh --serial 25% --stop-on-failure
     """
     from cronium_runner.wire import masks, words
 
-    from . import payloads, show
+    from . import payload_versions, show
     from .arguments import read
     from .job import Job, new_execution_id
 
@@ -105,13 +136,16 @@ def run(host: str | None, script: str, detach: bool, as_json: bool, verbose: boo
     if options["execution_id"] is None:  # known from here on, to be told should we be interrupted
         options["execution_id"] = new_execution_id()
 
-    async def submit_and_show(controller: "Controller", where: "Host") -> int:
+    def job_for(controller: "Controller") -> Job:
         given = {} if input_text is None else {"input": words.json_value(input_text, "--input", read)}
         job = Job(
-            payload=payloads.load(script),
+            payload=payload_versions.load(script, controller.store),
             variables=words.variables(options["variables"]),
             secrets=words.secrets(options["secrets"], os.environ, read),
-            event={} if event_text is None else words.json_object(event_text, "--event", read),
+            event={
+                **payload_versions.event(script, controller.store),
+                **({} if event_text is None else words.json_object(event_text, "--event", read)),
+            },
             args=options["args"] or None,
             timeout=options["timeout"],
             limits=words.limits(options["limits"]),
@@ -119,16 +153,27 @@ def run(host: str | None, script: str, detach: bool, as_json: bool, verbose: boo
             on_disconnect=options["on_disconnect"],
             masked_names=options["masked_names"] or masks.DEFAULT_NAMES,
             run_as=options["run_as"],
+            mode=options["mode"],
             **given,
         )
         short = masks.too_short(job.secrets, job.variables, job.masked_names)
         if short:
             click.echo(f"cronium: warning: {masks.short_sentence(short)}", err=True)
+        return job
+
+    async def submit_and_show(controller: "Controller", where: "Host") -> int:
+        job = job_for(controller)
         execution = await controller.submit(where, job, follow=not detach)
         if detach:
             if not execution.is_running:  # rejected, or unknown: say so
                 return await show.follow(execution, as_json=as_json)
             show.print_start(execution, verbose=verbose)
+            if execution.is_served_here:
+                click.echo(
+                    "cronium: warning: nothing serves it now; its writes are kept there, and its reads fail, until: "
+                    f"cronium wait {execution.id}",
+                    err=True,
+                )
             execution.detach()
             if as_json:
                 show.print_json({"executionId": execution.id, "host": where.name, "state": "accepted"})
@@ -138,33 +183,18 @@ def run(host: str | None, script: str, detach: bool, as_json: bool, verbose: boo
         show.print_start(execution, verbose=verbose)
         return await show.follow(execution, as_json=as_json, verbose=verbose)
 
-    run_on(host, options, submit_and_show, as_json=as_json)
+    async def on_all(controller: "Controller", targets: "list[Host | str]") -> int:
+        if len(targets) == 1 and not isinstance(targets[0], str):
+            return await submit_and_show(controller, targets[0])
+        if detach:
+            raise ControllerError("usage.invalid", "--detach is for one host; with several, interrupt twice to leave")
+        from .show_many import JSON, ManyHosts
 
+        shown = ManyHosts(JSON if as_json else style)
+        limits = {name: options[name] for name in ("forks", "serial", "max_failures", "stop_on_failure")}
+        return await shown.follow(controller.run_many(targets, job_for(controller), output=shown.output, **limits))
 
-@cronium.command(context_settings=HELP)
-@one_host
-@reaching
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def deploy(host: str | None, as_json: bool, **options: Any) -> None:
-    """Put the runner on a host, if it is not there. `run` does that by itself.
-
-    \b
-    Example:
-      cronium deploy --host deploy@web01
-    """
-    from . import show
-
-    async def put(controller: "Controller", where: "Host") -> int:
-        done = await controller.deploy(where)
-        if as_json:
-            show.print_json({"host": where.name, "path": done.path, "uploadedBytes": done.uploaded_bytes})
-        elif done.uploaded_bytes:
-            click.echo(f"{where}: installed {done.path} ({done.uploaded_bytes / 1e6:.1f} MB by {done.method})")
-        else:
-            click.echo(f"{where}: {done.path} is there")
-        return 0
-
-    run_on(host, options, put, as_json=as_json)
+    run_on_many(hosts_given, options, on_all, as_json=as_json)
 
 
 @cronium.command(context_settings=HELP)
@@ -203,7 +233,9 @@ def version() -> None:
 
 
 cronium.add_command(api)
+cronium.add_command(deploy)
 cronium.add_command(hosts)
+cronium.add_command(payload)
 for command in cli_executions.COMMANDS:
     cronium.add_command(command)
 

@@ -12,8 +12,9 @@ import click
 from cronium_runner.wire.results import Outcome, Result, exit_status
 
 from .cli_hosts import one_host
-from .cli_reaching import HELP, finish, reaching, recorded, run_known, run_on, with_controller
+from .cli_reaching import HELP, finish, reaching, recorded_all, run_known, run_on, tunnelling, with_controller
 from .errors import ControllerError
+from .schedule import FORKS
 
 if TYPE_CHECKING:
     from .dispatch import Controller
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 @click.command(context_settings=HELP)
 @click.argument("execution_id", metavar="ID")
 @reaching
+@tunnelling
 @click.option(
     "--offset",
     "offsets",
@@ -97,28 +99,46 @@ def logs(execution_id: str, stream: str | None, offset: int, raw: bool, **option
 @click.command(context_settings=HELP)
 @click.argument("execution_id", metavar="ID")
 @reaching
+@tunnelling
 def cancel(execution_id: str, **options: Any) -> None:
     """End an execution: SIGTERM, five seconds, SIGKILL. Returns when nothing of it is left.
+
+    The id of a run on many hosts stands for all of them.
 
     \b
     Example:
       cronium cancel exec_20260102_030405_0123456789ab
     """
 
-    async def end(controller: "Controller", where: "Host") -> int:
-        found = await controller.status(execution_id, where)
-        seen = (found["stdout"]["bytes"], found["stderr"]["bytes"])  # nobody reads the output here
-        execution = await controller.attach(execution_id, where, offsets=seen)
-        if execution.is_running:
-            execution.cancel()
-        result = await execution.result()
-        if result.state is Outcome.UNKNOWN:
-            click.echo(f"cronium: {result.error_message} [{result.error_code}]", err=True)
-            return exit_status(result)
-        click.echo(f"{execution_id}: {result.state}", err=True)
-        return 0
+    async def end_all(controller: "Controller", records: "list[Record]") -> int:
+        room = asyncio.Semaphore(FORKS)
+        return max(await asyncio.gather(*(_cancelled(controller, record, room) for record in records)))
 
-    run_known(execution_id, options, end, as_json=False)
+    finish(with_controller(lambda: recorded_all(execution_id), options, end_all), False, execution_id)
+
+
+async def _cancelled(controller: "Controller", record: "Record", room: asyncio.Semaphore) -> int:
+    """Ends one execution and says how it stands; the exit status for that."""
+    try:
+        async with room:
+            result = await _end(controller, record)
+    except ControllerError as error:
+        click.echo(f"cronium: {error.message} [{error.code}]", err=True)
+        return error.exit_status
+    if result.state is Outcome.UNKNOWN:
+        click.echo(f"cronium: {result.error_message} [{result.error_code}]", err=True)
+        return exit_status(result)
+    click.echo(f"{record.id}: {result.state}", err=True)
+    return 0
+
+
+async def _end(controller: "Controller", record: "Record") -> Result:
+    found = await controller.status(record.id, record.host)
+    seen = (found["stdout"]["bytes"], found["stderr"]["bytes"])  # nobody reads the output here
+    execution = await controller.attach(record.id, record.host, offsets=seen)
+    if execution.is_running:
+        execution.cancel()
+    return await execution.result()
 
 
 @click.command(context_settings=HELP)
@@ -151,11 +171,14 @@ _run_as = click.option("--run-as", metavar="USER", help="The executions of this 
 @click.command(context_settings=HELP)
 @click.argument("execution_ids", metavar="ID...", nargs=-1, required=True)
 @reaching
+@tunnelling
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object for each as it ends, and a last one for several."
 )
 def wait(execution_ids: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Wait until executions have ended, on whichever hosts, and fetch their results. An interrupt leaves them running.
+
+    The id of a run on many hosts stands for all of them.
 
     A line for each as it ends. One: its exit status is ours; several: 0 when all succeeded, 100 + failures when some
     did, else the largest.
@@ -171,7 +194,8 @@ def wait(execution_ids: tuple[str, ...], as_json: bool, **options: Any) -> None:
         from .schedule import Tally
 
         tally = Tally()
-        for ended in asyncio.as_completed([_ended(controller, record) for record in records]):
+        room = asyncio.Semaphore(FORKS)
+        for ended in asyncio.as_completed([_ended(controller, record, room) for record in records]):
             result = await ended
             tally.add(result)
             if as_json:
@@ -185,7 +209,8 @@ def wait(execution_ids: tuple[str, ...], as_json: bool, **options: Any) -> None:
         return tally.exit_status
 
     def known() -> "list[Record]":
-        return [recorded(execution_id) for execution_id in ids]
+        found = [record for execution_id in ids for record in recorded_all(execution_id)]
+        return list({record.id: record for record in found}.values())
 
     finish(
         with_controller(known, options, wait_for_all),
@@ -195,9 +220,17 @@ def wait(execution_ids: tuple[str, ...], as_json: bool, **options: Any) -> None:
     )
 
 
-async def _ended(controller: "Controller", record: "Record") -> Result:
-    """How the execution ended; `unknown` where nobody could be asked, which keeps nobody else from being waited for."""
+async def _ended(controller: "Controller", record: "Record", room: asyncio.Semaphore) -> Result:
+    """How the execution ended; `unknown` where nobody could be asked, which keeps nobody else from being waited for.
+
+    `room` bounds how many connections are made at once. They are kept while we wait, and not for hosts whose result is
+    here already.
+    """
+    if record.is_acknowledged and record.result is not None and not record.may_write:
+        return record.result
     try:
+        async with room:
+            await controller.reachable.reach(record.host, record.run_as)
         return await controller.wait(record.id, record.host)
     except ControllerError as error:
         state = Outcome.UNKNOWN

@@ -1,6 +1,7 @@
 """Hosts on the command line: the options that say which are meant, and `cronium hosts`, which lists them."""
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -8,12 +9,17 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .errors import ControllerError
+from .schedule import FORKS
 
 if TYPE_CHECKING:
+    from .health import HostHealth
     from .hosts import Host
     from .inventory import Inventory
 
-_COLUMNS: Final = ("NAME", "ADDRESS", "USER", "PORT", "ROUTES", "GROUPS")
+_COLUMNS: Final = ("NAME", "ADDRESS", "USER", "PORT", "ROUTES", "GROUPS", "HEALTH", "USED", "SUCCESS", "LAST ERROR")
+
+_SHOWN: Final = 60
+"""Characters of an error in a table; --json has all of it."""
 
 
 def one_host(function: Any) -> Any:
@@ -28,6 +34,58 @@ def one_host(function: Any) -> Any:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def many_hosts(function: Any) -> Any:
+    """The options that say on which hosts a command works, and on how many of them at once."""
+    options: list[Any] = [
+        click.option(
+            "--host",
+            "hosts_given",
+            multiple=True,
+            metavar="[USER@]ADDR[:PORT]",
+            help="Where; an alias of ~/.ssh/config will do. Repeatable.",
+        ),
+        click.option(
+            "--on", multiple=True, metavar="NAME|GROUP|SET", help="Where, by the hosts file, like web01 or web[01-20]."
+        ),
+        _hosts_file,
+        click.option("--forks", type=click.IntRange(min=1), default=FORKS, show_default=True, help="Hosts at once."),
+        click.option(
+            "--serial", metavar="N|%", help="In batches of so many hosts; the next begins when one has ended."
+        ),
+        click.option("--max-failures", metavar="N|%", help="With more failures, begin with no further host."),
+        click.option("--stop-on-failure", is_flag=True, help="The same as --max-failures 0."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def chosen_targets(given: Sequence[str], options: dict[str, Any]) -> "list[Host | str]":
+    """The hosts of --host and --on. A malformed --host stays text, which is one failed result among several.
+
+    Raises ControllerError when there is none, and when the only one is malformed.
+    """
+    from .hosts import parse_host
+
+    on: Sequence[str] = options["on"]
+    if not given and not on:
+        raise ControllerError("usage.invalid", "say where: --host [user@]address[:port], or --on name")
+    found: list[Host | str] = []
+    for text in dict.fromkeys(given):
+        try:
+            found.append(parse_host(text, identity=options["identity"]))
+        except ControllerError:
+            if not on and len(set(given)) == 1:
+                raise
+            found.append(text)
+    if on:
+        selected = _load(options["hosts_file"]).select(on)
+        found += [
+            host if options["identity"] is None else replace(host, identity=options["identity"]) for host in selected
+        ]
+    return list(dict.fromkeys(found))
 
 
 def _hosts_file(function: Any) -> Any:
@@ -59,27 +117,30 @@ def chosen_host(host: str | None, options: dict[str, Any]) -> "Host":
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--on", multiple=True, metavar="NAME|GROUP|SET", help="Only these.")
 @_hosts_file
+@click.option("--reset", is_flag=True, help="Forget how they stood: a host that is left alone is tried again.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def hosts(on: Sequence[str], hosts_file: str | None, as_json: bool) -> None:
-    """List the hosts of the hosts file. It asks no host.
+def hosts(on: Sequence[str], hosts_file: str | None, reset: bool, as_json: bool) -> None:
+    """List the hosts of the hosts file, and how they stood when they were last reached. It asks no host.
 
     \b
-    Example:
+    Examples:
       cronium hosts --on web
+      cronium hosts --on web01 --reset
     """
     from . import show
 
     try:
         inventory = _load(hosts_file)
         selected = inventory.select(on) if on else [inventory.host(name) for name in inventory.entries]
+        known = _health(selected, reset=reset)
     except ControllerError as error:
         click.echo(f"cronium: {error.message} [{error.code}]", err=True)
         sys.exit(error.exit_status)
     if as_json:
         for host in selected:
-            show.print_json(_as_json(host, inventory))
+            show.print_json({**_as_json(host, inventory), "health": _health_json(known.get(host.name))})
     elif selected:
-        _print_table([_COLUMNS, *(_row(host, inventory) for host in selected)])
+        _print_table([_COLUMNS, *((*_row(host, inventory), *_health_row(known.get(host.name))) for host in selected)])
     else:
         click.echo(f"cronium: {inventory.path} names no host", err=True)
 
@@ -91,6 +152,48 @@ def _load(hosts_file: str | None) -> "Inventory":
     for sentence in loaded.warnings:
         click.echo(f"cronium: warning: {sentence}", err=True)
     return loaded
+
+
+def _health(selected: "Sequence[Host]", *, reset: bool) -> "dict[str, HostHealth]":
+    """How hosts stood, by name; empty, and no database is made, where none was ever reached from here."""
+    from .memory import account
+    from .store import Store, default_path
+
+    if not default_path().exists():
+        return {}
+    store = Store()
+    try:
+        if reset:
+            store.forget_health([account(host) for host in selected])
+        found = {host.name: store.health(account(host)) for host in selected}
+    finally:
+        store.close()
+    return {name: health for name, health in found.items() if health is not None}
+
+
+def _health_json(known: "HostHealth | None") -> dict[str, Any] | None:
+    if known is None:
+        return None
+    calls = known.calls
+    return {
+        "healthy": calls.is_healthy,
+        "successRate": calls.success_rate,
+        "successes": calls.total_successes,
+        "failures": calls.total_failures,
+        "consecutiveFailures": calls.consecutive_failures,
+        "pausedSeconds": round(known.breaker.wait(time.time()), 1),
+        "transport": known.transport,
+        "lastError": known.last_error,
+    }
+
+
+def _health_row(known: "HostHealth | None") -> tuple[str, ...]:
+    if known is None:
+        return ("-", "-", "-", "-")
+    left = known.breaker.wait(time.time())
+    state = f"paused {left:.0f} s" if left else "healthy" if known.calls.is_healthy else "unhealthy"
+    error = "-" if known.last_error is None else known.last_error[:_SHOWN]
+    return (state, known.transport or "-", f"{known.calls.success_rate:.0%}", error)
 
 
 def _as_json(host: "Host", inventory: "Inventory") -> dict[str, Any]:

@@ -6,7 +6,7 @@ What a command then does is its own; every command of `cronium` that talks to a 
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -14,7 +14,7 @@ import click
 from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result
 from cronium_runner.wire.words import WordError
 
-from .cli_hosts import chosen_host
+from .cli_hosts import chosen_host, chosen_targets
 from .errors import ControllerError
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ def reaching(function: Any) -> Any:
             show_default=True,
             help="accept-new records an unknown key and refuses a changed one.",
         ),
+        click.option(
+            "--ignore-health", is_flag=True, help="Try a host that could not be reached lately all the same, at once."
+        ),
         click.option("--binary", metavar="FILE", help="The runner to deploy, instead of the one in dist/."),
     ]
     for option in reversed(options):
@@ -42,10 +45,29 @@ def reaching(function: Any) -> Any:
     return function
 
 
+def tunnelling(function: Any) -> Any:
+    """The option of commands by which jobs in API mode reach the platform."""
+    return click.option(
+        "--allow-tcp-tunnel",
+        is_flag=True,
+        envvar="CRONIUM_ALLOW_TCP_TUNNEL",
+        help="In API mode, where the host forwards no socket: a port that every account there can connect to.",
+    )(function)
+
+
 def run_on(host: str | None, options: dict[str, Any], work: Any, *, as_json: bool) -> None:
     """Runs `work` with a controller and the host, and ends with its exit status."""
     finish(
         with_controller(lambda: chosen_host(host, options), options, work),
+        as_json,
+        options.get("execution_id") or "",
+    )
+
+
+def run_on_many(given: Sequence[str], options: dict[str, Any], work: Any, *, as_json: bool) -> None:
+    """Runs `work` with a controller and all hosts that are meant, and ends with its exit status."""
+    finish(
+        with_controller(lambda: chosen_targets(given, options), options, work),
         as_json,
         options.get("execution_id") or "",
     )
@@ -71,6 +93,16 @@ def recorded(execution_id: str) -> "Record":
     return record
 
 
+def recorded_all(execution_id: str) -> "list[Record]":
+    """The execution of this id, or all of the run on many hosts that goes by it. Raises ControllerError for neither."""
+    from .store import Store
+
+    store = Store()
+    found = [] if store.find(execution_id) is not None else store.fan_out(execution_id)
+    store.close()
+    return found or [recorded(execution_id)]
+
+
 async def with_controller(find: Callable[[], Any], options: dict[str, Any], work: Any) -> int:
     """What `work` returns, called with a controller and with what `find` found."""
     from .connection import Access
@@ -81,11 +113,13 @@ async def with_controller(find: Callable[[], Any], options: dict[str, Any], work
     access = Access(
         host_keys=HostKeyPolicy(options["host_keys"]),
         known_hosts=options["known_hosts"] or os.environ.get("CRONIUM_KNOWN_HOSTS") or default_known_hosts(),
+        ignores_health=options.get("ignore_health", False),
         passphrase=_ask_passphrase if sys.stdin.isatty() else None,
         warn=lambda sentence: click.echo(f"cronium: warning: {sentence}", err=True),
     )
     found = find()
-    async with Controller(access=access, runners=Runners(options["binary"])) as controller:
+    runners, allow_tcp_tunnel = Runners(options["binary"]), options.get("allow_tcp_tunnel", False)
+    async with Controller(access=access, runners=runners, allow_tcp_tunnel=allow_tcp_tunnel) as controller:
         status: int = await work(controller, found)
         return status
 

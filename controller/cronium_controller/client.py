@@ -23,22 +23,21 @@ from typing import Any, Final, TypeVar
 import asyncssh
 
 from . import copying, raw_command, remote_shell
-from .connection import Access, Connection, acknowledge_quickly, connect
+from .connection import Access, Connection
+from .connections import REFUSALS, Connections
 from .errors import ControllerError, UnreachableError
 from .health import SSHHealth
 from .hostkeys import default_known_hosts
-from .hosts import SSHConfig
-from .pool import MAX_CONNECTIONS, Lease, Limits, Pool
+from .hosts import Host, SSHConfig
+from .memory import Memory
+from .pool import MAX_CONNECTIONS, Lease, Limits
 from .raw_command import Completed, NotStartedError
-from .transport import Remembered
 
 COPY_SECONDS: Final = 300.0
 CHECK_SECONDS: Final = 10.0
 """For a question that any living host answers at once."""
 FAILED: Final = -1
 """`returncode` when no exit status is known: nothing was started, the connection was lost, the time was up."""
-_REFUSALS: Final = 5
-"""Times that a server may have no room for another session: each teaches the pool how many it has room for."""
 _TIDYING_SECONDS: Final = 1.0
 """For a copy that was given up to remove what it has written; a server that hangs may never let it."""
 _SHOWN: Final = 200
@@ -78,22 +77,30 @@ class Executed:
 class SSHClient:
     """Commands and files on one host. Use one for each host (`get_ssh_client`), from as many tasks as you like."""
 
-    def __init__(self, config: SSHConfig, *, name: str | None = None, access: Access | None = None) -> None:
+    def __init__(
+        self,
+        config: SSHConfig,
+        *,
+        name: str | None = None,
+        access: Access | None = None,
+        connections: Connections | None = None,
+        host: Host | None = None,
+    ) -> None:
         """`name` is what the host is called in logs and known_hosts, its address by default. `access` has the rest:
-        host keys, and who is asked for a passphrase; its timeouts are the configuration's."""
+        host keys, and who is asked for a passphrase; its timeouts are the configuration's. With `connections` those to
+        `host` are used, in one event loop, and left open (`Controller.client`)."""
         self._config = config
         self._name = name or config.host
         self._access = access or _default_access()
-        self._health = SSHHealth()
-        self._remembered = Remembered()
-        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pool[Connection]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._shared = connections
+        self._shared_host = host
+        self._memory = Memory() if connections is None else connections.memory
+        self._owned: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Connections] = weakref.WeakKeyDictionary()
         self._is_posix: bool | None = None
         self._chores: set[asyncio.Task[Any]] = set()
 
     def __repr__(self) -> str:
-        return f"<SSHClient {self._name} {'healthy' if self._health.is_healthy else 'unhealthy'}>"
+        return f"<SSHClient {self._name} {'healthy' if self.health.is_healthy else 'unhealthy'}>"
 
     @property
     def config(self) -> SSHConfig:
@@ -108,7 +115,7 @@ class SSHClient:
     @property
     def health(self) -> SSHHealth:
         """How its calls went; every path counts."""
-        return self._health
+        return self._memory.of(self._host).calls
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
@@ -187,6 +194,7 @@ class SSHClient:
 
     async def check_connectivity(self) -> tuple[bool, str]:
         """Whether the host runs a command now, and by which route, or why not."""
+        self._memory.of(self._host).breaker.allow()  # whoever asks this wants to know now
         result = await self.run_async("echo ok", CHECK_SECONDS)
         if result.success and "ok" in result.stdout:
             return True, f"Connected via {result.transport_used}"
@@ -229,8 +237,8 @@ class SSHClient:
         if self._chores:
             await asyncio.wait(list(self._chores), timeout=raw_command.ENDING_SECONDS)
         here = asyncio.get_running_loop()
-        for loop, pool in list(self._pools.items()):
-            closing = pool.close_all_connections()
+        for loop, connections in list(self._owned.items()):
+            closing = connections.close_all_connections()
             if loop is here:
                 await closing
             elif loop.is_running():
@@ -295,7 +303,7 @@ class SSHClient:
             text = remote_shell.in_sh(f"{before}; {command}")
         refused = dead = 0
         while True:
-            leased = self._pool().lease(self._name)
+            leased = self._connections().lease(self._host)
             lease = await leased.__aenter__()
             starting = partial(raw_command.start, lease.connection, text, self._config.connect_timeout)
             try:
@@ -306,10 +314,10 @@ class SSHClient:
                 lease.note_refused()
                 refused += 1
                 await leased.__aexit__(None, None, None)
-                if refused == _REFUSALS:
+                if refused == REFUSALS:
                     raise self._no_room(error.reason) from None
             except NotStartedError as error:
-                lease.retire()
+                lease.suspect()
                 lease.connection.ssh.abort()
                 await leased.__aexit__(None, None, None)
                 dead += 1
@@ -335,7 +343,7 @@ class SSHClient:
                 try:
                     return await raw_command.end_tree(connection, command_id)
                 except (asyncssh.Error, NotStartedError, UnreachableError):
-                    other = await self._open(self._name)
+                    other = await self._connections().open(self._host)
                 try:
                     return await raw_command.end_tree(other, command_id)
                 finally:
@@ -346,24 +354,25 @@ class SSHClient:
     async def _learn_shell(self) -> None:
         """Asks once whether the login shell reads sh, so that commands need no sh in front of it."""
         with contextlib.suppress(asyncssh.Error, NotStartedError, ControllerError, OSError):
-            async with self._pool().lease(self._name) as lease:
+            async with self._connections().lease(self._host) as lease:
                 running = await raw_command.start(lease.connection, 'echo "$SHELL"', CHECK_SECONDS)
                 done = await running.wait(CHECK_SECONDS)
             shell = done.stdout.decode("utf-8", "replace").strip()
             self._is_posix = done.exit_status == 0 and os.path.basename(shell) in remote_shell.POSIX_SHELLS
 
-    def _pool(self) -> Pool[Connection]:
-        loop = asyncio.get_running_loop()
-        if loop not in self._pools:
-            self._pools[loop] = Pool(self._open, limits=Limits(idle=self._config.control_persist))
-        return self._pools[loop]
+    @property
+    def _host(self) -> Host:
+        """The host as it is configured now."""
+        return self._shared_host or self._config.to_host(self._name)
 
-    async def _open(self, name: str) -> Connection:
-        """One connection, by the first route that leads there."""
-        host = self._config.to_host(name)
-        connection = await connect(host, self._access, self._remembered)
-        self._later(acknowledge_quickly(connection))
-        return connection
+    def _connections(self) -> Connections:
+        if self._shared is not None:
+            return self._shared
+        loop = asyncio.get_running_loop()
+        if loop not in self._owned:
+            limits = Limits(idle=self._config.control_persist)
+            self._owned[loop] = Connections(self._access, self._memory, limits=limits)
+        return self._owned[loop]
 
     # -- results -----------------------------------------------------------------------------------------------------
 
@@ -375,7 +384,9 @@ class SSHClient:
             return self._failure(command, error, time.monotonic() - began)
         done = executed.done
         is_good = done.exit_status == 0 and not done.timed_out
-        self._count(is_good)
+        self._count(
+            None if is_good else timeout_sentence(done) if done.timed_out else f"exit status {done.exit_status}"
+        )
         return SSHResult(
             success=is_good,
             returncode=FAILED if done.exit_status is None else done.exit_status,
@@ -390,7 +401,7 @@ class SSHClient:
         )
 
     def _failure(self, command: str, error: ControllerError, duration: float) -> SSHResult:
-        self._count(False)
+        self._count(error.message)
         _log.warning(
             "command_failed", extra={"host": self._name, "duration": round(duration, 3), "reason": error.message}
         )
@@ -402,7 +413,7 @@ class SSHClient:
             transport, is_done = await self._copy(copy, source, target, timeout)
         except ControllerError as error:
             return self._failure(command, error, time.monotonic() - began)
-        self._count(is_done)
+        self._count(None if is_done else "a copy took too long")
         took = (time.monotonic() - began) * 1000
         if is_done:
             return SSHResult(True, 0, "", "", took, command, self._name, transport)
@@ -411,8 +422,8 @@ class SSHClient:
 
     async def _copy(self, copy: copying.Copy, source: str, target: str, timeout: float) -> tuple[str, bool]:
         """The route, and whether it was done in time."""
-        for _ in range(_REFUSALS):
-            async with self._pool().lease(self._name) as lease:
+        for _ in range(REFUSALS):
+            async with self._connections().lease(self._host) as lease:
                 copying_it = asyncio.ensure_future(copy(lease.connection, source, target))
                 try:
                     await asyncio.wait([copying_it], timeout=timeout)
@@ -434,11 +445,8 @@ class SSHClient:
     def _no_room(self, why: str) -> UnreachableError:
         return UnreachableError("host.unreachable", f"the server opens no session: {why}", host=self._name)
 
-    def _count(self, is_good: bool) -> None:
-        if is_good:
-            self._health.record_success(time.time())
-        else:
-            self._health.record_failure(time.time())
+    def _count(self, error: str | None) -> None:
+        self._memory.note_call(self._host, error)
 
     def _later(self, chore: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.ensure_future(chore)

@@ -44,6 +44,8 @@ class Access:
     """Questions without an answer before the connection counts as lost."""
     attempts: int = ATTEMPTS
     """Over all routes of a host, with pauses between them, before it counts as unreachable."""
+    ignores_health: bool = False
+    """Whether a host that could not be reached lately is tried all the same."""
     passphrase: Callable[[str], str] | None = None
     warn: Callable[[str], None] = _log.warning
 
@@ -202,7 +204,6 @@ async def open_connection(host: Host, access: Access, *, sock: socket.socket | N
             f"cannot connect to {host.address}: {reason(error)}; check the address, and that SSH answers there",
             host=host.name,
         ) from None
-    _log.info("ssh_connection_established", extra={"host": host.name})
     return Connection(host, ssh)
 
 

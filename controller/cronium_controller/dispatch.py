@@ -14,52 +14,73 @@ import contextlib
 import re
 import time
 import weakref
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from cronium_runner.wire import frames
+from cronium_runner.wire.access import API, BUNDLED, LONGEST_SOCKET_PATH
+from cronium_runner.wire.access import Access as ApiAccess
 from cronium_runner.wire.frames import Kind, ProtocolError
 from cronium_runner.wire.names import invalid_id_sentence, is_execution_id
 from cronium_runner.wire.results import Result
 
 from . import asking
-from .connection import Access, connect
-from .errors import ControllerError
+from .connection import Access, Connection
+from .connections import Connections
+from .deployments import Deployments
+from .errors import ControllerError, TunnelError
 from .execution import Execution
 from .hosts import Host
-from .install import Deployment, Runners, deploy
-from .job import Job, new_execution_id
-from .reaching import ACKNOWLEDGE_SECONDS, Reachable, settled
-from .store import Store
-from .transport import Remembered
+from .install import Deployment, Runners, deploy, roll_back
+from .job import MODES, PREFER_API, Job, new_execution_id
+from .live import Live
+from .memory import Memory
+from .reaching import ACKNOWLEDGE_SECONDS, Reachable, Reached, settled
+from .schedule import FORKS
+from .store import Reason, Store
 
 if TYPE_CHECKING:
+    from .client import SSHClient
     from .doctor import Finding
+    from .fanout import FanOut, Output, Target
 
 _ACCOUNT: Final = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]{0,255}\$?")
 """Names of accounts, also of a domain; nothing that any login shell would take for more than a word."""
+
+_LONGEST_ACCESS: Final = ApiAccess("x" * LONGEST_SOCKET_PATH, "x" * 8192)
+"""As much room as an endpoint and a token of ours can take in a submission."""
 
 
 class Controller:
     """Reaches hosts and runs jobs on them. One connection a host, one agent for each account there, kept while open."""
 
     def __init__(
-        self, *, store: Store | None = None, access: Access | None = None, runners: Runners | None = None
+        self,
+        *,
+        store: Store | None = None,
+        access: Access | None = None,
+        runners: Runners | None = None,
+        allow_tcp_tunnel: bool = False,
     ) -> None:
+        """`allow_tcp_tunnel`: in API mode, a port of the host's loopback interface where it forwards no socket."""
         self.store = store or Store()
+        self._live = Live(self.store.path.parent, allow_tcp_tunnel=allow_tcp_tunnel)
         self._owns_store = store is None
         self._access = access or Access()
         self._runners = runners or Runners()
-        self._remembered = Remembered()
-        self.reachable = Reachable(self._access, self._runners, self._remembered)
+        self.memory = Memory(self.store)
+        self.connections = Connections(self._access, self.memory)
+        self.deployments = Deployments(self.store)
+        """Which runners were put on hosts, and how that went."""
+        self.reachable = Reachable(self.connections, self._runners, self.deployments)
         """The connections and agents; not for those who only submit."""
         self._executions: weakref.WeakSet[Execution] = weakref.WeakSet()
 
     @property
     def connections_opened(self) -> int:
         """How many connections were made."""
-        return self.reachable.connections_opened
+        return self.connections.opened
 
     async def __aenter__(self) -> "Controller":
         return self
@@ -76,9 +97,13 @@ class Controller:
                 acknowledging = [execution.wait_acknowledged() for execution in self._executions]
                 await asyncio.wait_for(settled(acknowledging), ACKNOWLEDGE_SECONDS)
             await self.reachable.close()
+            await self.connections.close_all_connections()
         finally:
-            if self._owns_store:
-                self.store.close()
+            try:
+                await self._live.close()
+            finally:
+                if self._owns_store:
+                    self.store.close()
 
     async def submit(self, host: Host, job: Job, *, follow: bool = True) -> Execution:
         """Submits a job. It is written down first; when this returns, the host has taken it, or the outcome is unknown.
@@ -90,7 +115,11 @@ class Controller:
         execution_id = new_execution_id() if job.execution_id is None else job.execution_id
         if not is_execution_id(execution_id):
             raise ControllerError("execution.id_invalid", invalid_id_sentence(execution_id))
-        submission = job.submission(execution_id, follow=follow)
+        if job.mode not in MODES:
+            raise ControllerError("usage.invalid", f"no mode is called {job.mode!r:.100}; there are {', '.join(MODES)}")
+        submission = job.submission(
+            execution_id, follow=follow, access=None if job.mode == BUNDLED else _LONGEST_ACCESS
+        )
         try:
             frames.encode_json(Kind.SUBMIT, 0, submission)
         except (ProtocolError, ValueError, TypeError) as error:
@@ -101,14 +130,100 @@ class Controller:
             ) from None
         run_as = _other_account(host, job.run_as)
         reached = await self.reachable.reach(host, run_as)
+        endpoint, fallback = await self._endpoint(job, reached, run_as)
         is_new = self.store.record(
-            execution_id, host, job.payload.sha256, job.payload.label, time.time(), run_as=run_as
+            execution_id,
+            host,
+            job.payload.sha256,
+            job.payload.label,
+            time.time(),
+            run_as=run_as,
+            mode=BUNDLED if endpoint is None else API,
+            fallback=fallback,
         )
+        if job.mode != BUNDLED:
+            admitted = None if endpoint is None else await self._admit(execution_id, job, host, endpoint, is_new=is_new)
+            submission = job.submission(execution_id, follow=follow, access=admitted)
         conversation = reached.agent.converse()
         conversation.send(Kind.SUBMIT, submission)
         transport = reached.connection.transport
-        execution = Execution(execution_id, host, transport, conversation, self.store, job, is_new=is_new)
+        live = None if endpoint is None else self._live
+        execution = Execution(
+            execution_id, host, transport, conversation, self.store, job, is_new=is_new, live=live, fallback=fallback
+        )
         return await self._accepted(execution)
+
+    async def _endpoint(self, job: Job, reached: Reached, run_as: str | None) -> tuple[str | None, Reason | None]:
+        """Where the job finds the runtime API, None for a bundled one; with the reason when that was not preferred.
+
+        Raises TunnelError where there is no way and the job wants nothing else, and ControllerError.
+        """
+        if job.mode == BUNDLED:
+            return None, None
+        try:
+            return await self._live.endpoint(reached, is_other_account=run_as is not None), None
+        except TunnelError as error:
+            if job.mode != PREFER_API:
+                raise
+            return None, Reason(error.code, error.message)
+
+    async def _admit(self, execution_id: str, job: Job, host: Host, endpoint: str, *, is_new: bool) -> ApiAccess:
+        try:
+            return await self._live.admit(execution_id, job, host, endpoint)
+        except ControllerError:
+            if is_new:
+                self.store.note_state(execution_id, "refused")
+            raise
+
+    async def _readmit(self, execution_id: str, reached: Reached, run_as: str | None) -> ApiAccess | None:
+        """Access for an execution in API mode that may still write; None for others.
+
+        It is followed also where there is no way for it: what it writes is kept on its host.
+        """
+        record = self.store.find(execution_id)
+        if record is None or not record.may_write:
+            return None
+        try:
+            endpoint = await self._live.endpoint(reached, is_other_account=run_as is not None)
+            return await self._live.readmit(execution_id, endpoint)
+        except ControllerError as error:
+            self._access.warn(f"'{execution_id}' does not reach the platform through us: {error.message}")
+            return None
+
+    def run_many(
+        self,
+        targets: "Iterable[Target]",
+        job: Job,
+        *,
+        forks: int = FORKS,
+        serial: int | str | None = None,
+        max_failures: int | str | None = None,
+        stop_on_failure: bool = False,
+        output: "Output | None" = None,
+        keep_connections: bool = False,
+    ) -> "FanOut":
+        """The same job on many hosts: `async for result in controller.run_many(…)`, results as hosts end.
+
+        `targets` are hosts, or what `parse_host` reads; the same one twice runs once, and one that is malformed is a
+        failed result of its own. `forks` hosts at once; `serial` (a number, or "30%") in one batch, which ends before
+        the next begins; with more than `max_failures` (a number or "10%") nothing new begins, and `stop_on_failure`
+        is none of them. `output` is awaited with each piece of output; without it none is sent. Connections that this
+        opened are closed as hosts end, unless `keep_connections`. With the job's `execution_id` each host has an id of
+        its own, made from it. Raises ControllerError: no host at all, or numbers and ids that can't be.
+        """
+        from .fanout import FanOut
+
+        return FanOut(
+            self,
+            targets,
+            job,
+            forks=forks,
+            serial=serial,
+            max_failures=max_failures,
+            stop_on_failure=stop_on_failure,
+            output=output,
+            keep_connections=keep_connections,
+        )
 
     async def attach(
         self,
@@ -121,13 +236,25 @@ class Controller:
     ) -> Execution:
         """Follows an execution that exists on the host, from the given offsets of stdout and stderr on.
 
-        Without `follow` only what is there now is sent. `run_as` is the account that it runs as; without, the one that
-        it was submitted for from here. Raises RefusedError when the host knows nothing of it.
+        Without `follow` only what is there now is sent; with it one in API mode goes on through us, and delivers what
+        it has not delivered. `run_as` is the account that it runs as; without, the one that it was submitted for from
+        here. Raises RefusedError when the host knows nothing of it.
         """
-        reached = await self.reachable.reach(host, self._account(execution_id, host, run_as))
+        account = self._account(execution_id, host, run_as)
+        reached = await self.reachable.reach(host, account)
+        access = await self._readmit(execution_id, reached, account) if follow else None
+        asked: dict[str, Any] = {"executionId": execution_id, "offsets": list(offsets), "follow": follow}
+        if access is not None:
+            asked["api"] = access.to_json()
         conversation = reached.agent.converse()
-        conversation.send(Kind.ATTACH, {"executionId": execution_id, "offsets": list(offsets), "follow": follow})
-        execution = Execution(execution_id, host, reached.connection.transport, conversation, self.store, None)
+        conversation.send(Kind.ATTACH, asked)
+        transport = reached.connection.transport
+        record = self.store.find(execution_id)
+        fallback = None if record is None else record.fallback
+        live = None if access is None else self._live
+        execution = Execution(
+            execution_id, host, transport, conversation, self.store, None, live=live, fallback=fallback
+        )
         execution.offsets = list(offsets)
         return await self._accepted(execution)
 
@@ -179,22 +306,53 @@ class Controller:
         reached = await self.reachable.reach(host, _other_account(host, run_as))
         return await asking.collect(reached.agent, asked or {})
 
+    def client(self, host: Host) -> "SSHClient":
+        """Raw commands and copies on a host, over the connections that its jobs use."""
+        from .client import SSHClient
+        from .hosts import SSHConfig
+
+        config = SSHConfig.from_host(host)
+        return SSHClient(config, name=host.name, access=self._access, connections=self.connections, host=host)
+
     async def deploy(self, host: Host) -> Deployment:
-        """Makes sure that the runner is on the host; says where, and how many bytes that took."""
-        connection = await connect(host, self._access, self._remembered)
-        self.reachable.connections_opened += 1
+        """Makes sure that the controller's own runner is on the host, whole, and that jobs use it.
+
+        Says where, and how many bytes that took. Raises UnreachableError and DeployError.
+        """
+        connection = await self._connect(host)
+
+        async def reconnect() -> Connection:
+            nonlocal connection
+            connection = await self._connect(host)
+            return connection
+
         try:
-            deployment, _ = await deploy(connection, self._runners)
+            deployment, _ = await deploy(connection, self._runners, ledger=self.deployments, reconnect=reconnect)
+            self.deployments.choose(host, self._runners.root, None)
         finally:
             await connection.close()
         return deployment
+
+    async def roll_back(self, host: Host, version: str | None = None) -> Deployment:
+        """Has jobs use another runner on the host, until the next `deploy`: that version, else the one before.
+
+        Raises UnreachableError, and DeployError when there is none.
+        """
+        connection = await self._connect(host)
+        try:
+            return await roll_back(connection, self._runners, self.deployments, version)
+        finally:
+            await connection.close()
+
+    async def _connect(self, host: Host) -> Connection:
+        """A connection of its own, which whoever asks closes."""
+        return await self.connections.open(host)
 
     async def examine(self, host: Host) -> "AsyncIterator[Finding]":
         """What there is to know about a host: `doctor`'s findings as they come. Raises UnreachableError."""
         from . import doctor
 
-        connection = await connect(host, self._access, self._remembered)
-        self.reachable.connections_opened += 1
+        connection = await self._connect(host)
         try:
             async for finding in doctor.examine(connection, self._runners):
                 yield finding

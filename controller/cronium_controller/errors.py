@@ -66,6 +66,16 @@ class DeployError(ControllerError):
 
     phase = "deploy"
 
+    def as_final(self) -> "FinalDeployError":
+        """The same, and not to be tried again."""
+        final = FinalDeployError(self.code, self.message)
+        final.host = self.host
+        return final
+
+
+class FinalDeployError(DeployError):
+    """Another attempt would end the same way."""
+
 
 class ChannelLostError(ControllerError):
     """The agent's channel ended. What has happened on the host since is unknown, never failed or succeeded."""
@@ -81,6 +91,12 @@ class RefusedError(ControllerError):
     """The agent refused a request. Nothing was started by it."""
 
     phase = "request"
+
+
+class TunnelError(ControllerError):
+    """There is no way from the host to the runtime API here. Nothing was started."""
+
+    phase = "tunnel"
 
 
 class PayloadError(ControllerError):

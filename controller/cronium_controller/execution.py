@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
 from cronium_runner.wire import frames
+from cronium_runner.wire.access import API, BUNDLED
 from cronium_runner.wire.frames import CREDIT, Frame, Kind, ProtocolError
 from cronium_runner.wire.names import STREAM_NAMES
 from cronium_runner.wire.results import Outcome, Result
@@ -19,7 +20,8 @@ from .channel import Conversation
 from .errors import ChannelLostError, PayloadError, StoreError
 from .hosts import Host
 from .job import Job
-from .store import Store
+from .live import Live
+from .store import Reason, Store
 
 GRANTED_AT_ONCE: Final = CREDIT // 4
 """Credit is given back in steps: often enough that the host never waits, without a frame for every line."""
@@ -49,6 +51,8 @@ class Execution:
         job: Job | None,
         *,
         is_new: bool = False,
+        live: Live | None = None,
+        fallback: Reason | None = None,
     ) -> None:
         self.id = execution_id
         self.host = host
@@ -62,11 +66,16 @@ class Execution:
         self._job = job
         self._is_new = is_new
         """Whether the store knows this id from this very submission."""
+        self._live = live
+        """Where its token ends with it; None when it has none from here."""
+        self.fallback = fallback
+        """Why it was not submitted in the mode that was preferred."""
         self._receiving = asyncio.Lock()
         self._result: Result | None = None
         self._is_over = False
         self._ungranted = dict.fromkeys(STREAM_NAMES, 0)
         self._acknowledging: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Execution {self.id} on {self.host}{'' if self._result is None else f' {self._result.state}'}>"
@@ -123,6 +132,11 @@ class Execution:
         """Whether the host has it and hasn't told its end, as far as we have read."""
         return self.was_started is not None and not self._is_over
 
+    @property
+    def is_served_here(self) -> bool:
+        """Whether it reaches the platform through this process, and no longer without it."""
+        return self._live is not None and self._live.is_open
+
     async def wait_accepted(self) -> bool:
         """Waits until the host has claimed the id, or said why not; whether it was started by this submission.
 
@@ -133,9 +147,10 @@ class Execution:
         return bool(self.was_started)
 
     async def wait_acknowledged(self) -> None:
-        """Waits until the host knows that its result has been stored here."""
-        if self._acknowledging is not None:
-            await self._acknowledging
+        """Waits until the host knows that its result has been stored here, and its token opens nothing any more."""
+        for task in (self._acknowledging, self._settling):
+            if task is not None:
+                await task
 
     async def _next(self) -> Piece | None:
         """Takes one frame, one caller at a time; a lost channel is the end. None for all that is not output."""
@@ -186,6 +201,7 @@ class Execution:
                 self._conversation.close()
                 if self._is_new:
                     self._store.note_state(self.id, "refused")
+                    self._settle(None)
                 raise refusal
             case Kind.STATUS:  # an attach without following has shown all there is
                 self._is_over = True
@@ -204,14 +220,29 @@ class Execution:
             raise ProtocolError(f"the result of '{self.id}' names {told.execution_id!r:.100}")
         self._is_over = True
         self._result = told.on(self.host.name, self._transport)
+        if self.fallback is not None and told.mode == BUNDLED:
+            code, message = self.fallback
+            self._result = self._result._replace(fallback_code=code, fallback_message=message)
         self._store.finish(self._result, time.time())
         if told.state is Outcome.REJECTED:  # the host keeps nothing of it
             self._conversation.close()
+            self._settle(told)
         else:
             self._acknowledging = asyncio.ensure_future(self._acknowledge())
 
+    def _settle(self, told: Result | None) -> None:
+        """Nothing was started: the platform forgets an execution that it knows from this submission."""
+        if self._live is None:
+            return
+        if self._is_new:
+            self._settling = asyncio.ensure_future(self._live.forget(self.id))
+        elif told is not None:
+            self._settling = asyncio.ensure_future(self._live.end(told))
+
     async def _acknowledge(self) -> None:
         """Nobody waits for this: a result that isn't acknowledged is kept on the host, which is all that happens."""
+        if self._live is not None and self._result is not None:
+            await self._live.end(self._result)  # before the host may forget that there is something to end
         with contextlib.suppress(ChannelLostError):
             self._conversation.send(Kind.ACKNOWLEDGE, {"executionId": self.id})
             answer = await self._conversation.receive()
@@ -229,6 +260,7 @@ class Execution:
             job_id=None if self._job is None else self._job.job_id,
             host=self.host.name,
             transport=self._transport,
+            mode=BUNDLED if self._live is None else API,
             error_code=code,
             error_message=f"{message}; the execution may still be running. Look with: cronium attach {self.id}",
         )

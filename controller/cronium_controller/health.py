@@ -6,7 +6,7 @@ down; it opens for a while, lets one call try, and closes with the first that ge
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 UNHEALTHY_FAILURES: Final = 3
@@ -79,6 +79,10 @@ class Breaker:
         left = due - now
         return left if 0 < left <= max(LONGEST_PAUSE, TRIAL_SECONDS) else 0.0
 
+    def allow(self) -> None:
+        """Somebody wants to know now: the next call is made whatever was, and a failed one is counted as before."""
+        self.next_try = self.trial_until = 0.0
+
     def begin(self, now: float) -> None:
         """A call is made. With the breaker open it is the one trial."""
         if self.next_try:
@@ -101,3 +105,16 @@ class Breaker:
     def release(self) -> None:
         """The call ended without telling anything about the host: it was given up, or a key was refused."""
         self.trial_until = 0.0
+
+
+@dataclass(slots=True)
+class HostHealth:
+    """All that is remembered of one host between calls, and between processes."""
+
+    calls: SSHHealth = field(default_factory=SSHHealth)
+    breaker: Breaker = field(default_factory=Breaker)
+    transport: str | None = None
+    """The route that the last connection took, and when it was made, in seconds since the epoch."""
+    transport_at: float | None = None
+    last_error: str | None = None
+    """What the last failed call said; none of a command's output."""

@@ -6,7 +6,7 @@ Files of hosts are `hosts_file`'s and `inventory`'s.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from .errors import ControllerError
@@ -47,6 +47,8 @@ class Host:
     keepalive_count: int | None = None
     is_local: bool = False
     """This machine and account: SSH is not needed."""
+    secrets_in: str | None = field(default=None, compare=False)
+    """The hosts file that the Cloudflare service token came from: where a later process finds it, as none is stored."""
 
     def __str__(self) -> str:
         return self.name
@@ -100,6 +102,24 @@ class SSHConfig:
         if not found["host"]:
             raise ControllerError("host.config", "the host configuration names no host; give it ssh_host")
         return cls(**found)
+
+    @classmethod
+    def from_host(cls, host: Host) -> "SSHConfig":
+        """The settings that make this host again."""
+        defaults = cls(host.address)
+        return replace(
+            defaults,
+            port=host.port,
+            user=host.user,
+            key_path=host.identity,
+            connect_timeout=host.connect_timeout or defaults.connect_timeout,
+            server_alive_interval=host.keepalive_seconds or defaults.server_alive_interval,
+            server_alive_count_max=host.keepalive_count or defaults.server_alive_count_max,
+            tailscale_ip=host.tailscale_ip,
+            cloudflare_tunnel=host.cloudflare_tunnel,
+            cloudflare_service_token_id=host.cloudflare_service_token_id,
+            cloudflare_service_token_secret=host.cloudflare_service_token_secret,
+        )
 
     def to_host(self, name: str | None = None) -> Host:
         """The host that this reaches, called `name` or by its address. Raises ControllerError for a bad address."""

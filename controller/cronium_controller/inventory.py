@@ -44,7 +44,9 @@ class Inventory:
     def host(self, name: str) -> Host:
         """One host as the controller reaches it. Raises KeyError."""
         entry = self.entries[name]
-        return replace(entry.config.to_host(name), is_local=entry.is_local)
+        has_secrets = entry.config.cloudflare_service_token_secret is not None
+        secrets_in = os.path.abspath(self.path) if has_secrets else None
+        return replace(entry.config.to_host(name), is_local=entry.is_local, secrets_in=secrets_in)
 
     def config(self, name: str) -> SSHConfig:
         """A copy of one host's settings. Raises KeyError."""

@@ -3,13 +3,17 @@
 import os
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from cronium_runner.wire import masks
+from cronium_runner.wire.access import API, BUNDLED, Access
 from cronium_runner.wire.limits import Limits
 from cronium_runner.wire.names import execution_id_from
 
 from .payloads import Payload
+
+PREFER_API: Final = "prefer-api"
+MODES: Final = (BUNDLED, API, PREFER_API)
 
 _ABSENT: Any = object()
 
@@ -34,9 +38,17 @@ class Job:
     """They beat the manifest's, key by key."""
     run_as: str | None = None
     """The account of the host to run as, by root or where `sudo -n` allows it; None: the one that logs in."""
+    mode: str = BUNDLED
+    """`bundled`: the script works with what it is handed. `api`: it reads and writes the platform's data while it runs,
+    or isn't started. `prefer-api`: where there is no way to the platform it is bundled, which the result says."""
 
-    def submission(self, execution_id: str, *, follow: bool) -> dict[str, Any]:
-        """The body of a SUBMIT frame."""
+    @property
+    def input_or_none(self) -> Any:
+        """The input; None also when there is none."""
+        return None if self.input is _ABSENT else self.input
+
+    def submission(self, execution_id: str, *, follow: bool, access: Access | None = None) -> dict[str, Any]:
+        """The body of a SUBMIT frame; `access` is what makes it one in API mode."""
         body: dict[str, Any] = {"executionId": execution_id, "sha256": self.payload.sha256, "follow": follow}
         if self.input is not _ABSENT:
             body["input"] = self.input
@@ -51,6 +63,8 @@ class Job:
             body["maskedNames"] = list(self.masked_names)
         if self.limits != Limits():
             body["limits"] = self.limits.to_json()
+        if access is not None:
+            body["api"] = access.to_json()
         return body
 
 

@@ -55,6 +55,18 @@ def pick(expression: str, names: Collection[str], groups: Mapping[str, Sequence[
     return list(dict.fromkeys(found))
 
 
+def folded(names: Sequence[str]) -> str:
+    """One expression for many names, as short as can be: web[01-20]; the names themselves where that can't be."""
+    from ClusterShell.NodeSet import NodeSet, NodeSetException
+
+    if len(names) > 1 and all(_IS_PLAIN.fullmatch(name) and "," not in name for name in names):
+        try:
+            return str(NodeSet.fromlist(list(names)))
+        except NodeSetException:
+            pass
+    return ",".join(names)
+
+
 def groups_named(expression: str, groups: Collection[str]) -> list[str]:
     """Which of these groups an expression speaks of."""
     pieces = [piece.strip().removeprefix("@") for piece, _ in _PIECES.findall(expression)]

@@ -13,9 +13,9 @@ import stat
 import tarfile
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from cronium_runner.wire.frames import DATA_PIECE
 from cronium_runner.wire.names import PAYLOAD_SUFFIXES
@@ -64,13 +64,23 @@ class Payload:
             yield piece
 
 
-def load(path: str | os.PathLike[str]) -> Payload:
+def load(
+    path: str | os.PathLike[str],
+    fields: Mapping[str, Any] | None = None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> Payload:
     """A payload from a script, a directory with a manifest, or a tar.gz.
 
+    `fields` and `defaults` go into the manifest that is made for a script; where there is one, `fields` are refused.
     Raises PayloadError with the path and the fix.
     """
     given = Path(path)
     try:
+        if fields and not _is_script(given):
+            raise PayloadError(
+                "usage.invalid", f"{given} has a manifest of its own; write there what the options are to say"
+            )
         if given.is_dir():
             return _from_directory(given)
         if given.exists() and not given.is_file():  # opening a FIFO would wait for ever
@@ -79,14 +89,14 @@ def load(path: str | os.PathLike[str]) -> Payload:
             is_gzip = file.read(2) == b"\x1f\x8b"
         if is_gzip:
             return _from_archive(given)
-        if given.name.endswith(PAYLOAD_SUFFIXES) or _sidecar(given).exists():
+        if given.name.endswith(PAYLOAD_SUFFIXES) or sidecar(given).exists():
             # Damaged, most likely: to run its bytes as a script would be the worst of answers.
             raise PayloadError(
                 "payload.not_gzip",
                 f"{given} is not a gzip file, though its name or the .sha256 beside it says that it is a payload; "
                 "build it again",
             )
-        return _from_script(given)
+        return _from_script(given, {**(defaults or {}), **(fields or {})})
     except FileNotFoundError:
         raise PayloadError("payload.not_found", f"no script, directory or payload at {given}") from None
     except OSError as error:
@@ -95,31 +105,41 @@ def load(path: str | os.PathLike[str]) -> Payload:
         ) from None
 
 
+def _is_script(path: Path) -> bool:
+    if not path.is_file():
+        return not path.is_dir()  # what is wrong with it is said where it is opened
+    with path.open("rb") as file:
+        return file.read(2) != b"\x1f\x8b"
+
+
 def _from_archive(path: Path) -> Payload:
     payload = Payload(path.name, path.open("rb"))
-    sidecar = _sidecar(path)
-    if sidecar.exists():
-        stated = sidecar.read_text("utf-8", "replace").split()
+    beside = sidecar(path)
+    if beside.exists():
+        stated = beside.read_text("utf-8", "replace").split()
         if not stated or stated[0].lower().lstrip("\\") != payload.sha256:
             payload.close()
             raise PayloadError(
                 "payload.digest_mismatch",
-                f"{path} has SHA-256 {payload.sha256}, which is not what {sidecar.name} says; build it again",
+                f"{path} has SHA-256 {payload.sha256}, which is not what {beside.name} says; build it again",
             )
     return payload
 
 
-def _sidecar(path: Path) -> Path:
+def sidecar(path: Path) -> Path:
+    """Where a payload's SHA-256 is, in sha256sum's format."""
     return path.with_name(path.name + ".sha256")
 
 
-def _from_script(path: Path) -> Payload:
+def _from_script(path: Path, fields: Mapping[str, Any]) -> Payload:
     if path.name in _MANIFESTS:
         raise PayloadError("payload.not_found", f"{path} is a manifest, not a script; give its directory instead")
     if not path.name.isprintable():
         raise PayloadError("payload.unsafe_name", f"{str(path)!a:.200} has a name that no manifest can hold; rename it")
-    # A JSON text is a YAML scalar too, so any other name comes out as it went in.
-    manifest = f"version: v1\nentrypoint: {json.dumps(path.name, ensure_ascii=False)}\n".encode()
+    # A JSON text is YAML too, so names and fields come out as they went in.
+    written = {"entrypoint": path.name, **{key: fields[key] for key in sorted(fields)}}
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False, sort_keys=True)}\n" for key, value in written.items()]
+    manifest = "".join(["version: v1\n", *lines]).encode()
     return _build(path.name, [("manifest.yaml", manifest), (path.name, path)])
 
 

@@ -2,7 +2,8 @@
 
 `assign` decides, in plain values; `Pool` acts on what it says. How a connection is opened, and over which route, is
 the caller's `open`. A lease is one session's worth of a connection: an agent holds one for as long as it runs, a raw
-command for as long as it takes.
+command for as long as it takes. Whoever finds every session taken queues while others keep ending, and gets a further
+connection when they don't.
 
 Numbers are those of contracts §8.
 """
@@ -10,7 +11,7 @@ Numbers are those of contracts §8.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
@@ -21,6 +22,10 @@ MAX_CONNECTIONS: Final = 10
 IDLE_SECONDS: Final = 300.0
 MAX_SESSIONS: Final = 10
 """Sessions on one connection until the server has shown that it allows fewer: OpenSSH's default."""
+
+QUEUE_SECONDS: Final = 1.0
+"""How long a full queue may stand still before a further connection is opened: longer than short commands take, and
+little against what a person waits for long ones."""
 
 _log = logging.getLogger("cronium.pool")
 
@@ -35,6 +40,7 @@ class Poolable(Protocol):
         """Ends it."""
 
 
+K = TypeVar("K", bound=Hashable)
 C = TypeVar("C", bound=Poolable)
 
 
@@ -46,6 +52,10 @@ class Entry(Generic[C]):
     opened_at: float
     idle_since: float
     leases: int = 0
+    residents: int = 0
+    """Those of the leases that stay until somebody ends them: it would be no use to wait for one."""
+    is_fresh: bool = True
+    """Whoever takes it first has made it, and reuses nothing."""
     capacity: int = MAX_SESSIONS
     """Sessions that it takes: the server's MaxSessions, learned from its first refusal."""
     is_retiring: bool = False
@@ -61,6 +71,7 @@ class Limits(NamedTuple):
     connections: int = MAX_CONNECTIONS
     idle: float = IDLE_SECONDS
     max_age: float | None = None
+    queue: float = QUEUE_SECONDS
 
 
 class Assignment(NamedTuple, Generic[C]):
@@ -71,10 +82,13 @@ class Assignment(NamedTuple, Generic[C]):
     close: list[Entry[C]]
 
 
-def assign(entries: Iterable[Entry[C]], opening: int, now: float, limits: Limits) -> Assignment[C]:
+def assign(
+    entries: Iterable[Entry[C]], opening: int, now: float, limits: Limits, moved_at: float = float("-inf")
+) -> Assignment[C]:
     """Decides for one caller, given the connections of its key and how many are being opened right now.
 
-    One in use is never closed. Of those with room the fullest is taken, so that others become idle and end.
+    One in use is never closed. Of those with room the fullest is taken, so that others become idle and end. `moved_at`
+    is when a lease ended last, or a connection was made: while that goes on, whoever finds no room queues.
     """
     close, usable = [], []
     for entry in entries:
@@ -86,7 +100,8 @@ def assign(entries: Iterable[Entry[C]], opening: int, now: float, limits: Limits
     if with_room:
         return Assignment(max(with_room, key=lambda entry: entry.leases), False, close)
     # Whoever comes while one is being opened waits for it: parallel first calls open one connection.
-    return Assignment(None, opening == 0 and len(usable) < limits.connections, close)
+    is_moving = now - moved_at < limits.queue and any(entry.leases > entry.residents for entry in usable)
+    return Assignment(None, opening == 0 and len(usable) < limits.connections and not is_moving, close)
 
 
 def _is_over(entry: Entry[C], now: float, limits: Limits) -> bool:
@@ -105,6 +120,8 @@ class _Shelf(Generic[C]):
     opening: "asyncio.Task[None] | None" = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set, and replaced, whenever somebody who waits should look again."""
+    moved_at: float = float("-inf")
+    """When a lease ended last, or a connection was made."""
 
     def wake(self) -> None:
         self.changed.set()
@@ -112,15 +129,26 @@ class _Shelf(Generic[C]):
 
 
 class Lease(Generic[C]):
-    """One session's worth of a connection."""
+    """One session's worth of a connection. `was_reused`: it was open before."""
 
-    def __init__(self, entry: Entry[C]) -> None:
+    def __init__(
+        self, shelf: _Shelf[C], entry: Entry[C], taken_at: float, give_back: Callable[[], None], *, was_reused: bool
+    ) -> None:
+        self._shelf = shelf
         self._entry = entry
+        self._taken_at = taken_at
+        self._give_back: Callable[[], None] | None = give_back
+        self.was_reused = was_reused
 
     @property
     def connection(self) -> C:
         """The connection."""
         return self._entry.connection
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody else uses the connection."""
+        return self._entry.leases == 1
 
     def note_refused(self) -> None:
         """The server opened no further session on it: that many, without this one, are what it takes."""
@@ -130,13 +158,25 @@ class Lease(Generic[C]):
         """Nobody else shall get this connection: it behaved in a way that can't be trusted."""
         self._entry.is_retiring = True
 
+    def suspect(self) -> None:
+        """It is dead without having been closed: nobody shall find that out of those beside it one by one."""
+        for entry in self._shelf.entries:
+            if entry is self._entry or entry.opened_at <= self._taken_at:
+                entry.is_retiring = True
 
-class Pool(Generic[C]):
+    def give_back(self) -> None:
+        """Ends it. Once is enough."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
+
+
+class Pool(Generic[K, C]):
     """Connections by key. `open` makes one for a key; what it raises, every caller that waited for it gets."""
 
     def __init__(
         self,
-        open: Callable[[str], Awaitable[C]],
+        open: Callable[[K], Awaitable[C]],
         *,
         limits: Limits = Limits(),  # noqa: B008 - immutable
         clock: Callable[[], float] | None = None,
@@ -144,7 +184,7 @@ class Pool(Generic[C]):
         self._open = open
         self._limits = limits
         self._clock = clock or asyncio.get_running_loop().time
-        self._shelves: dict[str, _Shelf[C]] = {}
+        self._shelves: dict[K, _Shelf[C]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -153,80 +193,118 @@ class Pool(Generic[C]):
         return f"<Pool keys={len(self._shelves)} connections={len(entries)} leases={sum(e.leases for e in entries)}>"
 
     @contextlib.asynccontextmanager
-    async def lease(self, key: str) -> AsyncIterator[Lease[C]]:
+    async def lease(self, key: K) -> AsyncIterator[Lease[C]]:
         """A session's worth of a connection for this key, for the duration of the block."""
-        entry = await self._acquire(key)
+        lease = await self.acquire(key)
         try:
-            yield Lease(entry)
+            yield lease
         finally:
-            self._give_back(key, entry)
+            lease.give_back()
+
+    async def acquire(self, key: K, *, is_resident: bool = False) -> Lease[C]:
+        """The same until it is given back; `is_resident` for one that nobody shall wait for."""
+        began = self._clock()
+        shelf = self._shelves.setdefault(key, _Shelf())
+        entry = await self._entry(key, shelf)
+        was_reused, entry.is_fresh = not entry.is_fresh, False
+        entry.leases += 1
+        entry.residents += is_resident
+        if was_reused:
+            self.log_reuse(key, began)
+        return Lease(
+            shelf,
+            entry,
+            self._clock(),
+            lambda: self._take_back(key, shelf, entry, is_resident),
+            was_reused=was_reused,
+        )
+
+    def log_reuse(self, key: K, began: float) -> None:
+        """A call goes over a connection that was made for another."""
+        told = {"host": str(key), "duration": round(self._clock() - began, 3)}
+        _log.info("reusing_ssh_connection", extra=told)
+
+    async def close_connections(self, key: K) -> None:
+        """Closes every connection of a key, in use or not, and waits until they are closed."""
+        shelf = self._shelves.get(key)
+        if shelf is None:
+            return
+        if shelf.opening is not None:
+            shelf.opening.cancel()
+        for entry in list(shelf.entries):
+            self._drop(key, shelf, entry)
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def close_all_connections(self) -> None:
         """Closes every connection, in use or not, and waits until they are closed. The pool stays usable."""
-        for key, shelf in list(self._shelves.items()):
-            if shelf.opening is not None:
-                shelf.opening.cancel()
-            for entry in list(shelf.entries):
-                self._drop(key, shelf, entry)
+        for key in list(self._shelves):
+            await self.close_connections(key)
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
         await asyncio.gather(*self._closing, return_exceptions=True)
 
-    async def _acquire(self, key: str) -> Entry[C]:
-        shelf = self._shelves.setdefault(key, _Shelf())
+    async def _entry(self, key: K, shelf: _Shelf[C]) -> Entry[C]:
         while True:
-            decided = assign(shelf.entries, shelf.opening is not None, self._clock(), self._limits)
+            now = self._clock()
+            decided = assign(shelf.entries, shelf.opening is not None, now, self._limits, shelf.moved_at)
             for entry in decided.close:
                 self._drop(key, shelf, entry)
             if decided.use is not None:
-                decided.use.leases += 1
-                _log.debug("reusing_ssh_connection", extra={"host": key, "leases": decided.use.leases})
                 return decided.use
             if decided.must_open:
+                self._shelves[key] = shelf  # it may have been swept away while it was empty
                 shelf.opening = asyncio.ensure_future(self._add(key, shelf))
                 shelf.opening.add_done_callback(_retrieve)
             if shelf.opening is None:
-                await shelf.changed.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(shelf.changed.wait(), self._limits.queue)
                 continue
-            opening = shelf.opening
-            await asyncio.wait([opening])  # whoever stops waiting doesn't stop the others' connection
-            if opening.cancelled():
-                raise UnreachableError(
-                    "host.unreachable", "all connections were closed while this one was opened", host=key
-                )
-            opening.result()  # its failure is everybody's who waited
+            opening, changed = shelf.opening, asyncio.ensure_future(shelf.changed.wait())
+            # Whoever stops waiting doesn't stop the others' connection; who gets room meanwhile needs none.
+            try:
+                await asyncio.wait([opening, changed], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                changed.cancel()
+            if opening.done():
+                if opening.cancelled():
+                    raise UnreachableError(
+                        "host.unreachable", "all connections were closed while this one was opened", host=str(key)
+                    )
+                if not _is_worth_waiting(shelf):
+                    opening.result()  # its failure is everybody's who waited
 
-    async def _add(self, key: str, shelf: _Shelf[C]) -> None:
+    async def _add(self, key: K, shelf: _Shelf[C]) -> None:
         try:
             connection = await self._open(key)
             now = self._clock()
             shelf.entries.append(Entry(connection, opened_at=now, idle_since=now))
         finally:
             shelf.opening = None
+            shelf.moved_at = self._clock()  # also after a failure: whoever can queue does, and tries again later
             shelf.wake()
 
-    def _give_back(self, key: str, entry: Entry[C]) -> None:
+    def _take_back(self, key: K, shelf: _Shelf[C], entry: Entry[C], is_resident: bool) -> None:
         entry.leases -= 1
-        entry.idle_since = self._clock()
-        shelf = self._shelves.get(key)
-        if shelf is None:
-            return
+        entry.residents -= is_resident
+        entry.idle_since = shelf.moved_at = self._clock()
         if entry.leases == 0 and (entry.is_retiring or entry.connection.is_closed()):
             self._drop(key, shelf, entry)
         shelf.wake()
         self._sweep_later()
 
-    def _drop(self, key: str, shelf: _Shelf[C], entry: Entry[C]) -> None:
+    def _drop(self, key: K, shelf: _Shelf[C], entry: Entry[C]) -> None:
         if entry in shelf.entries:
             shelf.entries.remove(entry)
             closing = asyncio.ensure_future(self._close(key, entry))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    async def _close(self, key: str, entry: Entry[C]) -> None:
+    async def _close(self, key: K, entry: Entry[C]) -> None:
         await entry.connection.close()
-        _log.info("ssh_connection_closed", extra={"host": key, "duration": round(self._clock() - entry.opened_at, 3)})
+        _log.info(
+            "ssh_connection_closed", extra={"host": str(key), "duration": round(self._clock() - entry.opened_at, 3)}
+        )
 
     def _sweep_later(self) -> None:
         """Idle connections end by themselves, also when nobody asks for one of their key again."""
@@ -243,6 +321,12 @@ class Pool(Generic[C]):
                 del self._shelves[key]
         if self._shelves:
             self._sweep_later()
+
+
+def _is_worth_waiting(shelf: _Shelf[C]) -> bool:
+    """Whether a connection has room, or will have some by itself."""
+    usable = [entry for entry in shelf.entries if not entry.connection.is_closed() and not entry.is_retiring]
+    return any(entry.leases < entry.capacity or entry.leases > entry.residents for entry in usable)
 
 
 def _retrieve(opening: "asyncio.Task[None]") -> None:

@@ -1,4 +1,4 @@
-"""Which hosts are reached: one connection a host, one agent for each account there, kept while they can be used."""
+"""Which hosts are reached: an agent for each account there, over the connections that raw commands use as well."""
 
 import asyncio
 import contextlib
@@ -7,12 +7,14 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .channel import AgentChannel
-from .connection import Access, Connection, connect
-from .errors import ChannelLostError
+from .channel import AgentChannel, NoRoomError
+from .connection import Connection
+from .connections import REFUSALS, Connections
+from .deployments import Deployments
+from .errors import ChannelLostError, ControllerError
 from .hosts import Host
 from .install import Deployment, Runners, start_agent
-from .transport import Remembered
+from .pool import Lease
 
 _log = logging.getLogger("cronium.dispatch")
 ACKNOWLEDGE_SECONDS: Final = 5.0
@@ -23,15 +25,21 @@ ACKNOWLEDGE_SECONDS: Final = 5.0
 class Reached:
     """A host that we are connected to, with its agent."""
 
-    connection: Connection
+    lease: Lease[Connection]
     agent: AgentChannel
     deployment: Deployment | None
+
+    @property
+    def connection(self) -> Connection:
+        """The connection that the agent's channel is on."""
+        return self.lease.connection
 
     async def leave(self) -> None:
         """Ends the agent's channel, once it has heard what was sent to it."""
         with contextlib.suppress(TimeoutError, ChannelLostError):
             await asyncio.wait_for(self.agent.wait_heard(), ACKNOWLEDGE_SECONDS)
         self.agent.close()
+        self.lease.give_back()
 
 
 def _is_usable(opening: "asyncio.Task[Reached]") -> bool:
@@ -44,83 +52,108 @@ def _is_usable(opening: "asyncio.Task[Reached]") -> bool:
 class Reachable:
     """The hosts of one controller."""
 
-    def __init__(self, access: Access, runners: Runners, remembered: Remembered) -> None:
-        self._access = access
+    def __init__(self, connections: Connections, runners: Runners, deployments: Deployments | None = None) -> None:
+        self._connections = connections
         self._runners = runners
-        self._remembered = remembered
-        self._connections: dict[Host, asyncio.Task[Connection]] = {}
+        self._deployments = deployments
         self._reached: dict[tuple[Host, str | None], asyncio.Task[Reached]] = {}
         """By host and the account to run as."""
-        self.connections_opened = 0
 
     async def close(self) -> None:
-        """Ends all connections, whatever one of them says."""
-        for opening in self._reached.values():
-            opening.cancel()  # no effect on those that have been reached
-        reached = [task for task in self._reached.values() if task.done() and not task.cancelled()]
-        await settled([task.result().leave() for task in reached if task.exception() is None])
+        """Ends all agents' channels, whatever one of them says. The connections are left to their owner."""
+        openings = list(self._reached.values())
         self._reached.clear()
-        for connecting in self._connections.values():
-            connecting.cancel()
-        connected = [_made(connecting) for connecting in self._connections.values()]
-        await settled([connection.close() for connection in connected if connection is not None])
-        self._connections.clear()
+        await _left(openings)
 
     async def reach(self, host: Host, run_as: str | None = None) -> Reached:
         """The host's connection and the account's agent, opened by whoever asks first and shared by all others."""
         opening = self._reached.get((host, run_as))
         if opening is not None and not _is_usable(opening):
-            await self._abandon(host, opening)
-            return await self.reach(host, run_as)
+            self._forget(opening)
+            opening = None
         if opening is None:
-            opening = asyncio.ensure_future(self._open(host, run_as))
-            self._reached[host, run_as] = opening
-        return await asyncio.shield(opening)
+            opening = self._reached[host, run_as] = asyncio.ensure_future(self._open(host, run_as))
+        else:
+            self._connections.log_reuse(host)
+        try:
+            reached = await asyncio.shield(opening)
+        except ControllerError as error:
+            self._connections.memory.note_call(host, error.message)
+            raise
+        self._connections.memory.note_call(host, None)
+        return reached
 
-    async def _abandon(self, host: Host, opening: "asyncio.Task[Reached]") -> None:
-        """Forgets an agent that is not reached any more, and closes what is left of its connection."""
+    def is_reached(self, host: Host, run_as: str | None = None) -> bool:
+        """Whether there is an agent, or one is on its way."""
+        opening = self._reached.get((host, None if run_as == host.user else run_as))
+        return opening is not None and _is_usable(opening)
+
+    async def leave(self, host: Host) -> None:
+        """Ends a host's connections and its agents, whatever they say. Executions there go on."""
+        await _left([self._reached.pop(key) for key in [key for key in self._reached if key[0] == host]])
+        await self._connections.leave(host)
+
+    def _forget(self, opening: "asyncio.Task[Reached]") -> None:
+        """Lets go of an agent that is not reached any more. Of a silent host, all its connections are suspected."""
         for key in [key for key, task in self._reached.items() if task is opening]:
             del self._reached[key]
         if not opening.cancelled() and opening.exception() is None:
-            await self._release(host, opening.result().connection)
+            reached = opening.result()
+            if reached.agent.was_silent:
+                reached.lease.suspect()
+            reached.lease.give_back()
 
     async def _open(self, host: Host, run_as: str | None) -> Reached:
-        connection = await self.connect(host)
+        for attempt in range(REFUSALS):
+            lease = await self._connections.acquire(host, is_resident=True)
+            try:
+                return await self._start(lease, host, run_as)
+            except NoRoomError:
+                was_alone = lease.is_alone
+                lease.note_refused()
+                lease.give_back()
+                if was_alone or attempt == REFUSALS - 1:
+                    raise
+            except BaseException:
+                lease.give_back()
+                raise
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _start(self, lease: Lease[Connection], host: Host, run_as: str | None) -> Reached:
+        """An agent on this lease; on another one, where the connection turns out to be lost."""
+        held = lease
+
+        async def reconnect() -> Connection:
+            nonlocal held
+            held.suspect()
+            held.give_back()
+            held = await self._connections.acquire(host, is_resident=True)
+            return held.connection
+
         try:
-            agent, deployment = await start_agent(connection, self._runners, run_as)
+            try:
+                agent, deployment = await self._start_agent(held.connection, run_as, reconnect)
+            except ChannelLostError as error:
+                if isinstance(error, NoRoomError) or not held.was_reused:
+                    raise
+                agent, deployment = await self._start_agent(await reconnect(), run_as, reconnect)
         except BaseException:
-            await self._release(host, connection, but=(host, run_as))
+            if held is not lease:
+                held.give_back()
             raise
-        return Reached(connection, agent, deployment)
+        return Reached(held, agent, deployment)
 
-    async def connect(self, host: Host) -> Connection:
-        """The host's connection, shared by the agents of all accounts there."""
-        connecting = self._connections.get(host)
-        connection = _made(connecting)
-        if connecting is None or (connecting.done() and (connection is None or connection.is_closed())):
-            connecting = asyncio.ensure_future(connect(host, self._access, self._remembered))
-            connecting.add_done_callback(self._count_connection)
-            self._connections[host] = connecting
-        return await asyncio.shield(connecting)
-
-    def _count_connection(self, connecting: "asyncio.Task[Connection]") -> None:
-        self.connections_opened += _made(connecting) is not None
-
-    async def _release(self, host: Host, connection: Connection, *, but: tuple[Host, str | None] | None = None) -> None:
-        """Closes a connection that no agent uses; `but` is the one that is just giving it up."""
-        others = [task for key, task in self._reached.items() if key[0] == host and key != but]
-        if any(_is_usable(task) for task in others):
-            return
-        if _made(self._connections.get(host)) is connection:
-            del self._connections[host]
-        await connection.close()
+    async def _start_agent(
+        self, connection: Connection, run_as: str | None, reconnect: Any
+    ) -> tuple[AgentChannel, Deployment | None]:
+        return await start_agent(connection, self._runners, run_as, ledger=self._deployments, reconnect=reconnect)
 
 
-def _made(connecting: "asyncio.Task[Connection] | None") -> Connection | None:
-    """The connection, if there is one by now."""
-    if connecting is None or not connecting.done() or connecting.cancelled() or connecting.exception() is not None:
-        return None
-    return connecting.result()
+async def _left(openings: "Sequence[asyncio.Task[Reached]]") -> None:
+    for opening in openings:
+        opening.cancel()  # no effect on those that have been reached
+    reached = [task for task in openings if task.done() and not task.cancelled() and task.exception() is None]
+    await settled([task.result().leave() for task in reached])
 
 
 async def settled(leaving: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -14,6 +14,8 @@ from cronium_runner.wire.results import EXIT_RUNNER_FAILED, Outcome, Result, exi
 
 from .errors import ControllerError
 
+FORKS: Final = 50
+"""Hosts at once, unless told otherwise. Beyond that, connections being made only wait for this machine's CPU."""
 MOST_FAILED: Final = 255
 """An exit status holds no more."""
 

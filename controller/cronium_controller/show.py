@@ -97,6 +97,9 @@ def print_start(execution: Execution, *, verbose: bool) -> None:
         click.echo(f"cronium: '{execution.id}' was submitted before; this is that execution", err=True)
     elif verbose or sys.stderr.isatty():
         click.echo(f"cronium: execution {execution.id} on {execution.host}", err=True)
+    if execution.fallback is not None:
+        code, message = execution.fallback
+        click.echo(f"cronium: warning: executed in bundled mode: {message} [{code}]", err=True)
 
 
 def print_summary(result: Result) -> None:

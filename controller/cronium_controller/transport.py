@@ -76,6 +76,11 @@ class Remembered:
         self._clock = clock
         self._last: dict[str, tuple[str, float]] = {}
 
+    def learn(self, name: str, transport: str, age: float) -> None:
+        """Another process knows that this way worked `age` seconds ago; none of a clock that was set back."""
+        if age >= 0:
+            self._last.setdefault(name, (transport, self._clock() - age))
+
     def order(self, name: str, ways: Sequence[Route]) -> list[Route]:
         """The ways, the one that worked lately first."""
         transport, when = self._last.get(name, ("", float("-inf")))

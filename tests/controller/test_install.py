@@ -28,7 +28,7 @@ async def deployed(remote: RemoteHost, binary: Path | None = None) -> Deployment
     """Deploys over a connection of its own."""
     connection = await open_connection(remote.host, remote.access())
     try:
-        done, _ = await deploy(connection, Runners(str(binary or remote.binary), root=str(remote.root)))
+        done, _ = await deploy(connection, Runners(str(binary or remote.binary), root=str(remote.root), pauses=(0.01,)))
     finally:
         await connection.close()
     return done

@@ -49,7 +49,7 @@ class Opener:
         return self.opened[-1]
 
 
-def make(opener: Opener, clock: Callable[[], float] | None = None, **limits: float) -> Pool[Counted]:
+def make(opener: Opener, clock: Callable[[], float] | None = None, **limits: float) -> Pool[str, Counted]:
     return Pool(opener, limits=Limits(**limits), clock=clock)  # type: ignore[arg-type]
 
 
@@ -75,7 +75,7 @@ async def test_parallel_first_calls_open_one_connection() -> None:
 
 async def test_more_sessions_than_the_server_allows_get_a_further_connection() -> None:
     opener = Opener()
-    pool = make(opener)
+    pool = make(opener, queue=0.01)
     async with pool.lease("web01") as first, pool.lease("web01") as second:
         assert first.connection is second.connection
         second.note_refused()  # MaxSessions 1
@@ -88,7 +88,7 @@ async def test_more_sessions_than_the_server_allows_get_a_further_connection() -
 
 async def test_callers_queue_when_all_connections_are_full_and_none_is_forgotten() -> None:
     opener = Opener()
-    pool = make(opener, connections=2)
+    pool = make(opener, connections=2, queue=0)
     most = in_use = 0
 
     async def use() -> None:

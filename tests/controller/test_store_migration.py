@@ -18,10 +18,10 @@ OLD = Path(__file__).parent / "old"
 WEB01 = Host("web01", "192.0.2.1", 2222, "deploy", "/keys/id")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
+@pytest.fixture(params=range(1, SCHEMA_VERSION))
+def path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     copied = tmp_path / "controller.db"
-    shutil.copy(OLD / "controller-1.db", copied)
+    shutil.copy(OLD / f"controller-{request.param}.db", copied)
     copied.chmod(0o600)
     return copied
 
@@ -45,6 +45,7 @@ def test_what_was_recorded_is_kept(path: Path) -> None:
         "b" * 64,
     )
     assert (first.run_as, second.run_as) == (None, None)
+    assert (first.mode, first.fallback, first.may_write) == ("bundled", None, False)
 
 
 def test_it_is_carried_over_once_and_then_like_a_new_one(path: Path, tmp_path: Path) -> None:

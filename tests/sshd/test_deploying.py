@@ -107,6 +107,21 @@ async def test_a_damaged_installation_is_replaced(fresh: RemoteHost, damage: str
     assert await works(fresh) == b"works\n"
 
 
+async def test_changed_files_of_the_installed_form_are_found_and_replaced(fresh: RemoteHost) -> None:
+    """One byte in a library, its size as before: it would start, and the runner's own look at sizes sees nothing."""
+    done = await deployed(fresh)
+    assert await works(fresh) == b"works\n"
+    assert await works(fresh) == b"works\n"
+    assert (await deployed(fresh)).uploaded_bytes == 0, "running it changes none of its files"
+    library = max((Path(done.path).parent / "_internal").glob("*.so*"), key=lambda path: path.stat().st_size)
+    good = library.read_bytes()
+    library.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert (await deployed(fresh)).uploaded_bytes == fresh.binary.stat().st_size
+    assert library.read_bytes() == good
+    assert os.listdir(fresh.root) == [Path(done.path).parent.name]
+    assert await works(fresh) == b"works\n"
+
+
 async def test_what_arrives_cut_short_is_noticed(new_host: NewHost, tmp_path: Path) -> None:
     """A forced command whose `cat` loses the end, as a broken proxy or quota does."""
     (tmp_path / "bin").mkdir()
@@ -176,7 +191,7 @@ async def test_a_root_with_a_space_and_quotes_is_fine(new_host: NewHost, tmp_pat
 async def test_a_binary_that_does_not_start_there_says_why(fresh: RemoteHost, tmp_path: Path) -> None:
     broken = tmp_path / f"cronium-runner-9.9.9-linux-{os.uname().machine}"
     broken.write_text("#!/bin/sh\necho this machine is too old >&2\nexit 1\n")
-    error = await failed(fresh, Runners(str(broken), root=str(fresh.root)))
+    error = await failed(fresh, Runners(str(broken), root=str(fresh.root), pauses=(0.05,)))
     assert error.code == "deploy.failed"
     assert "this machine is too old" in error.message
 

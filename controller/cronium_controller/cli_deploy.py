@@ -1,0 +1,93 @@
+"""`cronium deploy`: the runner onto a host, back to an earlier one, and what was deployed so far."""
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .cli_hosts import chosen_host, one_host
+from .cli_reaching import HELP, reaching, run_on
+from .errors import ControllerError
+
+if TYPE_CHECKING:
+    from .deployments import Made
+    from .dispatch import Controller
+    from .hosts import Host
+
+
+@click.command(context_settings=HELP)
+@one_host
+@reaching
+@click.option("--rollback", is_flag=True, help="Have jobs there use the runner before the present one.")
+@click.option("--version", metavar="VERSION", help="Have jobs there use this one: from the host, or from beside ours.")
+@click.option(
+    "--history", is_flag=True, help="Only list what was deployed from here, newest first; of all without a host."
+)
+@click.option("-n", "count", type=click.IntRange(min=1), default=20, show_default=True, help="How many at most.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object (a line, with --history).")
+def deploy(
+    host: str | None, rollback: bool, version: str | None, history: bool, count: int, as_json: bool, **options: Any
+) -> None:
+    """Put our runner on a host, if it is not there whole, and have jobs use it. `run` does that by itself.
+
+    \b
+    Examples:
+      cronium deploy --host deploy@web01
+      cronium deploy --host deploy@web01 --rollback
+      cronium deploy --history
+    """
+    from . import show
+
+    if history:
+        _show_history(host, options, count, as_json)
+        return
+
+    async def put(controller: "Controller", where: "Host") -> int:
+        if rollback and version is not None:
+            raise ControllerError("usage.invalid", "say either --rollback or --version, not both")
+        if rollback or version is not None:
+            done = await controller.roll_back(where, version)
+        else:
+            done = await controller.deploy(where)
+        if as_json:
+            told = {"path": done.path, "version": done.version, "uploadedBytes": done.uploaded_bytes}
+            show.print_json({"host": where.name, **told, "attempts": done.attempts})
+        elif done.uploaded_bytes:
+            tries = "" if done.attempts == 1 else f", attempt {done.attempts}"
+            click.echo(f"{where}: installed {done.path} ({done.uploaded_bytes / 1e6:.1f} MB by {done.method}{tries})")
+        else:
+            click.echo(f"{where}: {done.path} is there{' and used from now on' if rollback or version else ''}")
+        return 0
+
+    run_on(host, options, put, as_json=as_json)
+
+
+def _show_history(host: str | None, options: dict[str, Any], count: int, as_json: bool) -> None:
+    from . import show
+    from .deployments import Deployments
+    from .store import Store
+
+    try:
+        where = chosen_host(host, options) if host or options["on"] else None
+        store = Store()
+        try:
+            found = Deployments(store).history(count, where)
+        finally:
+            store.close()
+    except ControllerError as error:
+        click.echo(f"cronium: {error.message} [{error.code}]", err=True)
+        sys.exit(error.exit_status)
+    for made in found:
+        if as_json:
+            show.print_json(made.to_json())
+        else:
+            click.echo(_line(made))
+
+
+def _line(made: "Made") -> str:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(made.deployed_at))
+    what = f"{made.version or '?'}-{(made.sha256 or '?')[:12]}"
+    tries = f"{made.attempts} attempt{'' if made.attempts == 1 else 's'}"
+    cost = f"{made.duration_ms / 1000:.1f} s, {made.uploaded_bytes / 1e6:.1f} MB, {tries}"
+    return f"{when}  {made.host}  {what} {made.architecture or ''}  {made.outcome} ({cost}) {made.error or ''}".rstrip()

@@ -1,0 +1,186 @@
+"""What the controller knows of the runners on hosts: each deployment that was made, and which runners are there now.
+
+`Deployments` is a ledger in the controller's database; nothing here talks to a host. What is known of a host counts
+for a day; after an hour it is confirmed by what the host's agent says of itself, which costs nothing.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sql
+from sqlalchemy.dialects import sqlite
+
+from .hosts import Host
+from .runners import RunnerBinary
+from .store import Store
+from .version_tables import runner_cache, runner_deployments
+
+VALID_SECONDS: Final = 24 * 3600.0
+"""How long a verified runner counts as unchanged (contracts §8); then its files are hashed again."""
+CHECK_SECONDS: Final = 3600.0
+"""How long not even the version that the agent tells is compared and written down (contracts §8)."""
+
+INSTALLED: Final = "installed"
+PRESENT: Final = "present"
+ROLLED_BACK: Final = "rolled back"
+CHOSEN: Final = "chosen"
+FAILED: Final = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A runner on a host. `folder` is its name below the install root; times are seconds since the epoch.
+
+    `tree_sha256` is over the digests of its installed files; `is_chosen` when jobs use it though the controller's own
+    is another.
+    """
+
+    folder: str
+    version: str
+    sha256: str | None
+    architecture: str
+    said_version: str | None
+    tree_sha256: str | None
+    verified_at: float | None
+    checked_at: float | None
+    is_chosen: bool
+
+    def is_valid(self, now: float) -> bool:
+        """Whether its files count as unchanged. A clock that was set back doesn't make that last longer."""
+        return self.verified_at is not None and 0 <= now - self.verified_at < VALID_SECONDS
+
+    def is_check_due(self, now: float) -> bool:
+        """Whether what the agent says of itself is to be compared and written down."""
+        return self.checked_at is None or not 0 <= now - self.checked_at < CHECK_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One deployment as it went. `uploaded_bytes` is 0 when the runner was there; `outcome` is one of the above."""
+
+    host: str
+    version: str | None
+    sha256: str | None
+    architecture: str | None
+    deployed_at: float
+    duration_ms: float
+    uploaded_bytes: int
+    method: str
+    attempts: int
+    outcome: str
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For `cronium deploy --history --json`."""
+        return {
+            "host": self.host, "version": self.version, "sha256": self.sha256, "architecture": self.architecture,
+            "deployedAt": self.deployed_at, "durationMs": round(self.duration_ms, 1), "bytes": self.uploaded_bytes,
+            "method": self.method, "attempts": self.attempts, "outcome": self.outcome, "error": self.error,
+        }  # fmt: skip
+
+
+class Deployments:
+    """The ledger. All methods raise StoreError."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def known(self, host: Host, root: str) -> list[Known]:
+        """The runners that were seen below an install root of the host, last used first."""
+        found = sql.select(runner_cache).where(runner_cache.c.account == account(host), runner_cache.c.root == root)
+        rows = self._store.read(found.order_by(runner_cache.c.checked_at.desc()))
+        return [
+            Known(
+                row.folder, row.version, row.sha256, row.architecture, row.said_version, row.tree_sha256,
+                row.verified_at, row.checked_at, row.is_chosen,
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def note_verified(self, host: Host, root: str, binary: RunnerBinary, said_version: str, tree: str | None) -> None:
+        """The runner is there whole, as we sent it or as it has been. `tree` is None where nothing there can hash."""
+        now = time.time()
+        self._note(
+            host, root, binary.folder,
+            version=binary.version, sha256=binary.sha256, architecture=binary.machine, said_version=said_version,
+            tree_sha256=tree, verified_at=now, checked_at=now,
+        )  # fmt: skip
+
+    def note_rehashed(self, host: Host, root: str, known: Known) -> None:
+        """The installed files are still the same."""
+        now = time.time()
+        self._note(host, root, known.folder, verified_at=now, checked_at=now)
+
+    def note_checked(self, host: Host, root: str, folder: str, version: str, architecture: str, told: str) -> None:
+        """An agent of it has started and told its version."""
+        self._note(
+            host, root, folder,
+            version=version, architecture=architecture, said_version=told, checked_at=time.time(),
+        )  # fmt: skip
+
+    def invalidate(self, host: Host, root: str, folder: str) -> None:
+        """Something went wrong with it: nothing that was known of it counts any more, but the choice of it."""
+        with self._store.writing() as connection:
+            connection.execute(
+                sql.update(runner_cache)
+                .where(_is_at(host, root), runner_cache.c.folder == folder)
+                .values(verified_at=None, checked_at=None)
+            )
+
+    def forget(self, host: Host, root: str, folders: Sequence[str]) -> None:
+        """These were removed from the host."""
+        with self._store.writing() as connection:
+            connection.execute(sql.delete(runner_cache).where(_is_at(host, root), runner_cache.c.folder.in_(folders)))
+
+    def choose(self, host: Host, root: str, folder: str | None) -> None:
+        """Has jobs use this runner on the host from now on; None: the controller's own again."""
+        with self._store.writing() as connection:
+            connection.execute(
+                sql.update(runner_cache).where(_is_at(host, root)).values(is_chosen=runner_cache.c.folder == folder)
+                if folder is not None
+                else sql.update(runner_cache).where(_is_at(host, root)).values(is_chosen=False)
+            )
+
+    def record(self, host: Host, made: Made) -> None:
+        """Writes down a deployment, whatever became of it."""
+        values = {column.name: getattr(made, column.name, None) for column in runner_deployments.c}
+        values |= {"account": account(host), "bytes": made.uploaded_bytes}
+        del values["id"]
+        with self._store.writing() as connection:
+            connection.execute(sql.insert(runner_deployments).values(**values))
+
+    def history(self, limit: int = 50, host: Host | None = None) -> list[Made]:
+        """The last deployments, newest first; of one host, or of all."""
+        where = sql.true() if host is None else runner_deployments.c.account == account(host)
+        found = sql.select(runner_deployments).where(where).order_by(runner_deployments.c.id.desc()).limit(limit)
+        return [
+            Made(
+                row.host, row.version, row.sha256, row.architecture, row.deployed_at, row.duration_ms, row.bytes,
+                row.method, row.attempts, row.outcome, row.error,
+            )
+            for row in self._store.read(found)
+        ]  # fmt: skip
+
+    def _note(self, host: Host, root: str, folder: str, **values: Any) -> None:
+        row = {"account": account(host), "root": root, "folder": folder, **values}
+        with self._store.writing() as connection:
+            if not {"version", "architecture"} <= values.keys():
+                where = (_is_at(host, root), runner_cache.c.folder == folder)
+                connection.execute(sql.update(runner_cache).where(*where).values(**values))
+                return
+            connection.execute(
+                sqlite.insert(runner_cache)
+                .values(**row)
+                .on_conflict_do_update(index_elements=["account", "root", "folder"], set_=values)
+            )
+
+
+def account(host: Host) -> str:
+    """Whose runners these are: whoever logs in there, at that address."""
+    return f"{host.user or ''}@{host.address}:{host.port or 22}"
+
+
+def _is_at(host: Host, root: str) -> "sql.ColumnElement[bool]":
+    return sql.and_(runner_cache.c.account == account(host), runner_cache.c.root == root)

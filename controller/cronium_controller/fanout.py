@@ -1,0 +1,258 @@
+"""One job on many hosts: which are next, what comes of each, and how all of them are ended or left.
+
+    async with Controller() as controller:
+        many = controller.run_many(["web01", "web02"], Job(load("backup.sh")), forks=50)
+        async for result in many:
+            print(result.host, result.state)
+        print(many.tally.verdict)
+
+Results come as hosts end and are not kept: memory grows with the hosts in flight. What any host does, or what is wrong
+with the row that names it, is that host's own result and nobody else's. What is shown of it is not decided here.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from cronium_runner.wire.names import invalid_id_sentence, is_execution_id
+from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result
+
+from .errors import ControllerError
+from .execution import Execution, Piece
+from .hosts import Host, SSHConfig, parse_host
+from .job import Job, new_execution_id
+from .schedule import FORKS, Schedule, Share, Tally, parse_share
+
+if TYPE_CHECKING:
+    from .dispatch import Controller
+
+_SUFFIX_DIGITS: Final = 12
+"""Of a host name's SHA-256 in an id (contracts §9): among 10,000 hosts a clash has odds of 1 in 5 million."""
+STOPPED: Final = "fanout.stopped"
+
+Target = Host | str | SSHConfig
+Output = Callable[[Host, Piece], Awaitable[None]]
+
+
+class BadTarget(NamedTuple):
+    """A row that names no host, and why."""
+
+    name: str
+    error: ControllerError
+
+
+def id_on(execution_id: str, host_name: str) -> str:
+    """The id of a fan-out's execution on one host."""
+    return f"{execution_id}.{hashlib.sha256(host_name.encode()).hexdigest()[:_SUFFIX_DIGITS]}"
+
+
+class FanOut:
+    """A job on many hosts, under way once it is iterated over. `tally` is what has come of it so far."""
+
+    def __init__(
+        self,
+        controller: "Controller",
+        targets: Iterable[Target],
+        job: Job,
+        *,
+        forks: int = FORKS,
+        serial: int | str | None = None,
+        max_failures: int | str | None = None,
+        stop_on_failure: bool = False,
+        output: Output | None = None,
+        keep_connections: bool = False,
+    ) -> None:
+        """As `Controller.run_many` says."""
+        if forks < 1:
+            raise ControllerError("usage.invalid", f"forks: {forks}: write a number from 1 on")
+        hosts = {_identity(target): target for target in map(_read, _unrepeated(targets))}
+        if not hosts:
+            raise ControllerError("hosts.not_found", "there is no host to run on; name one")
+        self.id = new_execution_id() if job.execution_id is None else job.execution_id
+        """Names all of it: `cronium wait ID` waits for every host. On one host it is the execution's own."""
+        self._is_single = len(hosts) == 1
+        longest = self.id if self._is_single else id_on(self.id, "")
+        if not is_execution_id(longest):
+            raise ControllerError("execution.id_invalid", _too_long(self.id) or invalid_id_sentence(self.id))
+        self._controller = controller
+        self._job = job
+        self._output = output
+        self._keeps = keep_connections
+        endured = Share(0) if stop_on_failure and max_failures is None else _share(max_failures, "max_failures", 0)
+        self._schedule = Schedule(hosts.values(), forks=forks, serial=_share(serial, "serial", 1), max_failures=endured)
+        self.tally = Tally()
+        self._tasks: set[asyncio.Task[Result]] = set()
+        self._ended: asyncio.Queue[asyncio.Task[Result]] = asyncio.Queue()
+        self._running: dict[Host, Execution] = {}
+        self._connecting: dict[Host, asyncio.Task[Any]] = {}
+        self._is_cancelled = False
+        self._is_left = False
+
+    def __repr__(self) -> str:
+        return f"<FanOut {self.id} {self._schedule!r}>"
+
+    @property
+    def total(self) -> int:
+        """How many hosts there are, each counted once."""
+        return self._schedule.total
+
+    @property
+    def running(self) -> int:
+        """How many hosts are at it now."""
+        return self._schedule.running
+
+    def execution_id(self, host: Host) -> str:
+        """The id of the execution on one of the hosts."""
+        return self.id if self._is_single else id_on(self.id, host.name)
+
+    def cancel(self) -> None:
+        """Begins with no further host and has those at work end the script. Their results come, and tell so."""
+        self._is_cancelled = True
+        for connecting in self._connecting.values():
+            connecting.cancel()
+        for execution in self._running.values():
+            with contextlib.suppress(ControllerError):  # then its result is `unknown`, and says why
+                execution.cancel()
+
+    def detach(self) -> None:
+        """Begins with no further host and follows none any more; what runs goes on. The results left are `unknown`."""
+        self._is_cancelled = self._is_left = True
+        for connecting in self._connecting.values():
+            connecting.cancel()
+        for execution in self._running.values():
+            execution.detach()
+
+    async def aclose(self) -> None:
+        """Leaves it as it is: nothing further begins, and what runs on hosts goes on."""
+        self.detach()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    async def __aiter__(self) -> AsyncIterator[Result]:
+        """The results, as hosts end. Hosts that were not begun come last."""
+        try:
+            self._begin()
+            while self._schedule.running:
+                task = await self._ended.get()
+                self._tasks.discard(task)
+                yield self._counted(task.result())
+            for target in self._schedule.left():
+                result = self._not_begun(target)
+                self.tally.add(result)
+                yield result
+        finally:
+            await self.aclose()
+
+    def _counted(self, result: Result) -> Result:
+        self._schedule.ended(ok=result.state is Outcome.SUCCEEDED)
+        self.tally.add(result)
+        self._begin()  # before the caller looks at the result: nobody waits for that
+        return result
+
+    def _begin(self) -> None:
+        """Begins with as many hosts as may be begun with now."""
+        while not self._is_cancelled and (target := self._schedule.next()) is not None:
+            task = asyncio.ensure_future(self._on(target))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended.put_nowait)
+
+    async def _on(self, target: Host | BadTarget) -> Result:
+        """What comes of one host; whatever goes wrong there is in it."""
+        if isinstance(target, BadTarget):
+            return self._failed(target.name, "", target.error)
+        is_ours = not self._controller.reachable.is_reached(target, self._job.run_as)
+        try:
+            return await self._execute(target)
+        except ControllerError as error:
+            return self._failed(target.name, self.execution_id(target), error)
+        finally:
+            self._running.pop(target, None)
+            if is_ours and not self._keeps:
+                await self._controller.reachable.leave(target)
+
+    async def _execute(self, host: Host) -> Result:
+        if not await self._is_connected(host):
+            return self._not_begun(host)
+        job = replace(self._job, execution_id=self.execution_id(host))
+        execution = await self._controller.submit(host, job, follow=self._output is not None)
+        self._running[host] = execution
+        if self._is_left:
+            execution.detach()
+        elif self._is_cancelled and execution.is_running:
+            execution.cancel()
+        if self._output is not None:
+            async for piece in execution.pieces():
+                await self._output(host, piece)
+        result = await execution.result()
+        await execution.wait_acknowledged()
+        return result
+
+    async def _is_connected(self, host: Host) -> bool:
+        """Connects, which may be given up at any time: nothing has been submitted. Raises as `submit` does."""
+        reach = self._controller.reachable.reach
+        account = None if self._job.run_as == host.user else self._job.run_as
+        connecting = self._connecting[host] = asyncio.ensure_future(reach(host, account))
+        try:
+            await asyncio.wait([connecting])
+        finally:
+            del self._connecting[host]
+            connecting.cancel()
+        if connecting.cancelled():
+            return False
+        connecting.result()
+        return not self._is_cancelled
+
+    def _failed(self, name: str, execution_id: str, error: ControllerError) -> Result:
+        """What an error amounts to: nothing was started, or nothing is known of a host that can't be asked."""
+        state = Outcome.UNKNOWN if error.exit_status == EXIT_UNREACHABLE else Outcome.REJECTED
+        return Result(execution_id, state, host=name, error_code=error.code, error_message=error.message)
+
+    def _not_begun(self, target: Host | BadTarget) -> Result:
+        reason = "it was interrupted" if self._is_cancelled else f"{self._schedule.failures} hosts failed before"
+        execution_id = self.execution_id(target) if isinstance(target, Host) else ""
+        return Result(
+            execution_id,
+            Outcome.REJECTED,
+            host=target.name,
+            error_code=STOPPED,
+            error_message=f"{target.name}: not begun, because {reason}; run it again there",
+        )
+
+
+def _unrepeated(targets: Iterable[Target]) -> Iterable[Target]:
+    if isinstance(targets, (str, Host, SSHConfig)):
+        return [targets]
+    return targets
+
+
+def _read(target: Target) -> Host | BadTarget:
+    """The host that a row means. What is wrong with the row is told at its turn."""
+    try:
+        if isinstance(target, Host):
+            return target
+        return parse_host(target) if isinstance(target, str) else SSHConfig.from_host_config(target).to_host()
+    except (ControllerError, TypeError, ValueError, AttributeError) as error:
+        told = error if isinstance(error, ControllerError) else ControllerError("host.config", f"not a host: {error}")
+        return BadTarget(str(target)[:100], told)
+
+
+def _identity(target: Host | BadTarget) -> object:
+    """Equal for what is the same account on the same machine, whatever it is called."""
+    if isinstance(target, BadTarget):
+        return target.name
+    return (target.address, target.port, target.user, target.tailscale_ip, target.cloudflare_tunnel, target.is_local)
+
+
+def _share(given: int | str | None, option: str, lowest: int) -> Share | None:
+    return None if given is None else parse_share(str(given), option, lowest=lowest)
+
+
+def _too_long(execution_id: str) -> str | None:
+    if not is_execution_id(execution_id):
+        return None
+    return f"'{execution_id}' is too long for several hosts; each adds {_SUFFIX_DIGITS + 1} characters to it, up to 64"

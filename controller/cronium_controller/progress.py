@@ -1,0 +1,86 @@
+"""One line on a terminal that says how far a run on many hosts has come; nothing where there is no terminal.
+
+It is taken away before anything else is written, and comes back after it, so that no line of a host is ever mixed
+with it. rich would do that for what goes through its own console; output of hosts is bytes and goes past it.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+REDRAW_SECONDS: Final = 0.25
+"""Quick enough for seconds that are counted, too slow to be seen in the controller's CPU time."""
+_ERASE: Final = "\r\x1b[K"
+
+
+class Progress:
+    """While it is entered and standard error is a terminal, shows what `told` says and how long it has taken."""
+
+    def __init__(self, told: Callable[[], str], *, is_wanted: bool = True) -> None:
+        self._told = told
+        self._is_shown = is_wanted and sys.stderr.isatty()
+        self._began = time.monotonic()
+        self._drawing: asyncio.Task[None] | None = None
+        self._asides = 0
+
+    async def __aenter__(self) -> "Progress":
+        if self._is_shown:
+            self._drawing = asyncio.ensure_future(self._redraw())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._drawing is not None:
+            self._drawing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._drawing
+            self._drawing = None
+            self._put(_ERASE)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """While something else is written."""
+        if self._drawing is None:
+            yield
+            return
+        self._put(_ERASE)
+        self._asides += 1
+        try:
+            yield
+        finally:
+            self._asides -= 1
+            if self._drawing is not None:
+                self._draw()
+
+    async def _redraw(self) -> None:
+        while True:
+            self._draw()
+            await asyncio.sleep(REDRAW_SECONDS)
+
+    def _draw(self) -> None:
+        if self._asides:  # a thread may be writing at this moment
+            return
+        width = shutil.get_terminal_size().columns
+        line = f"{self._told()} · {elapsed(time.monotonic() - self._began)}"
+        self._put(f"{_ERASE}{line[: max(1, width - 1)]}")  # a line that wraps could not be erased
+
+    @staticmethod
+    def _put(text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def elapsed(seconds: float) -> str:
+    """A time as a person reads it: 240 ms, 4.2 s, 3:07 min, 2:05:00 h."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02} min"
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"

@@ -1,0 +1,137 @@
+"""The runner binaries that a controller can deploy: which file for which machine, and which version it is.
+
+Only this machine's files. Getting one onto a host is `install`'s and `uploading`'s matter.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cronium_runner.wire.names import INSTALL_ROOT
+
+from .errors import ControllerError, DeployError
+
+MACHINES: Final = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+PAUSES: Final = (2.0, 4.0)
+"""Seconds before the second and the third attempt of a deployment (contracts §8)."""
+KEPT_VERSIONS: Final = 3
+"""Versions that stay side by side on a host: the one in use, the one before it, and one more."""
+_NAME: Final = re.compile(r"cronium-runner-(?P<version>.+)-linux-(?P<arch>[a-z0-9_]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerBinary:
+    """A runner that can be deployed. `sha256` is of the whole file, in hex; `size` in bytes."""
+
+    path: Path
+    version: str
+    machine: str
+    sha256: str
+    size: int
+
+    @property
+    def folder(self) -> str:
+        """The name of its installed form below the install root."""
+        return f"{self.version}-{self.sha256[:12]}"
+
+
+class Runners:
+    """The binaries we can deploy, and where on hosts they go."""
+
+    def __init__(
+        self,
+        binary: str | None = None,
+        *,
+        root: str | None = None,
+        pauses: tuple[float, ...] = PAUSES,
+        kept: int = KEPT_VERSIONS,
+    ) -> None:
+        """`binary` is a file; else CRONIUM_RUNNER_BINARY, else what scripts/build left in dist/.
+
+        `root` is a folder on the hosts, relative to the home directory; else CRONIUM_RUNNER_ROOT, else the usual one.
+        `pauses` are the seconds between attempts to deploy, so there is one attempt more than pauses; `kept` is how
+        many versions stay on a host.
+        """
+        self.pauses = pauses
+        self.kept = kept
+        self._chosen = binary or os.environ.get("CRONIUM_RUNNER_BINARY")
+        self.root = root or os.environ.get("CRONIUM_RUNNER_ROOT") or INSTALL_ROOT
+        self._known: dict[str, RunnerBinary] = {}
+
+    def for_machine(self, machine: str, host: str) -> RunnerBinary:
+        """The binary for `uname -m`. Raises ControllerError when there is none."""
+        architecture = MACHINES.get(machine)
+        if architecture is None:
+            raise DeployError("deploy.unsupported", f"no runner exists for the architecture {machine}", host=host)
+        if architecture not in self._known:
+            self._known[architecture] = read_binary(self._find(architecture, host))
+        return self._known[architecture]
+
+    def likely(self) -> list[RunnerBinary]:
+        """The binaries that are here, our own architecture's first: where an agent may already be waiting."""
+        found = []
+        for architecture in sorted(set(MACHINES.values()), key=lambda name: name != os.uname().machine):
+            with contextlib.suppress(ControllerError):
+                found.append(self.for_machine(architecture, ""))
+        return found
+
+    def of_version(self, version: str, architecture: str) -> RunnerBinary | None:
+        """The newest binary of that version beside the one that is deployed by default; None when there is none."""
+        with contextlib.suppress(ControllerError):
+            usual = self._find(architecture, "")
+            name = f"cronium-runner-{version}-linux-{architecture}"
+            beside = usual.with_name(name)
+            if beside.is_file():
+                return read_binary(beside)
+        return None
+
+    def _find(self, architecture: str, host: str) -> Path:
+        if self._chosen is not None:
+            path = Path(self._chosen)
+            matched = _NAME.fullmatch(path.name)
+            if not path.is_file():
+                raise ControllerError("binary.missing", f"no runner binary at {path}", host=host or None)
+            if matched and matched["arch"] != architecture:
+                raise DeployError("deploy.unsupported", f"{path.name} is not for {architecture}", host=host or None)
+            return path
+        dist = Path(__file__).resolve().parents[2] / "dist"
+        candidates = [path for path in dist.glob(f"cronium-runner-*-linux-{architecture}") if path.is_file()]
+        if not candidates:
+            raise ControllerError(
+                "binary.missing",
+                f"there is no runner binary for {architecture}; make it with scripts/build, "
+                "or name one with --binary or CRONIUM_RUNNER_BINARY",
+                host=host or None,
+            )
+        return max(candidates, key=lambda path: path.stat().st_mtime)
+
+
+def read_binary(path: Path) -> RunnerBinary:
+    """The runner in a file, checked against the `.sha256` beside it. Raises ControllerError."""
+    digest = hashlib.sha256()
+    sidecar = path.with_name(path.name + ".sha256")
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1024 * 1024):
+                digest.update(piece)
+            size = file.tell()
+        stated = sidecar.read_text("utf-8", "replace").split()[:1] if sidecar.exists() else [digest.hexdigest()]
+    except OSError as error:
+        raise ControllerError("binary.missing", f"the runner binary {path} cannot be read: {error.strerror}") from None
+    if stated != [digest.hexdigest()]:
+        raise DeployError(
+            "deploy.digest_mismatch",
+            f"{path} has SHA-256 {digest.hexdigest()}, which is not what {sidecar.name} says; build it again",
+        )
+    matched = _NAME.fullmatch(path.name)
+    return RunnerBinary(
+        path=path,
+        version=matched["version"] if matched else "custom",
+        machine=matched["arch"] if matched else os.uname().machine,
+        sha256=digest.hexdigest(),
+        size=size,
+    )

@@ -1,0 +1,120 @@
+"""A file onto a host: by SFTP, or through the shell where there is none; checked by its SHA-256.
+
+One attempt each. How often it is tried, and what is recorded of that, is `install`'s matter.
+"""
+
+import asyncio
+import contextlib
+import re
+import shlex
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import asyncssh
+
+from .connection import Connection
+from .errors import DeployError, FinalDeployError, reason
+from .runners import RunnerBinary
+
+UPLOAD_SECONDS: Final = 300.0
+MARK: Final = "cronium:"
+"""Printed before what we want to read: whatever rc files have printed comes before it."""
+_PIECE: Final = 256 * 1024
+_SFTP_PIECE: Final = 32 * 1024
+"""What every SFTP server takes in one request."""
+_IN_FLIGHT: Final = 64
+"""Requests without an answer yet, as OpenSSH's own client has: 2 MiB, enough for 160 Mbit/s at 100 ms."""
+
+
+async def upload(connection: Connection, binary: RunnerBinary, temporary: str) -> str:
+    """Sends the file by SFTP, or through `cat` where the server has none. Says which."""
+    try:
+        async with await connection.open_session(connection.ssh.start_sftp_client) as sftp:
+            await _put(sftp, binary.path, temporary)
+            return "sftp"
+    except (asyncssh.ChannelOpenError, asyncssh.SFTPError):
+        pass
+    except (asyncssh.Error, OSError) as error:
+        raise DeployError("deploy.failed", f"the upload failed: {reason(error)}", host=connection.host.name) from None
+    async with _command_input(connection, f"cat > {shlex.quote(temporary)}") as process:
+        with binary.path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                process.stdin.write(piece)
+                await process.stdin.drain()
+        process.stdin.write_eof()
+    return "cat"
+
+
+async def _put(sftp: asyncssh.SFTPClient, source: Path, target: str) -> None:
+    """Writes a file, many requests in flight. asyncssh's own `put` lets them cry out when the connection is lost."""
+    async with sftp.open(target, "wb", block_size=0) as there:
+        with source.open("rb") as file:
+
+            async def write_some() -> None:
+                while piece := file.read(_SFTP_PIECE):
+                    await there.write(piece, file.tell() - len(piece))
+
+            for written in await asyncio.gather(*[write_some() for _ in range(_IN_FLIGHT)], return_exceptions=True):
+                if isinstance(written, BaseException):
+                    raise written
+
+
+@contextlib.asynccontextmanager
+async def _command_input(connection: Connection, script: str) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
+    """A command that is fed through its standard input. Raises DeployError unless it ends with 0."""
+    try:
+        process = await connection.start(f"sh -c {shlex.quote(script)}")
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it ended early; its status says why
+                yield process
+            done = await asyncio.wait_for(process.wait(), UPLOAD_SECONDS)
+        finally:
+            process.close()
+    except (TimeoutError, asyncssh.Error, OSError) as error:
+        raise DeployError("deploy.failed", f"the upload failed: {reason(error)}", host=connection.host.name) from None
+    if done.exit_status != 0:
+        stderr = done.stderr if isinstance(done.stderr, bytes) else b""
+        raise DeployError(
+            "deploy.failed", f"the upload failed: {excerpt(stderr, done.exit_status)}", host=connection.host.name
+        )
+
+
+async def verify(connection: Connection, binary: RunnerBinary, temporary: str) -> None:
+    quoted = shlex.quote(temporary)
+    printed = await shell(
+        connection,
+        f"echo {MARK}; if command -v sha256sum >/dev/null; then sha256sum {quoted}; "
+        f"elif command -v openssl >/dev/null; then openssl dgst -sha256 {quoted}; "
+        f"elif command -v shasum >/dev/null; then shasum -a 256 {quoted}; else echo none; fi",
+    )
+    digests = re.findall(r"\b[0-9a-f]{64}\b", printed.partition(f"{MARK}\n")[2])
+    if not digests:
+        raise FinalDeployError(
+            "deploy.failed",
+            "the upload cannot be verified: the host has none of sha256sum, openssl and shasum; install one",
+            host=connection.host.name,
+        )
+    if digests[0] != binary.sha256:
+        raise DeployError(
+            "deploy.digest_mismatch",
+            f"what arrived has SHA-256 {digests[0]}, sent was {binary.sha256}; try again",
+            host=connection.host.name,
+        )
+
+
+async def shell(connection: Connection, script: str, *, timeout: float = 30.0) -> str:
+    """Runs a POSIX shell script on the host, whatever the login shell is. Raises DeployError unless it ends with 0."""
+    done = await connection.run(f"sh -c {shlex.quote(script)}", timeout=timeout)
+    if done.exit_status != 0:
+        raise DeployError(
+            "deploy.failed", excerpt(done.stderr or done.stdout, done.exit_status), host=connection.host.name
+        )
+    return done.stdout.decode("utf-8", "replace")
+
+
+def excerpt(printed: bytes, exit_status: int | None) -> str:
+    """The last words of a command, in one line."""
+    text = " ".join(printed.decode("utf-8", "replace").split())
+    status = "no exit status" if exit_status is None else f"exit status {exit_status}"
+    return f"{text[-400:]} ({status})" if text else status

@@ -1,0 +1,78 @@
+"""Many hosts that are one machine: real OpenSSH servers on loopback addresses, one account, one state directory.
+
+An sshd listens on 16 addresses at most, so there are several. Addresses on which nobody listens, on which nobody
+answers, and whose recorded key is another one are made here, too.
+"""
+
+import shutil
+import socket
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from openssh import OpenSSHServer
+from remote_host import RemoteHost
+
+_ADDRESSES_OF_ONE: Final = 15
+"""sshd's MAX_LISTEN_SOCKS is 16, and 127.0.0.1 is one of them."""
+OPTIONS: Final = ["MaxStartups 1000"]
+
+
+class ManyHosts(RemoteHost):
+    """`targets` are `count` hosts that answer."""
+
+    def __init__(self, folder: Path, binary: Path, root: Path, count: int) -> None:
+        addresses = [f"127.0.{1 + number // 200}.{1 + number % 200}" for number in range(count)]
+        groups = [addresses[start : start + _ADDRESSES_OF_ONE] for start in range(0, count, _ADDRESSES_OF_ONE)]
+        super().__init__(folder, binary, root, options=[*OPTIONS, *_listening(groups[0])])
+        self.servers = [self.server]
+        environment = {"CRONIUM_STATE_DIR": str(self.state), "HOME": str(self.home)}
+        for number, group in enumerate(groups[1:]):
+            beside = folder / f"sshd{number}"
+            beside.mkdir()
+            for key in ("host_key", "id_ed25519"):
+                for name in (key, f"{key}.pub"):
+                    shutil.copy(self.server.folder / name, beside / name)
+            options = [*OPTIONS, *_listening(group)]
+            self.servers.append(OpenSSHServer(beside, environment=environment, options=options))
+        self.targets = [
+            f"{address}:{server.port}" for server, group in zip(self.servers, groups, strict=True) for address in group
+        ]
+        self._running = ExitStack()
+
+    def __enter__(self) -> "ManyHosts":
+        for server in self.servers:
+            self._running.enter_context(server)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+        self.check_nothing_left()
+
+    def refusing(self, count: int) -> list[str]:
+        """Hosts at which nobody listens."""
+        return [f"127.0.9.{1 + number}:{self.server.port}" for number in range(count)]
+
+    def hanging(self, count: int) -> list[str]:
+        """Hosts that take a connection and never greet."""
+        found = []
+        for number in range(count):
+            listening = self._running.enter_context(socket.socket())
+            listening.bind((f"127.0.8.{1 + number}", 0))
+            listening.listen(5)
+            found.append("{}:{}".format(*listening.getsockname()))
+        return found
+
+    def change_keys(self, targets: list[str]) -> None:
+        """Has the operator know another key of these hosts."""
+        other = self.folder / "other_key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True)
+        key = " ".join(other.with_suffix(".pub").read_text().split()[:2])
+        lines = ["[{}]:{} {}\n".format(*target.split(":"), key) for target in targets]
+        with self.known_hosts.open("a") as file:
+            file.writelines(lines)
+
+
+def _listening(addresses: list[str]) -> list[str]:
+    return [f"ListenAddress {address}" for address in addresses]

@@ -1,0 +1,222 @@
+"""One job on many hosts, over real SSH servers on loopback addresses. CRONIUM_TEST_HOSTS=200 for the full size."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cronium_controller import fanout
+from cronium_controller.blocking import BlockingController
+from cronium_controller.dispatch import Controller
+from cronium_controller.execution import Piece
+from cronium_controller.hosts import Host, parse_host
+from cronium_controller.install import Runners
+from cronium_controller.job import Job
+from cronium_controller.payloads import load
+from cronium_runner.wire.results import Outcome, Result
+from many_hosts import ManyHosts
+from runner_process import wait_until
+
+HOSTS = int(os.environ.get("CRONIUM_TEST_HOSTS", "30"))
+CONNECT_SECONDS = 3.0
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, binary: Path, install_root: Path) -> Iterator[Callable[[int], ManyHosts]]:
+    """`hosts(30)`: so many that answer."""
+    with ExitStack() as running:
+        yield lambda count: running.enter_context(ManyHosts(tmp_path / "hosts", binary, install_root, count))
+
+
+def reachable(hosts: ManyHosts, targets: list[str]) -> list[Host]:
+    """The hosts of the targets, with the key that they let in."""
+    return [parse_host(target, identity=str(hosts.server.identity)) for target in targets]
+
+
+async def gathered(many: fanout.FanOut) -> list[Result]:
+    return [result async for result in many]
+
+
+async def test_every_host_has_its_own_correct_result_whatever_the_others_do(
+    hosts: Callable[[int], ManyHosts],
+) -> None:
+    refusing, changed, hanging = max(2, HOSTS // 10), max(1, HOSTS // 20), max(1, HOSTS // 20)
+    many = hosts(HOSTS - refusing - hanging - 1)
+    many.change_keys(many.targets[:changed])
+    good = many.targets[changed:]
+    refused, silent = many.refusing(refusing), many.hanging(hanging)
+    job = Job(load(many.script("echo done\n")), execution_id="mixed")
+    began = time.monotonic()
+    async with many.controller(connect_timeout=CONNECT_SECONDS, attempts=1) as controller:
+        first, *others = reachable(many, many.targets + refused + silent)
+        rows: list[fanout.Target] = [first, *others, "user@:22", "user@:22"]
+        fan_out = controller.run_many(rows, job, forks=HOSTS)
+        assert fan_out.total == HOSTS
+        results = await gathered(fan_out)
+        assert controller.reachable.is_reached(first) is False
+    took = time.monotonic() - began
+    by_host = {str(result.host): result for result in results}
+    assert len(results) == len(by_host) == HOSTS
+    for target in good:
+        assert by_host[target].state is Outcome.SUCCEEDED
+        assert by_host[target].execution_id == fanout.id_on("mixed", target)
+    assert {by_host[target].error_code for target in many.targets[:changed]} == {"host.key_changed"}
+    assert {by_host[target].error_code for target in refused + silent} == {"host.unreachable"}
+    assert (by_host["user@:22"].state, by_host["user@:22"].error_code) == (Outcome.REJECTED, "host.config")
+    failures = refusing + changed + hanging + 1
+    assert fan_out.tally.exit_status == min(255, 100 + failures)
+    assert (fan_out.tally.verdict, fan_out.tally.failed) == ("PARTIAL SUCCESS", failures)
+    assert sorted(many.executions()) == sorted(fanout.id_on("mixed", target) for target in good)
+    print(f"{HOSTS} hosts in {took:.1f} s")
+
+
+async def test_connections_and_results_are_those_in_flight(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(12)
+    job = Job(load(many.script("echo $CRONIUM_EXECUTION_ID\n")))
+    most = 0
+    said: dict[str, bytes] = {}
+
+    async def hear(host: Host, piece: Piece) -> None:
+        said[host.name] = said.get(host.name, b"") + piece.data
+
+    async with many.controller() as controller:
+        fan_out = controller.run_many(reachable(many, many.targets), job, forks=3, output=hear)
+        async for result in fan_out:
+            most = max(most, len(controller.reachable._reached))
+            assert result.state is Outcome.SUCCEEDED
+        assert not controller.reachable._reached
+    assert most <= 4, "a host's connection outlived it"
+    assert said == {target: f"{fanout.id_on(fan_out.id, target)}\n".encode() for target in many.targets}
+
+
+async def test_too_many_failures_begin_nothing_further(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(3)
+    job = Job(load(many.script("exit 3\n")))
+    async with many.controller() as controller:
+        fan_out = controller.run_many(reachable(many, many.targets), job, forks=1, stop_on_failure=True)
+        results = await gathered(fan_out)
+    assert [result.error_code for result in results] == [None, "fanout.stopped", "fanout.stopped"]
+    assert len(many.executions()) == 1
+    assert fan_out.tally.exit_status == 125
+
+
+async def test_a_cancel_reaches_every_host_and_a_detach_none(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(4)
+    job = Job(load(many.script("echo begun\nsleep 1000\n")))
+
+    async def begun(controller: Controller, work: Callable[[fanout.FanOut], None]) -> list[Result]:
+        heard = asyncio.Semaphore(0)
+
+        async def hear(_host: Host, _piece: Piece) -> None:
+            heard.release()
+
+        rows = reachable(many, many.targets)
+        fan_out = controller.run_many(rows, replace(job, execution_id=work.__name__), forks=3, output=hear)
+        results = asyncio.ensure_future(gathered(fan_out))
+        for _ in range(3):
+            await asyncio.wait_for(heard.acquire(), 30)
+        work(fan_out)
+        return await results
+
+    async with many.controller() as controller:
+        left = await begun(controller, fanout.FanOut.detach)
+        assert Counter(result.state for result in left) == {Outcome.UNKNOWN: 3, Outcome.REJECTED: 1}
+        for result in left[:3]:
+            await controller.status(
+                result.execution_id, parse_host(str(result.host), identity=str(many.server.identity))
+            )
+        cancelled = await begun(controller, fanout.FanOut.cancel)
+        assert Counter(result.state for result in cancelled) == {Outcome.CANCELLED: 3, Outcome.REJECTED: 1}
+        for result in left[:3]:
+            where = parse_host(str(result.host), identity=str(many.server.identity))
+            execution = await controller.attach(result.execution_id, where)
+            execution.cancel()
+            assert (await execution.result()).state is Outcome.CANCELLED
+
+
+def everywhere(many: ManyHosts, targets: list[str]) -> list[str]:
+    """The words for `cronium run`."""
+    return [word for target in targets for word in ("--host", target)]
+
+
+def test_lines_of_several_hosts_are_whole_and_equal_ones_fold(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(3)
+    script = many.script("echo one; printf two\n")
+    done = many.cronium("run", *everywhere(many, many.targets), script)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.decode().splitlines()) == sorted(
+        f"{target}: {word}" for target in many.targets for word in ("one", "two")
+    )
+    assert b"SUCCESS: 3 succeeded of 3 hosts" in done.stderr
+    assert b"\x1b" not in done.stderr, "no animation and no colour off a terminal"
+    done = many.cronium("run", "--fold", *everywhere(many, many.targets), script)
+    assert done.stdout.count(b"one\ntwo\n") == 1
+    assert b"(3)" in done.stdout
+    bad = many.refusing(1)
+    done = many.cronium("run", "--quiet", *everywhere(many, [many.targets[0], *bad, "user@:22"]), script)
+    assert (done.returncode, done.stdout) == (102, b"")
+    assert b"host.unreachable" in done.stderr
+    assert b"host.config" in done.stderr
+
+
+def test_json_is_a_line_a_host_and_a_summary(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(3)
+    done = many.cronium("run", "--json", *everywhere(many, many.targets * 2), many.script("echo one; exit 4\n"))
+    *results, summary = map(json.loads, done.stdout.splitlines())
+    assert [result["stdout"]["text"] for result in results] == ["one\n"] * 3
+    assert (done.returncode, summary["exitStatus"], summary["verdict"]) == (4, 4, "FAILED")
+    assert summary["states"] == {"failed": 3}
+
+
+def test_after_the_controller_was_killed_wait_has_every_result(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(HOSTS)
+    go = many.folder / "go"
+    script = many.script(f"echo begun; while ! [ -e {go} ]; do sleep 0.1; done\n")
+    words = ["--execution-id", "night", "--forks", HOSTS, *everywhere(many, many.targets)]
+    process = many.start_cronium("run", "--quiet", *words, script)
+    for target in many.targets:
+        wait_until(many.execution(fanout.id_on("night", target)).exists, "all begun", 120)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    go.touch()
+    done = many.cronium("wait", "--json", "night")
+    *results, summary = map(json.loads, done.stdout.splitlines())
+    assert (done.returncode, summary["verdict"]) == (0, "SUCCESS"), done.stderr
+    assert {result["executionId"] for result in results} == {fanout.id_on("night", target) for target in many.targets}
+    assert len(results) == HOSTS == len(many.executions())
+    for result in results:
+        starts = [line for line in many.history(result["executionId"]) if "script" in line]
+        assert len(starts) == 1
+
+
+def test_an_interrupt_cancels_on_all_hosts_and_waits(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(3)
+    script = many.script("echo begun; sleep 1000\n")
+    words = ["--execution-id", "long", *everywhere(many, many.targets)]
+    process = many.start_cronium("run", "--quiet", *words, script)
+    for target in many.targets:
+        many.wait_output(fanout.id_on("long", target), b"begun")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert {many.wait_result(name)["state"] for name in many.executions()} == {"cancelled"}
+
+
+def test_the_same_without_async(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(2)
+    job = Job(load(many.script("echo done\n")))
+    runners = Runners(str(many.binary), root=str(many.root))
+    with BlockingController(store=many.store(), access=many.access(), runners=runners) as controller:
+        results = list(controller.run_many(reachable(many, many.targets), job, forks=1))
+        assert [result.state for result in results] == [Outcome.SUCCEEDED] * 2
+        left = controller.run_many(reachable(many, many.targets), job, forks=1)
+        assert next(left).state is Outcome.SUCCEEDED
+        left.close()
+        controller.controller.store.close()
