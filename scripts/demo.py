@@ -25,9 +25,9 @@ from cronium_controller.connection import Access  # noqa: E402
 from cronium_controller.dispatch import Controller  # noqa: E402
 from cronium_controller.errors import ControllerError  # noqa: E402
 from cronium_controller.hosts import Host  # noqa: E402
-from cronium_controller.install import Runners  # noqa: E402
 from cronium_controller.job import Job  # noqa: E402
 from cronium_controller.payloads import load  # noqa: E402
+from cronium_controller.runners import Runners  # noqa: E402
 from cronium_controller.store import Store  # noqa: E402
 from cronium_runner.wire.names import STDERR  # noqa: E402
 from cronium_runner.wire.results import Outcome, Result  # noqa: E402

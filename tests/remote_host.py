@@ -18,7 +18,7 @@ from cronium_controller.connection import Access
 from cronium_controller.dispatch import Controller
 from cronium_controller.execution import Execution
 from cronium_controller.hosts import Host, parse_host
-from cronium_controller.install import Runners
+from cronium_controller.runners import Runners
 from cronium_controller.store import Store
 from cronium_runner.wire.names import STREAM_NAMES
 from openssh import OpenSSHServer

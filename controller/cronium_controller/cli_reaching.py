@@ -108,7 +108,7 @@ async def with_controller(find: Callable[[], Any], options: dict[str, Any], work
     from .connection import Access
     from .dispatch import Controller
     from .hostkeys import HostKeyPolicy, default_known_hosts
-    from .install import Runners
+    from .runners import Runners
 
     access = Access(
         host_keys=HostKeyPolicy(options["host_keys"]),

@@ -32,11 +32,13 @@ from .deployments import Deployments
 from .errors import ControllerError, TunnelError
 from .execution import Execution
 from .hosts import Host
-from .install import Deployment, Runners, deploy, roll_back
+from .install import Deployment, deploy
 from .job import MODES, PREFER_API, Job, new_execution_id
 from .live import Live
 from .memory import Memory
 from .reaching import ACKNOWLEDGE_SECONDS, Reachable, Reached, settled
+from .rolling_back import roll_back
+from .runners import Runners
 from .schedule import FORKS
 from .store import Reason, Store
 

@@ -17,7 +17,8 @@ from cronium_runner.wire import exactjson
 
 from .connection import Connection
 from .errors import ControllerError, reason
-from .install import Runners, deploy
+from .install import deploy
+from .runners import Runners
 
 ASK_SECONDS: Final = 15.0
 MANY_SESSIONS: Final = 11

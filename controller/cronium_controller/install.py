@@ -1,8 +1,7 @@
-"""Putting the runner on a host, once, and starting its agent there.
+"""Putting the runner on a host, once: uploaded, verified, installed beside earlier ones, and written down.
 
-The agent is started directly at the path where this very binary would be; only when that fails is the host looked at
-and the binary uploaded, verified and installed. So a host that has it pays nothing for the question. What is known of
-its files counts for a day; then the start itself hashes them first, in the same session.
+Tried as often as the contract says, with nothing left behind by a try that failed. How its agent is started is
+`starting`'s, which runner a person chose `rolling_back`'s.
 """
 
 import asyncio
@@ -16,33 +15,23 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from cronium_runner.wire import codes
-
-from .channel import AgentChannel, AgentNotStartedError
 from .connection import Connection
-from .deployments import CHOSEN, FAILED, INSTALLED, PRESENT, ROLLED_BACK, Deployments, Known, Made
+from .deployments import FAILED, INSTALLED, PRESENT, Deployments, Known, Made
 from .errors import (
     AuthenticationError,
     ControllerError,
     DeployError,
     FinalDeployError,
     HostKeyError,
-    RefusedError,
     UnreachableError,
 )
-from .runners import MACHINES, RunnerBinary, Runners
-from .uploading import MARK, excerpt, shell, upload, verify
-
-__all__ = ["Deployment", "Runners", "deploy", "roll_back", "start_agent"]
+from .runners import RunnerBinary, Runners
+from .uploading import MARK, shell, upload, verify
 
 INSTALL_SECONDS: Final = 60.0
-HAND_OVER_SECONDS: Final = 180.0
-"""For an agent of another account, whose first one also waits for sudo and for a runner to be installed there."""
 _FOLDER: Final = re.compile(r".+-[0-9a-f]{12}")
 _NOT_OURS: Final = "source"
 """Folders of this name and a digest hold the helpers of runners that run from source."""
-_CHANGED: Final = 93
-"""Exit status of a start that found other files than were installed."""
 
 _log = logging.getLogger("cronium.install")
 
@@ -87,45 +76,6 @@ class Site:
             self.ledger.invalidate(self.connection.host, self.runners.root, folder)
 
 
-async def start_agent(
-    connection: Connection,
-    runners: Runners,
-    run_as: str | None = None,
-    *,
-    ledger: Deployments | None = None,
-    reconnect: Callable[[], Awaitable[Connection]] | None = None,
-) -> tuple[AgentChannel, Deployment | None]:
-    """An agent on the host; the runner is deployed first when it isn't there.
-
-    `run_as` is the account that it becomes the agent of. `reconnect` gives another connection when the first one is
-    lost while deploying; the agent's is then that one. Raises DeployError, and RefusedError when it may not.
-    """
-    site = Site(connection, runners, ledger, reconnect)
-    known = site.known()
-    chosen = next((one for one in known if one.is_chosen), None)
-    start = _usual_start(runners, known) if chosen is None else (chosen.folder, chosen.version, chosen.architecture)
-    if start is not None:
-        try:
-            return await _open_known(site, start, known, run_as), None
-        except AgentNotStartedError as error:
-            site.invalidate(start[0])
-            if run_as is not None:
-                _refuse_account(error, site.host)
-    wanted = None if chosen is None else _binary_of(site, chosen)
-    deployment, binary = await _deploy(site, wanted)
-    try:
-        return await _open_agent(site, binary.folder, run_as), deployment
-    except AgentNotStartedError as error:
-        site.invalidate(binary.folder)
-        if run_as is not None:
-            _refuse_account(error, site.host)
-        raise DeployError(
-            "deploy.failed",
-            f"the runner is at {deployment.path} but does not start there: {excerpt(error.printed, error.exit_status)}",
-            host=site.host,
-        ) from None
-
-
 async def deploy(
     connection: Connection,
     runners: Runners,
@@ -137,133 +87,10 @@ async def deploy(
 
     As often as `runners` says, with pauses; on another connection when this one is lost. Raises DeployError.
     """
-    return await _deploy(Site(connection, runners, ledger, reconnect), None)
+    return await put_on(Site(connection, runners, ledger, reconnect), None)
 
 
-async def roll_back(connection: Connection, runners: Runners, ledger: Deployments, version: str | None) -> Deployment:
-    """Has jobs use another runner on the host: one of `version`, else the one before the present one.
-
-    It holds until the next `deploy` that asks for the controller's own. Raises DeployError when there is none.
-    """
-    began, now = time.monotonic(), time.time()
-    site = Site(connection, runners, ledger)
-    machine, listing = await _look(site)
-    usual = runners.for_machine(machine, site.host)
-    folder, binary = _other_runner(site, listing, usual, MACHINES[machine], version)
-    if binary is not None:
-        deployment, _ = await _deploy(site, binary)
-    else:
-        said, _ = await _installed(site, folder)
-        ledger.note_checked(connection.host, runners.root, folder, _version(folder), MACHINES[machine], said)
-        deployment = Deployment(site.path(folder), 0, PRESENT, _version(folder))
-    ledger.choose(connection.host, runners.root, None if folder == usual.folder else folder)
-    took = (time.monotonic() - began) * 1000
-    sha256 = next((one.sha256 for one in site.known() if one.folder == folder), None)
-    ledger.record(
-        connection.host,
-        Made(
-            site.host, deployment.version, sha256, MACHINES[machine], now, took, deployment.uploaded_bytes,
-            deployment.method, deployment.attempts, ROLLED_BACK if version is None else CHOSEN,
-        ),
-    )  # fmt: skip
-    return deployment
-
-
-def _other_runner(
-    site: Site, listing: list[str], usual: RunnerBinary, architecture: str, version: str | None
-) -> tuple[str, RunnerBinary | None]:
-    """The folder of the runner to change to; with its binary when it is not on the host. Raises DeployError."""
-    if version is None:
-        chosen = next((one for one in site.known() if one.is_chosen), None)
-        folder = _earlier(listing, usual.folder if chosen is None else chosen.folder)
-    else:
-        folder = next((one for one in listing if version in (one, _version(one))), None)
-    if folder is not None:
-        return folder, None
-    binary = None
-    if version is not None:
-        binary = usual if usual.version == version else site.runners.of_version(version, architecture)
-    if binary is None:
-        raise _no_version(site, version, listing)
-    return binary.folder, binary
-
-
-def _no_version(site: Site, version: str | None, listing: list[str]) -> DeployError:
-    there = ", ".join(listing) or "none"
-    wanted = "earlier runner" if version is None else f"runner {version}, nor is one beside our own"
-    return DeployError("deploy.no_version", f"the host has no {wanted}; it has {there}", host=site.host)
-
-
-def _earlier(listing: list[str], current: str) -> str | None:
-    """The one that was installed before `current`; `listing` is newest first."""
-    following = listing[listing.index(current) + 1 :] if current in listing else listing
-    return following[0] if following else None
-
-
-def _usual_start(runners: Runners, known: list[Known]) -> tuple[str, str, str] | None:
-    """Folder, version and architecture of the controller's own runner for this host; None when it has none to try."""
-    likely = runners.likely()
-    if known:  # what the host is doesn't have to be guessed
-        likely = [binary for binary in likely if binary.machine == known[0].architecture] or likely
-    return (likely[0].folder, likely[0].version, likely[0].machine) if likely else None
-
-
-def _binary_of(site: Site, chosen: Known) -> RunnerBinary:
-    """The binary of a chosen runner that is gone from the host. Raises DeployError when it isn't here either."""
-    binary = site.runners.of_version(chosen.version, chosen.architecture)
-    if binary is None or binary.folder != chosen.folder:
-        raise DeployError(
-            "deploy.no_version",
-            f"the chosen runner {chosen.folder} does not start on the host, and its binary is not here; "
-            "go back to the controller's own with: cronium deploy",
-            host=site.host,
-        )
-    return binary
-
-
-async def _open_known(site: Site, start: tuple[str, str, str], known: list[Known], run_as: str | None) -> AgentChannel:
-    """Starts the agent where it should be, and writes down what that showed. Raises AgentNotStartedError."""
-    folder, version, architecture = start
-    entry = next((one for one in known if one.folder == folder), None)
-    now = time.time()
-    is_hashed = entry is not None and entry.tree_sha256 is not None and not entry.is_valid(now)
-    agent = await _open_agent(site, folder, run_as, tree=entry.tree_sha256 if entry and is_hashed else None)
-    if site.ledger is None:
-        return agent
-    if entry is not None and is_hashed:
-        site.ledger.note_rehashed(site.connection.host, site.runners.root, entry)
-    elif entry is None or entry.is_check_due(now):
-        told = str(agent.agent.get("runner", ""))
-        if entry is not None and entry.said_version and told and told != entry.said_version:
-            _log.warning("runner_version_changed", extra={"host": site.host, "was": entry.said_version, "is": told})
-            agent.close()
-            raise AgentNotStartedError(None, f"it says that it is {told}, and was {entry.said_version}".encode())
-        site.ledger.note_checked(site.connection.host, site.runners.root, folder, version, architecture, told)
-    return agent
-
-
-async def _open_agent(site: Site, folder: str, run_as: str | None, *, tree: str | None = None) -> AgentChannel:
-    # `exec PATH agent` means the same in sh, bash, dash, zsh, fish and csh; sshd starts it in the home directory.
-    command = f"exec {shlex.quote(site.path(folder))} agent"
-    if run_as is not None:
-        command = f"{command} --run-as {shlex.quote(run_as)}"
-    if tree is not None:
-        changed = f"echo the installed files were changed >&2; exit {_CHANGED}"
-        guarded = f'if [ "$({_tree(site, folder)})" = {tree} ]; then {command}; fi; {changed}'
-        command = f"exec sh -c {shlex.quote(guarded)}"
-    if run_as is None:
-        return await AgentChannel.open(site.connection, command)
-    return await AgentChannel.open(site.connection, command, HAND_OVER_SECONDS)
-
-
-def _refuse_account(error: AgentNotStartedError, host: str) -> None:
-    """Raises RefusedError when the runner is there and said why it did not become somebody else's agent."""
-    told = codes.told(error.printed.decode("utf-8", "replace"))
-    if told is not None:
-        raise RefusedError(*told, host=host) from None
-
-
-async def _deploy(site: Site, wanted: RunnerBinary | None) -> tuple[Deployment, RunnerBinary]:
+async def put_on(site: Site, wanted: RunnerBinary | None) -> tuple[Deployment, RunnerBinary]:
     """Attempts with pauses, and what became of them written down. `wanted`: this one instead of the usual."""
     began, now = time.monotonic(), time.time()
     host = site.connection.host
@@ -273,7 +100,7 @@ async def _deploy(site: Site, wanted: RunnerBinary | None) -> tuple[Deployment, 
         for pause in (*site.runners.pauses, None):
             attempts += 1
             try:
-                machine, listing = await _look(site)
+                machine, listing = await look(site)
                 binary = wanted or site.runners.for_machine(machine, site.host)
                 path, method = await _put_there(site, binary, listing)
                 break
@@ -315,7 +142,7 @@ def _record(
     site.ledger.record(site.connection.host, Made(site.host, *of, now, took, size, method, attempts, outcome, error))
 
 
-async def _look(site: Site) -> tuple[str, list[str]]:
+async def look(site: Site) -> tuple[str, list[str]]:
     """The host's machine, and the folders of the runners that it has, newest first. Raises FinalDeployError."""
     root = shlex.quote(site.runners.root)
     # The first line is ours whatever rc files have printed before.
@@ -339,13 +166,13 @@ async def _look(site: Site) -> tuple[str, list[str]]:
     return machine, [name for name in listing.split("\n") if _is_runner(name)]
 
 
-def _version(folder: str) -> str:
+def version_of(folder: str) -> str:
     return folder.rpartition("-")[0]
 
 
 def _is_runner(name: str) -> bool:
     matched = _FOLDER.fullmatch(name)
-    return matched is not None and _version(name) != _NOT_OURS
+    return matched is not None and version_of(name) != _NOT_OURS
 
 
 async def _put_there(site: Site, binary: RunnerBinary, listing: list[str]) -> tuple[str, str]:
@@ -354,7 +181,7 @@ async def _put_there(site: Site, binary: RunnerBinary, listing: list[str]) -> tu
     is_there = binary.folder in listing
     if is_there:
         with contextlib.suppress(DeployError):
-            said, tree = await _installed(site, binary.folder)
+            said, tree = await installed(site, binary.folder)
             expected = next((one.tree_sha256 for one in site.known() if one.folder == binary.folder), None)
             if expected is None or tree is None or tree == expected:
                 _note_verified(site, binary, said, tree)
@@ -405,7 +232,7 @@ def _install_script(site: Site, binary: RunnerBinary, temporary: str, *, replace
     )
 
 
-def _tree(site: Site, folder: str) -> str:
+def tree_command(site: Site, folder: str) -> str:
     """A command that prints one digest for all installed files; nothing where there is no `sha256sum`."""
     directory = shlex.quote(f"{site.runners.root}/{folder}")
     listed = f"cd {directory} && find . -type f -exec sha256sum {{}} +"
@@ -415,10 +242,10 @@ def _tree(site: Site, folder: str) -> str:
 
 def _installed_script(site: Site, folder: str) -> str:
     """Prints after the mark: what the runner says of its version, and the digest of its files."""
-    return f"echo {MARK}; {shlex.quote(site.path(folder))} version && {{ {_tree(site, folder)}; true; }}"
+    return f"echo {MARK}; {shlex.quote(site.path(folder))} version && {{ {tree_command(site, folder)}; true; }}"
 
 
-async def _installed(site: Site, folder: str) -> tuple[str, str | None]:
+async def installed(site: Site, folder: str) -> tuple[str, str | None]:
     """The version that an installed runner says, and its files' digest. Raises DeployError when it doesn't start."""
     return _read_installed(await shell(site.connection, _installed_script(site, folder)))
 

@@ -13,8 +13,10 @@ from .connections import REFUSALS, Connections
 from .deployments import Deployments
 from .errors import ChannelLostError, ControllerError
 from .hosts import Host
-from .install import Deployment, Runners, start_agent
+from .install import Deployment
 from .pool import Lease
+from .runners import Runners
+from .starting import start_agent
 
 _log = logging.getLogger("cronium.dispatch")
 ACKNOWLEDGE_SECONDS: Final = 5.0

@@ -23,9 +23,9 @@ import asyncssh  # noqa: E402
 from cronium_controller.connection import Access  # noqa: E402
 from cronium_controller.dispatch import Controller  # noqa: E402
 from cronium_controller.hosts import Host  # noqa: E402
-from cronium_controller.install import Runners  # noqa: E402
 from cronium_controller.job import Job  # noqa: E402
 from cronium_controller.payloads import load  # noqa: E402
+from cronium_controller.runners import Runners  # noqa: E402
 from cronium_controller.store import Store  # noqa: E402
 from cronium_runner.wire.results import Outcome  # noqa: E402
 from openssh import OpenSSHServer  # noqa: E402

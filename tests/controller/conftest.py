@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cronium_controller.install import Runners
+from cronium_controller.runners import Runners
 from openssh import sshd_path
 from remote_host import RemoteHost
 from runner_process import ROOT

@@ -15,9 +15,9 @@ from cronium_controller.deployments import FAILED, INSTALLED, PRESENT, ROLLED_BA
 from cronium_controller.dispatch import Controller
 from cronium_controller.errors import DeployError
 from cronium_controller.hosts import Host, parse_host
-from cronium_controller.install import Runners
 from cronium_controller.job import Job
 from cronium_controller.payloads import load
+from cronium_controller.runners import Runners
 from cronium_controller.version_tables import runner_cache
 from remote_host import RemoteHost, collect
 from tcp_proxy import TcpProxy

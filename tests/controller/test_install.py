@@ -7,7 +7,9 @@ import pytest
 
 from cronium_controller.connection import open_connection
 from cronium_controller.errors import ControllerError, DeployError
-from cronium_controller.install import Deployment, Runners, deploy, start_agent
+from cronium_controller.install import Deployment, deploy
+from cronium_controller.runners import Runners
+from cronium_controller.starting import start_agent
 from remote_host import RemoteHost
 
 pytestmark = pytest.mark.sshd

@@ -23,9 +23,9 @@ from cronium_controller.dispatch import Controller
 from cronium_controller.errors import ControllerError, RefusedError
 from cronium_controller.execution import Execution
 from cronium_controller.hosts import Host, parse_host
-from cronium_controller.install import Runners
 from cronium_controller.job import Job
 from cronium_controller.payloads import Payload, load
+from cronium_controller.runners import Runners
 from cronium_controller.store import Store
 from cronium_runner.wire.results import Outcome, Result
 from faults.figures import is_full, record

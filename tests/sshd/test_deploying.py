@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from cronium_controller.errors import ControllerError
-from cronium_controller.install import Deployment, Runners
+from cronium_controller.install import Deployment
 from cronium_controller.job import Job
 from cronium_controller.payloads import load
+from cronium_controller.runners import Runners
 from remote_host import RemoteHost, collect
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]

@@ -18,9 +18,9 @@ from cronium_controller.blocking import BlockingController
 from cronium_controller.dispatch import Controller
 from cronium_controller.execution import Piece
 from cronium_controller.hosts import Host, parse_host
-from cronium_controller.install import Runners
 from cronium_controller.job import Job
 from cronium_controller.payloads import load
+from cronium_controller.runners import Runners
 from cronium_runner.wire.results import Outcome, Result
 from many_hosts import ManyHosts
 from runner_process import wait_until

@@ -1,0 +1,131 @@
+"""Starting the runner's agent on a host, and putting the runner there first where that is needed.
+
+The agent is started directly at the path where this very binary would be; only when that fails is the host looked at
+and the binary uploaded, verified and installed. So a host that has it pays nothing for the question. What is known of
+its files counts for a day; then the start itself hashes them first, in the same session.
+"""
+
+import logging
+import shlex
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from cronium_runner.wire import codes
+
+from .channel import AgentChannel, AgentNotStartedError
+from .connection import Connection
+from .deployments import Deployments, Known
+from .errors import DeployError, RefusedError
+from .install import Deployment, Site, put_on, tree_command
+from .runners import RunnerBinary, Runners
+from .uploading import excerpt
+
+HAND_OVER_SECONDS: Final = 180.0
+"""For an agent of another account, whose first one also waits for sudo and for a runner to be installed there."""
+_CHANGED: Final = 93
+"""Exit status of a start that found other files than were installed."""
+
+_log = logging.getLogger("cronium.install")
+
+
+async def start_agent(
+    connection: Connection,
+    runners: Runners,
+    run_as: str | None = None,
+    *,
+    ledger: Deployments | None = None,
+    reconnect: Callable[[], Awaitable[Connection]] | None = None,
+) -> tuple[AgentChannel, Deployment | None]:
+    """An agent on the host; the runner is deployed first when it isn't there.
+
+    `run_as` is the account that it becomes the agent of. `reconnect` gives another connection when the first one is
+    lost while deploying; the agent's is then that one. Raises DeployError, and RefusedError when it may not.
+    """
+    site = Site(connection, runners, ledger, reconnect)
+    known = site.known()
+    chosen = next((one for one in known if one.is_chosen), None)
+    start = _usual_start(runners, known) if chosen is None else (chosen.folder, chosen.version, chosen.architecture)
+    if start is not None:
+        try:
+            return await _open_known(site, start, known, run_as), None
+        except AgentNotStartedError as error:
+            site.invalidate(start[0])
+            if run_as is not None:
+                _refuse_account(error, site.host)
+    wanted = None if chosen is None else _binary_of(site, chosen)
+    deployment, binary = await put_on(site, wanted)
+    try:
+        return await _open_agent(site, binary.folder, run_as), deployment
+    except AgentNotStartedError as error:
+        site.invalidate(binary.folder)
+        if run_as is not None:
+            _refuse_account(error, site.host)
+        raise DeployError(
+            "deploy.failed",
+            f"the runner is at {deployment.path} but does not start there: {excerpt(error.printed, error.exit_status)}",
+            host=site.host,
+        ) from None
+
+
+def _usual_start(runners: Runners, known: list[Known]) -> tuple[str, str, str] | None:
+    """Folder, version and architecture of the controller's own runner for this host; None when it has none to try."""
+    likely = runners.likely()
+    if known:  # what the host is doesn't have to be guessed
+        likely = [binary for binary in likely if binary.machine == known[0].architecture] or likely
+    return (likely[0].folder, likely[0].version, likely[0].machine) if likely else None
+
+
+def _binary_of(site: Site, chosen: Known) -> RunnerBinary:
+    """The binary of a chosen runner that is gone from the host. Raises DeployError when it isn't here either."""
+    binary = site.runners.of_version(chosen.version, chosen.architecture)
+    if binary is None or binary.folder != chosen.folder:
+        raise DeployError(
+            "deploy.no_version",
+            f"the chosen runner {chosen.folder} does not start on the host, and its binary is not here; "
+            "go back to the controller's own with: cronium deploy",
+            host=site.host,
+        )
+    return binary
+
+
+async def _open_known(site: Site, start: tuple[str, str, str], known: list[Known], run_as: str | None) -> AgentChannel:
+    """Starts the agent where it should be, and writes down what that showed. Raises AgentNotStartedError."""
+    folder, version, architecture = start
+    entry = next((one for one in known if one.folder == folder), None)
+    now = time.time()
+    is_hashed = entry is not None and entry.tree_sha256 is not None and not entry.is_valid(now)
+    agent = await _open_agent(site, folder, run_as, tree=entry.tree_sha256 if entry and is_hashed else None)
+    if site.ledger is None:
+        return agent
+    if entry is not None and is_hashed:
+        site.ledger.note_rehashed(site.connection.host, site.runners.root, entry)
+    elif entry is None or entry.is_check_due(now):
+        told = str(agent.agent.get("runner", ""))
+        if entry is not None and entry.said_version and told and told != entry.said_version:
+            _log.warning("runner_version_changed", extra={"host": site.host, "was": entry.said_version, "is": told})
+            agent.close()
+            raise AgentNotStartedError(None, f"it says that it is {told}, and was {entry.said_version}".encode())
+        site.ledger.note_checked(site.connection.host, site.runners.root, folder, version, architecture, told)
+    return agent
+
+
+async def _open_agent(site: Site, folder: str, run_as: str | None, *, tree: str | None = None) -> AgentChannel:
+    # `exec PATH agent` means the same in sh, bash, dash, zsh, fish and csh; sshd starts it in the home directory.
+    command = f"exec {shlex.quote(site.path(folder))} agent"
+    if run_as is not None:
+        command = f"{command} --run-as {shlex.quote(run_as)}"
+    if tree is not None:
+        changed = f"echo the installed files were changed >&2; exit {_CHANGED}"
+        guarded = f'if [ "$({tree_command(site, folder)})" = {tree} ]; then {command}; fi; {changed}'
+        command = f"exec sh -c {shlex.quote(guarded)}"
+    if run_as is None:
+        return await AgentChannel.open(site.connection, command)
+    return await AgentChannel.open(site.connection, command, HAND_OVER_SECONDS)
+
+
+def _refuse_account(error: AgentNotStartedError, host: str) -> None:
+    """Raises RefusedError when the runner is there and said why it did not become somebody else's agent."""
+    told = codes.told(error.printed.decode("utf-8", "replace"))
+    if told is not None:
+        raise RefusedError(*told, host=host) from None
