@@ -4,6 +4,8 @@ An sshd listens on 16 addresses at most, so there are several. Addresses on whic
 answers, and whose recorded key is another one are made here, too.
 """
 
+import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -40,6 +42,7 @@ class ManyHosts(RemoteHost):
             f"{address}:{server.port}" for server, group in zip(self.servers, groups, strict=True) for address in group
         ]
         self._running = ExitStack()
+        self._hanging: list[socket.socket] = []
 
     def __enter__(self) -> "ManyHosts":
         for server in self.servers:
@@ -61,8 +64,18 @@ class ManyHosts(RemoteHost):
             listening = self._running.enter_context(socket.socket())
             listening.bind((f"127.0.8.{1 + number}", 0))
             listening.listen(5)
+            self._hanging.append(listening)
             found.append("{}:{}".format(*listening.getsockname()))
         return found
+
+    def count_waiting(self) -> list[int]:
+        """How many connections each of the hanging hosts was sent. Takes them."""
+        return [_count_taken(listening) for listening in self._hanging]
+
+    def connections(self) -> list[int]:
+        """The servers' processes of connections that are open."""
+        servers = {(server.folder / "sshd.pid").read_text().strip() for server in self.servers}
+        return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _parent(pid) in servers]
 
     def change_keys(self, targets: list[str]) -> None:
         """Has the operator know another key of these hosts."""
@@ -72,6 +85,23 @@ class ManyHosts(RemoteHost):
         lines = ["[{}]:{} {}\n".format(*target.split(":"), key) for target in targets]
         with self.known_hosts.open("a") as file:
             file.writelines(lines)
+
+
+def _parent(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+    except OSError:  # it has ended
+        return ""
+
+
+def _count_taken(listening: socket.socket) -> int:
+    listening.setblocking(False)
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            listening.accept()[0].close()
+            count += 1
+    return count
 
 
 def _listening(addresses: list[str]) -> list[str]:

@@ -21,6 +21,8 @@ from .errors import ChannelLostError, ControllerError, DeployError, reason
 
 GREETING_SECONDS: Final = 20.0
 """From starting the agent to its magic line: heavy rc files and a cold disk included."""
+SESSION_SECONDS: Final = 10.0
+"""For the server to open a session: no program of the account runs before, so one that takes longer is gone."""
 _STDERR_KEPT: Final = 4096
 _LAST_WORD: Final = b"last word"
 
@@ -135,18 +137,14 @@ class AgentChannel:
     async def open(cls, connection: Connection, command: str, patience: float | None = None) -> "AgentChannel":
         """Starts the agent by `command`, and waits for its greeting, at most GREETING_SECONDS if nothing is said.
 
-        Raises AgentNotStartedError when something else answers, and DeployError when nothing does in time.
+        Raises AgentNotStartedError when something else answers, DeployError when nothing does in time, and
+        ChannelLostError when the connection turns out to be gone.
         """
         channel = cls(connection.host.name)
         hurrying = asyncio.ensure_future(acknowledge_quickly(connection))
         patience = patience or GREETING_SECONDS
         try:
-            ssh, _ = await connection.open_session(
-                lambda: connection.ssh.create_session(
-                    lambda: _Session(channel), command, encoding=None, request_pty=False
-                )
-            )
-            channel._ssh = ssh
+            await channel._open_session(connection, command)
             await asyncio.wait_for(channel._ready, patience)
         except TimeoutError:
             # Not tried in another way: whatever keeps the login shell busy would do so again.
@@ -159,8 +157,9 @@ class AgentChannel:
                 host=connection.host.name,
             ) from None
         except (asyncssh.Error, OSError) as error:
-            kind = NoRoomError if isinstance(error, asyncssh.ChannelOpenError) else ChannelLostError
-            raise kind(
+            if connection.is_closed() or not isinstance(error, asyncssh.ChannelOpenError):  # which a lost one says too
+                raise ChannelLostError(f"the connection is lost ({reason(error)})", host=connection.host.name) from None
+            raise NoRoomError(
                 f"the connection opens no session ({reason(error)}); does the server allow one (MaxSessions)?",
                 host=connection.host.name,
             ) from None
@@ -182,6 +181,19 @@ class AgentChannel:
         channel.send(frames.encode_json(Kind.HELLO, 0, {"protocol": frames.PROTOCOL}))
         channel._pinging = asyncio.ensure_future(channel._ping())
         return channel
+
+    async def _open_session(self, connection: Connection, command: str) -> None:
+        """Raises ChannelLostError when the server doesn't answer: the connection may be gone without knowing it."""
+        opening = connection.open_session(
+            lambda: connection.ssh.create_session(lambda: _Session(self), command, encoding=None, request_pty=False)
+        )
+        try:
+            self._ssh, _ = await asyncio.wait_for(opening, SESSION_SECONDS)
+        except TimeoutError:
+            self.close("the server opened no session")
+            raise ChannelLostError(
+                f"the connection does not answer: no session within {SESSION_SECONDS:g} s", host=connection.host.name
+            ) from None
 
     def converse(self) -> Conversation:
         """A new conversation."""

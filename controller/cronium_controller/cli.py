@@ -13,9 +13,11 @@ import click
 from cronium_runner import __version__
 from cronium_runner.wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, EXIT_UNREACHABLE
 
-from . import cli_executions
+from . import cli_executions, cli_kept
 from .api.cli import api
+from .cli_commands import execute
 from .cli_deploy import deploy
+from .cli_files import get, put
 from .cli_hosts import hosts, many_hosts, one_host
 from .cli_payload import payload
 from .cli_reaching import HELP, reaching, run_on, run_on_many, tunnelling
@@ -23,7 +25,7 @@ from .errors import ControllerError
 
 if TYPE_CHECKING:
     from .dispatch import Controller
-    from .hosts import Host
+    from .hosts import BadTarget, Host
 
 
 @click.group(context_settings=HELP)
@@ -183,15 +185,20 @@ def run(
         show.print_start(execution, verbose=verbose)
         return await show.follow(execution, as_json=as_json, verbose=verbose)
 
-    async def on_all(controller: "Controller", targets: "list[Host | str]") -> int:
-        if len(targets) == 1 and not isinstance(targets[0], str):
-            return await submit_and_show(controller, targets[0])
-        if detach:
-            raise ControllerError("usage.invalid", "--detach is for one host; with several, interrupt twice to leave")
-        from .show_many import JSON, ManyHosts
+    async def on_all(controller: "Controller", targets: "list[Host | BadTarget]") -> int:
+        from .hosts import Host
 
-        shown = ManyHosts(JSON if as_json else style)
+        if len(targets) == 1 and isinstance(targets[0], Host):
+            return await submit_and_show(controller, targets[0])
+        from .show_many import JSON, ManyHosts, leave_running
+
         limits = {name: options[name] for name in ("forks", "serial", "max_failures", "stop_on_failure")}
+        if detach:
+            if any(limits[name] for name in ("serial", "max_failures", "stop_on_failure")):
+                raise ControllerError("usage.invalid", "--detach waits for no end; take --serial and the like away")
+            many = controller.run_many(targets, job_for(controller), forks=options["forks"])
+            return await leave_running(many, as_json=as_json)
+        shown = ManyHosts(JSON if as_json else style, targets)
         return await shown.follow(controller.run_many(targets, job_for(controller), output=shown.output, **limits))
 
     run_on_many(hosts_given, options, on_all, as_json=as_json)
@@ -234,9 +241,12 @@ def version() -> None:
 
 cronium.add_command(api)
 cronium.add_command(deploy)
+cronium.add_command(execute)
+cronium.add_command(get)
 cronium.add_command(hosts)
 cronium.add_command(payload)
-for command in cli_executions.COMMANDS:
+cronium.add_command(put)
+for command in (*cli_executions.COMMANDS, *cli_kept.COMMANDS):
     cronium.add_command(command)
 
 

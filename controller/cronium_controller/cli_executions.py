@@ -1,29 +1,36 @@
-"""Executions from any later process: `cronium attach|wait|status|logs|cancel|history`, and `ps` and `gc` for what a
-host keeps of them.
+"""Executions from any later process: `cronium attach|wait|status|logs|cancel|history`, for one id or several.
 
-Which host an execution is on is known from when it was submitted; `ps` and `gc` ask a host that is named.
+Which hosts they are on is known from when they were submitted. The id of a run on many hosts stands for all of them.
+What hosts keep, whoever submitted it, is `cli_kept`'s.
 """
 
-import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from cronium_runner.wire.results import Outcome, Result, exit_status
 
-from .cli_hosts import one_host
-from .cli_reaching import HELP, finish, reaching, recorded_all, run_known, run_on, tunnelling, with_controller
+from .cli_reaching import HELP, finish, reaching, recorded_each, tunnelling, with_controller
 from .errors import ControllerError
-from .schedule import FORKS
 
 if TYPE_CHECKING:
     from .dispatch import Controller
-    from .hosts import Host
+    from .execution import Execution
     from .store import Record
+
+_ids = click.argument("execution_ids", metavar="ID...", nargs=-1, required=True)
+_GOES_ON: Final = "the executions go on; ask again for those that are not told of"
+
+
+def _run(ids: Sequence[str], options: dict[str, Any], work: Any, *, as_json: bool, interrupted: str = _GOES_ON) -> None:
+    """Runs `work` with a controller and the records of the ids, and ends with its exit status."""
+    only = ids[0] if len(set(ids)) == 1 else ""
+    finish(with_controller(lambda: recorded_each(ids), options, work), as_json, only, interrupted=interrupted)
 
 
 @click.command(context_settings=HELP)
-@click.argument("execution_id", metavar="ID")
+@_ids
 @reaching
 @tunnelling
 @click.option(
@@ -31,31 +38,102 @@ if TYPE_CHECKING:
     "offsets",
     type=(click.IntRange(min=0), click.IntRange(min=0)),
     default=(0, 0),
-    help="Bytes of stdout and stderr seen already.",
+    help="Bytes of stdout and stderr seen already; for one execution.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print only the result, as one JSON object.")
-def attach(execution_id: str, offsets: tuple[int, int], as_json: bool, **options: Any) -> None:
-    """Follow an execution from any later process, to its end. An interrupt leaves it running.
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print only the result, as one JSON object; one a line for several."
+)
+def attach(execution_ids: tuple[str, ...], offsets: tuple[int, int], as_json: bool, **options: Any) -> None:
+    """Follow executions from any later process, to their end. An interrupt leaves them running.
+
+    Of several, each line has the host in front.
 
     \b
     Example:
       cronium attach exec_20260102_030405_0123456789ab
     """
-    from . import show
 
-    async def follow(controller: "Controller", where: "Host") -> int:
-        execution = await controller.attach(execution_id, where, offsets=offsets)
-        return await show.follow(execution, as_json=as_json, can_cancel=False)
+    async def follow(controller: "Controller", records: "list[Record]") -> int:
+        from . import show
 
-    run_known(execution_id, options, follow, as_json=as_json)
+        if len(records) == 1:
+            execution = await controller.attach(records[0].id, records[0].host, offsets=offsets)
+            return await show.follow(execution, as_json=as_json, can_cancel=False)
+        if any(offsets):
+            raise ControllerError("usage.invalid", "--offset is for one execution; name one")
+        from .attached import Attached
+        from .show_many import JSON, PREFIX, follow_attached
+
+        style = JSON if as_json else PREFIX
+        return await follow_attached(Attached(controller, records), records, style, _common(execution_ids))
+
+    _run(execution_ids, options, follow, as_json=as_json)
 
 
 @click.command(context_settings=HELP)
-@click.argument("execution_id", metavar="ID")
+@_ids
 @reaching
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def status(execution_id: str, as_json: bool, **options: Any) -> None:
-    """Ask the host how an execution stands.
+@tunnelling
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object for each as it ends, and a last one for several."
+)
+def wait(execution_ids: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Wait until executions have ended, on whichever hosts, and fetch their results. An interrupt leaves them running.
+
+    The id of a run on many hosts stands for all of them.
+
+    A line for each as it ends. One: its exit status is ours; several: a table of those that failed, and 0 when all
+    succeeded, 100 + failures when some did, else the largest.
+
+    \b
+    Example:
+      cronium wait nightly-web01 nightly-web02
+    """
+
+    async def wait_for_all(controller: "Controller", records: "list[Record]") -> int:
+        from . import show
+        from .attached import Attached
+        from .show_many import ENDINGS, JSON_ENDINGS, follow_attached
+
+        many = Attached(controller, records)
+        if len(records) > 1:
+            return await follow_attached(many, records, JSON_ENDINGS if as_json else ENDINGS, _common(execution_ids))
+        status = 0
+        async for result in many:
+            status = exit_status(result)
+            if as_json:
+                show.print_json(result.to_json())
+            else:
+                show.print_ending(result)
+        return status
+
+    interrupted = "the executions go on; wait again for those that are not told of"
+    _run(execution_ids, options, wait_for_all, as_json=as_json, interrupted=interrupted)
+
+
+def _common(execution_ids: Sequence[str]) -> str | None:
+    """The one id that all go by."""
+    return execution_ids[0] if len(set(execution_ids)) == 1 else None
+
+
+async def _ask_each(records: "list[Record]", ask: Any) -> int:
+    """Calls `ask` for each, many at once; what it returns, or the error's, is an exit status: the largest is ours."""
+    from .each import answers
+
+    largest = 0
+    async for _, answer in answers(records, ask):
+        if isinstance(answer, ControllerError):
+            click.echo(f"cronium: {answer.message} [{answer.code}]", err=True)
+        largest = max(largest, answer.exit_status if isinstance(answer, ControllerError) else answer)
+    return largest
+
+
+@click.command(context_settings=HELP)
+@_ids
+@reaching
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; one a line for several.")
+def status(execution_ids: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Ask the hosts how executions stand.
 
     \b
     Example:
@@ -63,25 +141,28 @@ def status(execution_id: str, as_json: bool, **options: Any) -> None:
     """
     from . import show
 
-    async def ask(controller: "Controller", where: "Host") -> int:
-        found = await controller.status(execution_id, where)
-        if as_json:
-            show.print_json(found)
-        else:
-            show.print_status(found, where)
-        return 0
+    async def ask_all(controller: "Controller", records: "list[Record]") -> int:
+        async def ask(record: "Record") -> int:
+            found = await controller.status(record.id, record.host)
+            if as_json:
+                show.print_json(found)
+            else:
+                show.print_status(found, record.host)
+            return 0
 
-    run_known(execution_id, options, ask, as_json=as_json)
+        return await ask(records[0]) if len(records) == 1 else await _ask_each(records, ask)
+
+    _run(execution_ids, options, ask_all, as_json=as_json)
 
 
 @click.command(context_settings=HELP)
-@click.argument("execution_id", metavar="ID")
+@_ids
 @reaching
 @click.option("--stream", type=click.Choice(["stdout", "stderr"]), help="Only this one; both by default.")
 @click.option("--offset", type=click.IntRange(min=0), default=0, show_default=True, help="Begin at this byte.")
 @click.option("--raw", is_flag=True, help="Every byte as the script wrote it; else invalid UTF-8 is made visible.")
-def logs(execution_id: str, stream: str | None, offset: int, raw: bool, **options: Any) -> None:
-    """Print what an execution has written so far, and return.
+def logs(execution_ids: tuple[str, ...], stream: str | None, offset: int, raw: bool, **options: Any) -> None:
+    """Print what executions have written so far, and return. Of several, each line has the host in front.
 
     \b
     Example:
@@ -89,19 +170,38 @@ def logs(execution_id: str, stream: str | None, offset: int, raw: bool, **option
     """
     from . import show
 
-    async def print_logs(controller: "Controller", where: "Host") -> int:
-        execution = await controller.attach(execution_id, where, offsets=(offset, offset), follow=False)
-        return await show.print_pieces(execution, only=stream, raw=raw)
+    async def print_all(controller: "Controller", records: "list[Record]") -> int:
+        async def read(record: "Record") -> "Execution":
+            return await controller.attach(record.id, record.host, offsets=(offset, offset), follow=False)
 
-    run_known(execution_id, options, print_logs, as_json=False)
+        if len(records) == 1:
+            return await show.print_pieces(await read(records[0]), only=stream, raw=raw)
+        from .attached import labels
+        from .lines import PrefixedLines
+
+        lines, called = PrefixedLines(), labels(records)
+
+        async def print_one(record: "Record") -> int:
+            async def put(number: int, data: bytes) -> None:
+                if whole := lines.feed(called[record.id], number, data):
+                    await show.write(number, whole)
+
+            told = await show.print_pieces(await read(record), only=stream, raw=raw, put=put)
+            for number, rest in lines.end(called[record.id]):
+                await show.write(number, rest)
+            return told
+
+        return await _ask_each(records, print_one)
+
+    _run(execution_ids, options, print_all, as_json=False)
 
 
 @click.command(context_settings=HELP)
-@click.argument("execution_id", metavar="ID")
+@_ids
 @reaching
 @tunnelling
-def cancel(execution_id: str, **options: Any) -> None:
-    """End an execution: SIGTERM, five seconds, SIGKILL. Returns when nothing of it is left.
+def cancel(execution_ids: tuple[str, ...], **options: Any) -> None:
+    """End executions: SIGTERM, five seconds, SIGKILL. Returns when nothing of them is left.
 
     The id of a run on many hosts stands for all of them.
 
@@ -111,25 +211,17 @@ def cancel(execution_id: str, **options: Any) -> None:
     """
 
     async def end_all(controller: "Controller", records: "list[Record]") -> int:
-        room = asyncio.Semaphore(FORKS)
-        return max(await asyncio.gather(*(_cancelled(controller, record, room) for record in records)))
-
-    finish(with_controller(lambda: recorded_all(execution_id), options, end_all), False, execution_id)
-
-
-async def _cancelled(controller: "Controller", record: "Record", room: asyncio.Semaphore) -> int:
-    """Ends one execution and says how it stands; the exit status for that."""
-    try:
-        async with room:
+        async def end(record: "Record") -> int:
             result = await _end(controller, record)
-    except ControllerError as error:
-        click.echo(f"cronium: {error.message} [{error.code}]", err=True)
-        return error.exit_status
-    if result.state is Outcome.UNKNOWN:
-        click.echo(f"cronium: {result.error_message} [{result.error_code}]", err=True)
-        return exit_status(result)
-    click.echo(f"{record.id}: {result.state}", err=True)
-    return 0
+            if result.state is Outcome.UNKNOWN:
+                click.echo(f"cronium: {result.error_message} [{result.error_code}]", err=True)
+                return exit_status(result)
+            click.echo(f"{record.id}: {result.state}", err=True)
+            return 0
+
+        return await _ask_each(records, end)
+
+    _run(execution_ids, options, end_all, as_json=False)
 
 
 async def _end(controller: "Controller", record: "Record") -> Result:
@@ -165,155 +257,4 @@ def history(count: int, as_json: bool) -> None:
         show.print_json({"executionId": record.id, "host": record.host.name, "state": record.state, "result": result})
 
 
-_run_as = click.option("--run-as", metavar="USER", help="The executions of this account of the host.")
-
-
-@click.command(context_settings=HELP)
-@click.argument("execution_ids", metavar="ID...", nargs=-1, required=True)
-@reaching
-@tunnelling
-@click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object for each as it ends, and a last one for several."
-)
-def wait(execution_ids: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Wait until executions have ended, on whichever hosts, and fetch their results. An interrupt leaves them running.
-
-    The id of a run on many hosts stands for all of them.
-
-    A line for each as it ends. One: its exit status is ours; several: 0 when all succeeded, 100 + failures when some
-    did, else the largest.
-
-    \b
-    Example:
-      cronium wait nightly-web01 nightly-web02
-    """
-    ids = list(dict.fromkeys(execution_ids))
-
-    async def wait_for_all(controller: "Controller", records: "list[Record]") -> int:
-        from . import show
-        from .schedule import Tally
-
-        tally = Tally()
-        room = asyncio.Semaphore(FORKS)
-        for ended in asyncio.as_completed([_ended(controller, record, room) for record in records]):
-            result = await ended
-            tally.add(result)
-            if as_json:
-                show.print_json(result.to_json())
-            else:
-                show.print_ending(result)
-        if len(records) == 1:
-            return exit_status(result)
-        if as_json:
-            show.print_json({"verdict": tally.verdict.value, "states": tally.states})
-        return tally.exit_status
-
-    def known() -> "list[Record]":
-        found = [record for execution_id in ids for record in recorded_all(execution_id)]
-        return list({record.id: record for record in found}.values())
-
-    finish(
-        with_controller(known, options, wait_for_all),
-        as_json,
-        ids[0] if len(ids) == 1 else "",
-        interrupted="the executions go on; wait again for those that are not told of",
-    )
-
-
-async def _ended(controller: "Controller", record: "Record", room: asyncio.Semaphore) -> Result:
-    """How the execution ended; `unknown` where nobody could be asked, which keeps nobody else from being waited for.
-
-    `room` bounds how many connections are made at once. They are kept while we wait, and not for hosts whose result is
-    here already.
-    """
-    if record.is_acknowledged and record.result is not None and not record.may_write:
-        return record.result
-    try:
-        async with room:
-            await controller.reachable.reach(record.host, record.run_as)
-        return await controller.wait(record.id, record.host)
-    except ControllerError as error:
-        state = Outcome.UNKNOWN
-        return Result(record.id, state, host=record.host.name, error_code=error.code, error_message=error.message)
-
-
-@click.command(context_settings=HELP)
-@one_host
-@reaching
-@_run_as
-@click.option("--all", "wants_all", is_flag=True, help="Also those of which only the ending is left.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def ps(host: str | None, run_as: str | None, wants_all: bool, as_json: bool, **options: Any) -> None:
-    """List what runs on a host and what it keeps, whoever submitted it: id, state, age, bytes of output.
-
-    \b
-    Example:
-      cronium ps --host deploy@web01
-    """
-    from . import show
-
-    async def look(controller: "Controller", where: "Host") -> int:
-        found = await controller.executions(where, run_as=run_as, wants_all=wants_all)
-        if as_json:
-            for one in found:
-                show.print_json({"host": where.name, **one})
-        else:
-            show.print_executions(found)
-        return 0
-
-    run_on(host, options, look, as_json=as_json)
-
-
-@click.command(context_settings=HELP)
-@one_host
-@reaching
-@_run_as
-@click.option("--older-than", type=float, metavar="DAYS", help="Instead of the host's own age, 7 days by default.")
-@click.option("--budget", metavar="SIZE", help="Bytes or like 10GiB: instead of the host's own.")
-@click.option(
-    "--unacknowledged-older-than",
-    type=float,
-    metavar="DAYS",
-    help="Also results that nobody fetched. By default never.",
-)
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def gc(
-    host: str | None,
-    run_as: str | None,
-    older_than: float | None,
-    budget: str | None,
-    unacknowledged_older_than: float | None,
-    dry_run: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Remove old records and payloads from a host now; it does so by itself each hour. Ids stay used for ever.
-
-    \b
-    Examples:
-      cronium gc --host deploy@web01 --dry-run
-      cronium gc --host deploy@web01 --older-than 1 --budget 500MiB
-    """
-    from . import show
-
-    asked = {
-        "olderThanDays": older_than,
-        "budget": budget,
-        "unacknowledgedOlderThanDays": unacknowledged_older_than,
-        "dryRun": dry_run or None,
-    }
-
-    async def collect(controller: "Controller", where: "Host") -> int:
-        wanted = {key: value for key, value in asked.items() if value is not None}
-        done = await controller.collect(where, wanted, run_as=run_as)
-        if as_json:
-            show.print_json({"host": where.name, **done})
-        else:
-            show.print_collection(done)
-        return 0
-
-    run_on(host, options, collect, as_json=as_json)
-
-
-COMMANDS: Final = (attach, wait, status, logs, cancel, history, ps, gc)
+COMMANDS: Final = (attach, wait, status, logs, cancel, history)

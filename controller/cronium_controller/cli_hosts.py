@@ -13,7 +13,7 @@ from .schedule import FORKS
 
 if TYPE_CHECKING:
     from .health import HostHealth
-    from .hosts import Host
+    from .hosts import BadTarget, Host
     from .inventory import Inventory
 
 _COLUMNS: Final = ("NAME", "ADDRESS", "USER", "PORT", "ROUTES", "GROUPS", "HEALTH", "USED", "SUCCESS", "LAST ERROR")
@@ -36,7 +36,7 @@ def one_host(function: Any) -> Any:
     return function
 
 
-def many_hosts(function: Any) -> Any:
+def some_hosts(function: Any) -> Any:
     """The options that say on which hosts a command works, and on how many of them at once."""
     options: list[Any] = [
         click.option(
@@ -51,6 +51,16 @@ def many_hosts(function: Any) -> Any:
         ),
         _hosts_file,
         click.option("--forks", type=click.IntRange(min=1), default=FORKS, show_default=True, help="Hosts at once."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def many_hosts(function: Any) -> Any:
+    """The same for a run on them: in batches, and until too many have failed."""
+    options: list[Any] = [
+        some_hosts,
         click.option(
             "--serial", metavar="N|%", help="In batches of so many hosts; the next begins when one has ended."
         ),
@@ -62,30 +72,32 @@ def many_hosts(function: Any) -> Any:
     return function
 
 
-def chosen_targets(given: Sequence[str], options: dict[str, Any]) -> "list[Host | str]":
-    """The hosts of --host and --on. A malformed --host stays text, which is one failed result among several.
+def chosen_targets(given: Sequence[str], options: dict[str, Any]) -> "list[Host | BadTarget]":
+    """The hosts of --host and --on. A malformed one is a failed result among several.
 
     Raises ControllerError when there is none, and when the only one is malformed.
     """
-    from .hosts import parse_host
+    from .hosts import BadTarget, parse_host
 
     on: Sequence[str] = options["on"]
     if not given and not on:
         raise ControllerError("usage.invalid", "say where: --host [user@]address[:port], or --on name")
-    found: list[Host | str] = []
+    found: list[Host | BadTarget] = []
     for text in dict.fromkeys(given):
         try:
             found.append(parse_host(text, identity=options["identity"]))
-        except ControllerError:
-            if not on and len(set(given)) == 1:
-                raise
-            found.append(text)
+        except ControllerError as error:
+            found.append(BadTarget(text, error))
     if on:
-        selected = _load(options["hosts_file"]).select(on)
-        found += [
-            host if options["identity"] is None else replace(host, identity=options["identity"]) for host in selected
-        ]
-    return list(dict.fromkeys(found))
+        for target in _load(options["hosts_file"], keeps_bad_rows=True).select_each(on):
+            if options["identity"] is None or isinstance(target, BadTarget):
+                found.append(target)
+            else:
+                found.append(replace(target, identity=options["identity"]))
+    found = list(dict.fromkeys(found))
+    if len(found) == 1 and isinstance(found[0], BadTarget):
+        raise found[0].error
+    return found
 
 
 def _hosts_file(function: Any) -> Any:
@@ -103,8 +115,7 @@ def chosen_host(host: str | None, options: dict[str, Any]) -> "Host":
         raise ControllerError("usage.invalid", "say where: either --host [user@]address[:port] or --on name")
     if host is not None:
         return parse_host(host, identity=options["identity"])
-    inventory = _load(options["hosts_file"])
-    selected = inventory.select(on)
+    selected = _load(options["hosts_file"], keeps_bad_rows=True).select(on)
     if len(selected) > 1:
         raise ControllerError(
             "usage.invalid",
@@ -145,10 +156,10 @@ def hosts(on: Sequence[str], hosts_file: str | None, reset: bool, as_json: bool)
         click.echo(f"cronium: {inventory.path} names no host", err=True)
 
 
-def _load(hosts_file: str | None) -> "Inventory":
+def _load(hosts_file: str | None, *, keeps_bad_rows: bool = False) -> "Inventory":
     from . import inventory
 
-    loaded = inventory.load(hosts_file)
+    loaded = inventory.load(hosts_file, keeps_bad_rows=keeps_bad_rows)
     for sentence in loaded.warnings:
         click.echo(f"cronium: warning: {sentence}", err=True)
     return loaded

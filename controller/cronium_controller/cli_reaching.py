@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from cronium_runner.wire.access import BUNDLED
 from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result
 from cronium_runner.wire.words import WordError
 
@@ -70,6 +71,7 @@ def run_on_many(given: Sequence[str], options: dict[str, Any], work: Any, *, as_
         with_controller(lambda: chosen_targets(given, options), options, work),
         as_json,
         options.get("execution_id") or "",
+        mode=options.get("mode", BUNDLED),
     )
 
 
@@ -103,8 +105,15 @@ def recorded_all(execution_id: str) -> "list[Record]":
     return found or [recorded(execution_id)]
 
 
+def recorded_each(execution_ids: Sequence[str]) -> "list[Record]":
+    """The executions of all these ids, each once. Raises ControllerError when one of them is not known here."""
+    found = [record for execution_id in execution_ids for record in recorded_all(execution_id)]
+    return list({record.id: record for record in found}.values())
+
+
 async def with_controller(find: Callable[[], Any], options: dict[str, Any], work: Any) -> int:
     """What `work` returns, called with a controller and with what `find` found."""
+    from . import progress
     from .connection import Access
     from .dispatch import Controller
     from .hostkeys import HostKeyPolicy, default_known_hosts
@@ -115,7 +124,7 @@ async def with_controller(find: Callable[[], Any], options: dict[str, Any], work
         known_hosts=options["known_hosts"] or os.environ.get("CRONIUM_KNOWN_HOSTS") or default_known_hosts(),
         ignores_health=options.get("ignore_health", False),
         passphrase=_ask_passphrase if sys.stdin.isatty() else None,
-        warn=lambda sentence: click.echo(f"cronium: warning: {sentence}", err=True),
+        warn=lambda sentence: progress.say(f"cronium: warning: {sentence}"),
     )
     found = find()
     runners, allow_tcp_tunnel = Runners(options["binary"]), options.get("allow_tcp_tunnel", False)
@@ -130,10 +139,19 @@ def _ask_passphrase(key: str) -> str:
 
 
 def finish(
-    work: Coroutine[Any, Any, int], as_json: bool, execution_id: str, *, interrupted: str = "nothing was submitted"
+    work: Coroutine[Any, Any, int],
+    as_json: bool,
+    execution_id: str,
+    *,
+    interrupted: str = "nothing was submitted",
+    mode: str = BUNDLED,
 ) -> None:
-    """Ends with the exit status that `work` returns. `interrupted` is what to say to Ctrl-C when no id says more."""
+    """Ends with the exit status that `work` returns. `interrupted` is what to say to Ctrl-C when no id says more.
+
+    `mode` is the one that was asked for; that of an execution that was recorded is known better.
+    """
     from . import show
+    from .job import asked_mode
 
     try:
         try:
@@ -145,12 +163,13 @@ def finish(
             # Where nothing could be asked, what became of an id that was used before isn't known.
             state = Outcome.UNKNOWN if error.exit_status == EXIT_UNREACHABLE else Outcome.REJECTED
             told = Result(execution_id, state, host=error.host, error_code=error.code, error_message=error.message)
-            show.print_result(told, {})
+            found = _recorded(execution_id)
+            show.print_result(told._replace(mode=asked_mode(mode) if found is None else found.mode), {})
         click.echo(f"cronium: {error.message} [{error.code}]", err=True)
         status = error.exit_status
     except KeyboardInterrupt:
         sentence = f"interrupted; {interrupted}"
-        if _is_recorded(execution_id):
+        if _recorded(execution_id) is not None:
             sentence = (
                 "interrupted before the end was known; it may be running. "
                 f"Look with: cronium attach {execution_id}, end it with: cronium cancel {execution_id}"
@@ -159,13 +178,13 @@ def finish(
     sys.exit(status)
 
 
-def _is_recorded(execution_id: str) -> bool:
+def _recorded(execution_id: str) -> "Record | None":
     from .store import Store
 
     try:
         store = Store()
+        found = store.find(execution_id)
+        store.close()
     except ControllerError:
-        return False
-    found = store.find(execution_id)
-    store.close()
-    return found is not None
+        return None
+    return found

@@ -11,36 +11,35 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import threading
 import time
 import weakref
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncssh
 
-from . import copying, raw_command, remote_shell
-from .connection import Access, Connection
+from . import background, copying, remote_shell
+from .connection import Access
 from .connections import REFUSALS, Connections
-from .errors import ControllerError, UnreachableError
+from .errors import ControllerError
+from .executing import CHECK_SECONDS, Executed, HostCommands, timeout_sentence
 from .health import SSHHealth
 from .hostkeys import default_known_hosts
 from .hosts import Host, SSHConfig
 from .memory import Memory
-from .pool import MAX_CONNECTIONS, Lease, Limits
-from .raw_command import Completed, NotStartedError
+from .pool import Limits
+from .raw_command import Output
+
+if TYPE_CHECKING:
+    from .dispatch import Controller
 
 COPY_SECONDS: Final = 300.0
-CHECK_SECONDS: Final = 10.0
-"""For a question that any living host answers at once."""
 FAILED: Final = -1
 """`returncode` when no exit status is known: nothing was started, the connection was lost, the time was up."""
 _TIDYING_SECONDS: Final = 1.0
 """For a copy that was given up to remove what it has written; a server that hangs may never let it."""
-_SHOWN: Final = 200
 _log = logging.getLogger("cronium.client")
 _T = TypeVar("_T")
 
@@ -63,15 +62,8 @@ class SSHResult:
     transport_used: str | None = None
     timed_out: bool = False
     error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Executed:
-    """A command's end, the route that it took, and the seconds all of it took."""
-
-    done: Completed
-    transport: str
-    duration: float
+    execution_id: str | None = None
+    """Of a command in the background that is a job."""
 
 
 class SSHClient:
@@ -83,21 +75,20 @@ class SSHClient:
         *,
         name: str | None = None,
         access: Access | None = None,
-        connections: Connections | None = None,
+        controller: "Controller | None" = None,
         host: Host | None = None,
     ) -> None:
         """`name` is what the host is called in logs and known_hosts, its address by default. `access` has the rest:
-        host keys, and who is asked for a passphrase; its timeouts are the configuration's. With `connections` those to
-        `host` are used, in one event loop, and left open (`Controller.client`)."""
+        host keys, and who is asked for a passphrase; its timeouts are the configuration's. With `controller` its
+        connections to `host` are used, in one event loop, and left open (`Controller.client`)."""
         self._config = config
         self._name = name or config.host
         self._access = access or _default_access()
-        self._shared = connections
+        self._controller = controller
         self._shared_host = host
-        self._memory = Memory() if connections is None else connections.memory
+        self._memory = Memory() if controller is None else controller.memory
         self._owned: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Connections] = weakref.WeakKeyDictionary()
-        self._is_posix: bool | None = None
-        self._chores: set[asyncio.Task[Any]] = set()
+        self._commands = HostCommands(self._name, config, lambda: self._host, self._connections)
 
     def __repr__(self) -> str:
         return f"<SSHClient {self._name} {'healthy' if self.health.is_healthy else 'unhealthy'}>"
@@ -171,18 +162,27 @@ class SSHClient:
         log_file: str | None = None,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
+        *,
+        with_runner: bool = True,
     ) -> SSHResult:
         """Starts a command that goes on by itself; `stdout` is its process id. Returns as soon as it was started.
 
-        All it prints goes to `log_file`, whose folder is made; to nowhere without one. A job whose output, status and
-        end matter is better submitted (`Controller.submit`).
+        All it prints goes to `log_file`, whose folder is made. Where the host has a runner it is a job, for 24 hours at
+        most: `execution_id` is what `cronium logs`, `status` and `cancel` take, and what it has left running ends with
+        it. Elsewhere, and without `with_runner`, it is started with nohup.
         """
+        wanted = background.Wanted(command, log_file, cwd or self._config.work_dir, self._config.venv_activate, env)
+        began = time.monotonic()
         try:
             remote_shell.check(command, cwd, env)
+            root = self._runner_root() if with_runner else None
+            executed, started = await background.start(self._commands, self._host, wanted, root, self._controlling)
         except ControllerError as error:
-            return self._failure(command, error, 0)
-        text = remote_shell.in_background(command, log_file)
-        return await self._told(command, self.execute(text, CHECK_SECONDS, cwd=cwd, env=env, in_sh=True))
+            return self._failure(command, error, time.monotonic() - began)
+        result = self._result(command, executed)
+        if started is not None:
+            result.stdout, result.execution_id = f"{started.pid}\n", started.execution_id
+        return result
 
     async def get_process_memory(self, pid: int) -> tuple[int, str] | None:
         """Resident memory in MB and the name of a process on the host; None when there is no such process."""
@@ -234,8 +234,7 @@ class SSHClient:
 
     async def close(self) -> None:
         """Closes all connections. The next call opens one again."""
-        if self._chores:
-            await asyncio.wait(list(self._chores), timeout=raw_command.ENDING_SECONDS)
+        await self._commands.wait_chores()
         here = asyncio.get_running_loop()
         for loop, connections in list(self._owned.items()):
             closing = connections.close_all_connections()
@@ -260,105 +259,14 @@ class SSHClient:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         in_sh: bool = False,
+        output: Output | None = None,
     ) -> Executed:
         """Runs a command as `run_async` does. Raises ControllerError when there is no exit status and no timeout.
 
-        With `in_sh` the command is POSIX sh whatever the login shell is.
+        With `in_sh` the command is POSIX sh whatever the login shell is. With `output` that is awaited with each piece
+        of output (stream 1 or 2, bytes) as it comes, and nothing is kept; a timeout of `math.inf` is none.
         """
-        remote_shell.check(command, cwd, env)
-        began = time.monotonic()
-        command_id = secrets.token_hex(16)
-        before = remote_shell.prepared(cwd or self._config.work_dir, self._config.venv_activate, env, command_id)
-        limit = self._config.command_timeout if timeout is None else timeout
-        async with contextlib.AsyncExitStack() as stack:
-            lease, running = await self._start(stack, command_id, before, command, in_sh)
-            connection = lease.connection
-            try:
-                done = await running.wait(limit)
-            except asyncio.CancelledError:
-                running.close()
-                self._later(self._end(connection, command_id))
-                raise
-            if done.timed_out:
-                done = replace(done, was_ended=await self._end(connection, command_id))
-            elif done.exit_status is None:
-                lease.retire()
-                raise raw_command.dropped(connection, "no exit status came")
-        duration = time.monotonic() - began
-        _log_end(self._name, command, done, duration)
-        if self._is_posix is None and not done.timed_out:
-            self._is_posix = False  # until known; asked once
-            self._later(self._learn_shell())
-        return Executed(done, connection.transport, duration)
-
-    async def _start(
-        self, stack: contextlib.AsyncExitStack, command_id: str, before: str, command: str, in_sh: bool
-    ) -> tuple[Lease[Connection], raw_command.RunningCommand]:
-        """The command, started on a connection that is held for as long as `stack` is open.
-
-        A connection that turns out to be dead is replaced, as long as nothing was sent on it.
-        """
-        text = remote_shell.composed(command, before, is_posix=bool(self._is_posix))
-        if in_sh:
-            text = remote_shell.in_sh(f"{before}; {command}")
-        refused = dead = 0
-        while True:
-            leased = self._connections().lease(self._host)
-            lease = await leased.__aenter__()
-            starting = partial(raw_command.start, lease.connection, text, self._config.connect_timeout)
-            try:
-                if not self._config.use_control_master:
-                    lease.retire()
-                running = await (lease.connection.open_session(starting) if refused else starting())
-            except asyncssh.ChannelOpenError as error:
-                lease.note_refused()
-                refused += 1
-                await leased.__aexit__(None, None, None)
-                if refused == REFUSALS:
-                    raise self._no_room(error.reason) from None
-            except NotStartedError as error:
-                lease.suspect()
-                lease.connection.ssh.abort()
-                await leased.__aexit__(None, None, None)
-                dead += 1
-                if dead > MAX_CONNECTIONS:
-                    raise UnreachableError(
-                        "host.unreachable", f"each connection ends at once: {error}", host=self._name
-                    ) from None
-            except BaseException as error:
-                if isinstance(error, UnreachableError):
-                    lease.retire()
-                else:  # we were told to stop; it may have been started
-                    self._later(self._end(lease.connection, command_id))
-                await leased.__aexit__(None, None, None)
-                raise
-            else:
-                stack.push_async_exit(leased)
-                return lease, running
-
-    async def _end(self, connection: Connection, command_id: str) -> bool:
-        """Ends a command's processes, over another connection where this one takes no further session."""
-        try:
-            async with asyncio.timeout(raw_command.ENDING_SECONDS):
-                try:
-                    return await raw_command.end_tree(connection, command_id)
-                except (asyncssh.Error, NotStartedError, UnreachableError):
-                    other = await self._connections().open(self._host)
-                try:
-                    return await raw_command.end_tree(other, command_id)
-                finally:
-                    await other.close()
-        except (TimeoutError, asyncssh.Error, NotStartedError, ControllerError, OSError):
-            return False
-
-    async def _learn_shell(self) -> None:
-        """Asks once whether the login shell reads sh, so that commands need no sh in front of it."""
-        with contextlib.suppress(asyncssh.Error, NotStartedError, ControllerError, OSError):
-            async with self._connections().lease(self._host) as lease:
-                running = await raw_command.start(lease.connection, 'echo "$SHELL"', CHECK_SECONDS)
-                done = await running.wait(CHECK_SECONDS)
-            shell = done.stdout.decode("utf-8", "replace").strip()
-            self._is_posix = done.exit_status == 0 and os.path.basename(shell) in remote_shell.POSIX_SHELLS
+        return await self._commands.execute(command, timeout, cwd=cwd, env=env, in_sh=in_sh, output=output)
 
     @property
     def _host(self) -> Host:
@@ -366,13 +274,26 @@ class SSHClient:
         return self._shared_host or self._config.to_host(self._name)
 
     def _connections(self) -> Connections:
-        if self._shared is not None:
-            return self._shared
+        if self._controller is not None:
+            return self._controller.connections
         loop = asyncio.get_running_loop()
         if loop not in self._owned:
             limits = Limits(idle=self._config.control_persist)
             self._owned[loop] = Connections(self._access, self._memory, limits=limits)
         return self._owned[loop]
+
+    def _controlling(self) -> "contextlib.AbstractAsyncContextManager[Controller]":
+        """A controller over these connections."""
+        from .dispatch import Controller
+
+        if self._controller is not None:
+            return contextlib.nullcontext(self._controller)
+        return Controller(access=self._access, connections=self._connections())
+
+    def _runner_root(self) -> str:
+        from .runners import Runners
+
+        return Runners().root if self._controller is None else self._controller.runner_root
 
     # -- results -----------------------------------------------------------------------------------------------------
 
@@ -382,6 +303,9 @@ class SSHClient:
             executed = await executing
         except ControllerError as error:
             return self._failure(command, error, time.monotonic() - began)
+        return self._result(command, executed)
+
+    def _result(self, command: str, executed: Executed) -> SSHResult:
         done = executed.done
         is_good = done.exit_status == 0 and not done.timed_out
         self._count(
@@ -438,40 +362,17 @@ class SSHClient:
                 finally:
                     if not copying_it.done():
                         copying_it.cancel()
-                        self._later(_settled(copying_it))
+                        self._commands.later(_settled(copying_it))
                         await asyncio.wait([copying_it], timeout=_TIDYING_SECONDS)
-        raise self._no_room(why)
-
-    def _no_room(self, why: str) -> UnreachableError:
-        return UnreachableError("host.unreachable", f"the server opens no session: {why}", host=self._name)
+        raise self._commands.no_room(why)
 
     def _count(self, error: str | None) -> None:
         self._memory.note_call(self._host, error)
-
-    def _later(self, chore: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.ensure_future(chore)
-        self._chores.add(task)
-        task.add_done_callback(self._chores.discard)
 
 
 async def _settled(task: "asyncio.Task[None]") -> None:
     """Waits for a task that was cancelled; whatever it still says is nobody's."""
     await asyncio.gather(task, return_exceptions=True)
-
-
-def timeout_sentence(done: Completed) -> str:
-    """What is said of a command whose time was up."""
-    if done.was_ended:
-        return "the command took too long and was ended; what it had written is kept"
-    return "the command took too long, and ending it could not be confirmed: it may still be running on the host"
-
-
-def _log_end(host: str, command: str, done: Completed, duration: float) -> None:
-    told = {"host": host, "command": command[:_SHOWN], "duration": round(duration, 3)}
-    if done.timed_out:
-        _log.error("command_timeout", extra={**told, "was_ended": done.was_ended})
-    else:
-        _log.info("command_executed", extra={**told, "exit_status": done.exit_status})
 
 
 def _default_access() -> Access:

@@ -17,7 +17,8 @@ import asyncssh
 from .errors import AuthenticationError, ControllerError, UnreachableError, reason
 from .hostkeys import DEFAULT_PORT, HostKeyCheck, HostKeyPolicy, default_known_hosts
 from .hosts import Host
-from .transport import ATTEMPTS, Remembered, Route, opened, reach
+from .service_token import with_token
+from .transport import ATTEMPTS, CLOUDFLARE, Remembered, Route, opened, reach
 
 CONNECT_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 30.0
@@ -112,6 +113,8 @@ class Connection:
             except asyncssh.ChannelOpenError as error:
                 if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED:  # opened, but it won't do what we asked for
                     raise
+                if self.is_closed():  # it will never have room
+                    raise
             await asyncio.sleep(pause)
         return await opening()
 
@@ -122,20 +125,25 @@ class Connection:
             await asyncio.wait_for(self.ssh.wait_closed(), 5)
 
 
-async def connect(host: Host, access: Access, remembered: Remembered) -> Connection:
+async def connect(host: Host, access: Access, remembered: Remembered, *, is_hurried: bool = False) -> Connection:
     """A connection by the first of the host's routes that works, tried as contracts §8 says.
+
+    `is_hurried`: no further attempt begins once the connect timeout has gone by since the first one began.
 
     Raises HostKeyError, AuthenticationError or UnreachableError, each with the fix.
     """
 
+    timeout = host.connect_timeout or access.connect_timeout
+
     async def attempt(way: Route) -> Connection:
-        timeout = host.connect_timeout or access.connect_timeout
-        async with opened(way, host, host.port or DEFAULT_PORT, timeout) as sock:
+        through = with_token(host) if way.transport == CLOUDFLARE else host
+        async with opened(way, through, host.port or DEFAULT_PORT, timeout) as sock:
             connection = await open_connection(host, access, sock=sock)
         connection.transport = way.transport
         return connection
 
-    return await reach(host, attempt, remembered, attempts=access.attempts)
+    retry_seconds = timeout if is_hurried else None
+    return await reach(host, attempt, remembered, attempts=access.attempts, retry_seconds=retry_seconds)
 
 
 async def open_connection(host: Host, access: Access, *, sock: socket.socket | None = None) -> Connection:

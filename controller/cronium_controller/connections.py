@@ -7,7 +7,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 from .connection import Access, Connection, acknowledge_quickly, connect
@@ -36,6 +37,7 @@ class Connections:
         self.opened = 0
         self._pool: Pool[Host, Connection] = Pool(self.open, limits=limits)
         self._chores: set[asyncio.Task[None]] = set()
+        self._hurried: Counter[Host] = Counter()
 
     def __repr__(self) -> str:
         return f"<Connections {self._pool!r} opened={self.opened}>"
@@ -54,6 +56,17 @@ class Connections:
         """A call goes over what another has opened, without a session of its own."""
         self._pool.log_reuse(host, asyncio.get_running_loop().time())
 
+    @contextlib.contextmanager
+    def hurried(self, host: Host) -> Iterator[None]:
+        """Meanwhile a host that hangs is not tried again: others are there to be got on with."""
+        self._hurried[host] += 1
+        try:
+            yield
+        finally:
+            self._hurried[host] -= 1
+            if not self._hurried[host]:
+                del self._hurried[host]
+
     async def open(self, host: Host) -> Connection:
         """A connection of its own, which whoever asks closes. Raises UnreachableError."""
         if self.access.ignores_health:
@@ -61,7 +74,7 @@ class Connections:
         self.memory.check(host)
         began = time.monotonic()
         try:
-            connection = await connect(host, self.access, self.memory.remembered)
+            connection = await connect(host, self.access, self.memory.remembered, is_hurried=host in self._hurried)
         except (HostKeyError, AuthenticationError):  # it is there
             self.memory.of(host).breaker.release()
             raise

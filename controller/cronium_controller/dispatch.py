@@ -64,20 +64,30 @@ class Controller:
         access: Access | None = None,
         runners: Runners | None = None,
         allow_tcp_tunnel: bool = False,
+        connections: Connections | None = None,
     ) -> None:
-        """`allow_tcp_tunnel`: in API mode, a port of the host's loopback interface where it forwards no socket."""
+        """`allow_tcp_tunnel`: in API mode, a port of the host's loopback interface where it forwards no socket.
+
+        With `connections` those are used, and left open at the end.
+        """
         self.store = store or Store()
         self._live = Live(self.store.path.parent, allow_tcp_tunnel=allow_tcp_tunnel)
         self._owns_store = store is None
         self._access = access or Access()
         self._runners = runners or Runners()
-        self.memory = Memory(self.store)
-        self.connections = Connections(self._access, self.memory)
+        self.memory = Memory(self.store) if connections is None else connections.memory
+        self._owns_connections = connections is None
+        self.connections = connections or Connections(self._access, self.memory)
         self.deployments = Deployments(self.store)
         """Which runners were put on hosts, and how that went."""
         self.reachable = Reachable(self.connections, self._runners, self.deployments)
         """The connections and agents; not for those who only submit."""
         self._executions: weakref.WeakSet[Execution] = weakref.WeakSet()
+
+    @property
+    def runner_root(self) -> str:
+        """Where on hosts runners are; relative to the home directory unless it is absolute."""
+        return self._runners.root
 
     @property
     def connections_opened(self) -> int:
@@ -99,7 +109,8 @@ class Controller:
                 acknowledging = [execution.wait_acknowledged() for execution in self._executions]
                 await asyncio.wait_for(settled(acknowledging), ACKNOWLEDGE_SECONDS)
             await self.reachable.close()
-            await self.connections.close_all_connections()
+            if self._owns_connections:
+                await self.connections.close_all_connections()
         finally:
             try:
                 await self._live.close()
@@ -131,7 +142,7 @@ class Controller:
                 f"they are JSON, at most {frames.MAX_BODY} bytes",
             ) from None
         run_as = _other_account(host, job.run_as)
-        reached = await self.reachable.reach(host, run_as)
+        reached = await self.reachable.reach(host, run_as, is_whole_call=False)
         endpoint, fallback = await self._endpoint(job, reached, run_as)
         is_new = self.store.record(
             execution_id,
@@ -153,6 +164,8 @@ class Controller:
         execution = Execution(
             execution_id, host, transport, conversation, self.store, job, is_new=is_new, live=live, fallback=fallback
         )
+        execution.ended = lambda error: self.memory.note_call(host, error)
+        execution.lost = execution.ended
         return await self._accepted(execution)
 
     async def _endpoint(self, job: Job, reached: Reached, run_as: str | None) -> tuple[str | None, Reason | None]:
@@ -258,6 +271,7 @@ class Controller:
             execution_id, host, transport, conversation, self.store, None, live=live, fallback=fallback
         )
         execution.offsets = list(offsets)
+        execution.lost = lambda error: self.memory.note_call(host, error)
         return await self._accepted(execution)
 
     async def _accepted(self, execution: Execution) -> Execution:
@@ -314,7 +328,7 @@ class Controller:
         from .hosts import SSHConfig
 
         config = SSHConfig.from_host(host)
-        return SSHClient(config, name=host.name, access=self._access, connections=self.connections, host=host)
+        return SSHClient(config, name=host.name, access=self._access, controller=self, host=host)
 
     async def deploy(self, host: Host) -> Deployment:
         """Makes sure that the controller's own runner is on the host, whole, and that jobs use it.

@@ -6,7 +6,7 @@ Its life does not depend on what is here. What isn't known is `unknown`; nothing
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final, NamedTuple
 
 from cronium_runner.wire import frames
@@ -28,6 +28,10 @@ GRANTED_AT_ONCE: Final = CREDIT // 4
 
 _HOSTS_TROUBLE: Final = ("state.", "runner.")
 """Codes of what is wrong with the host or the agent, not with what was asked of it."""
+
+
+def _nobody(_reason: str | None) -> None:
+    """Nobody wants to know."""
 
 
 class Piece(NamedTuple):
@@ -70,6 +74,10 @@ class Execution:
         """Where its token ends with it; None when it has none from here."""
         self.fallback = fallback
         """Why it was not submitted in the mode that was preferred."""
+        self.ended: Callable[[str | None], None] = _nobody
+        """Told once how it went, for the host's health: None, or the reason why not."""
+        self.lost: Callable[[str], None] = _nobody
+        """Told when the channel is lost."""
         self._receiving = asyncio.Lock()
         self._result: Result | None = None
         self._is_over = False
@@ -106,6 +114,8 @@ class Execution:
 
     def detach(self) -> None:
         """Follows no longer, and `pieces` ends, wherever it waits; the execution goes on and can be attached to."""
+        if self.was_started is not None and not self._is_over:
+            self.ended(None)  # what was asked of the host went well so far
         self._is_over = True
         with contextlib.suppress(ChannelLostError):
             self._conversation.send(Kind.DETACH, {})
@@ -224,6 +234,7 @@ class Execution:
             code, message = self.fallback
             self._result = self._result._replace(fallback_code=code, fallback_message=message)
         self._store.finish(self._result, time.time())
+        self.ended(None if told.state is Outcome.SUCCEEDED else f"the job ended as {told.state}")
         if told.state is Outcome.REJECTED:  # the host keeps nothing of it
             self._conversation.close()
             self._settle(told)
@@ -254,6 +265,7 @@ class Execution:
         self._is_over = True
         self._conversation.close()
         self._store.note_state(self.id, Outcome.UNKNOWN.value)
+        self.lost(message)
         self._result = Result(
             execution_id=self.id,
             state=Outcome.UNKNOWN,

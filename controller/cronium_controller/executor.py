@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from . import errors
-from .client import Executed, SSHClient, timeout_sentence
+from .client import SSHClient
 from .connection import Access
 from .errors import ControllerError, UnreachableError
+from .executing import Executed, timeout_sentence
 from .hosts import Host, SSHConfig
 
 COMMAND_SECONDS: Final = 30.0

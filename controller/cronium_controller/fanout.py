@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from cronium_runner.wire.names import invalid_id_sentence, is_execution_id
 from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result
 
+from .each import answers
 from .errors import ControllerError
 from .execution import Execution, Piece
-from .hosts import Host, SSHConfig, parse_host
-from .job import Job, new_execution_id
+from .hosts import BadTarget, Host, SSHConfig, parse_host
+from .job import Job, asked_mode, new_execution_id
 from .schedule import FORKS, Schedule, Share, Tally, parse_share
 
 if TYPE_CHECKING:
@@ -33,15 +34,18 @@ _SUFFIX_DIGITS: Final = 12
 """Of a host name's SHA-256 in an id (contracts §9): among 10,000 hosts a clash has odds of 1 in 5 million."""
 STOPPED: Final = "fanout.stopped"
 
-Target = Host | str | SSHConfig
+Target = Host | str | SSHConfig | BadTarget
 Output = Callable[[Host, Piece], Awaitable[None]]
 
 
-class BadTarget(NamedTuple):
-    """A row that names no host, and why."""
+class Submitted(NamedTuple):
+    """Where a job was submitted and left alone. `failure` says why it does not run there."""
 
-    name: str
-    error: ControllerError
+    host: str
+    execution_id: str
+    failure: Result | None
+    needs_us: bool
+    """Whether it is in API mode, and served by nobody until somebody waits for it."""
 
 
 def id_on(execution_id: str, host_name: str) -> str:
@@ -81,6 +85,7 @@ class FanOut:
         self._job = job
         self._output = output
         self._keeps = keep_connections
+        self._forks = forks
         endured = Share(0) if stop_on_failure and max_failures is None else _share(max_failures, "max_failures", 0)
         self._schedule = Schedule(hosts.values(), forks=forks, serial=_share(serial, "serial", 1), max_failures=endured)
         self.tally = Tally()
@@ -148,6 +153,34 @@ class FanOut:
         finally:
             await self.aclose()
 
+    async def submit_only(self) -> AsyncIterator[Submitted]:
+        """Instead of iterating: submits on all hosts, `forks` at once, and follows none. They come as they are taken.
+
+        Batches and `max_failures` have no meaning here: nobody waits for an end.
+        """
+        async for target, found in answers(self._schedule.left(), self._submitted, forks=self._forks):
+            execution_id = self.execution_id(target) if isinstance(target, Host) else ""
+            if isinstance(found, ControllerError):
+                found = Submitted(target.name, execution_id, self._failed(target.name, execution_id, found), False)
+            yield found
+
+    async def _submitted(self, target: Host | BadTarget) -> Submitted:
+        if isinstance(target, BadTarget):
+            raise target.error
+        is_ours = not self._controller.reachable.is_reached(target, self._job.run_as)
+        try:
+            await self._is_connected(target)
+            job = replace(self._job, execution_id=self.execution_id(target))
+            execution = await self._controller.submit(target, job, follow=False)
+            if not execution.is_running:
+                result = await execution.result()
+                return Submitted(target.name, execution.id, None if result.error_code is None else result, False)
+            execution.detach()
+            return Submitted(target.name, execution.id, None, execution.is_served_here)
+        finally:
+            if is_ours and not self._keeps:
+                await self._controller.reachable.leave(target)
+
     def _counted(self, result: Result) -> Result:
         self._schedule.ended(ok=result.state is Outcome.SUCCEEDED)
         self.tally.add(result)
@@ -198,7 +231,8 @@ class FanOut:
         account = None if self._job.run_as == host.user else self._job.run_as
         connecting = self._connecting[host] = asyncio.ensure_future(reach(host, account))
         try:
-            await asyncio.wait([connecting])
+            with self._controller.connections.hurried(host):
+                await asyncio.wait([connecting])
         finally:
             del self._connecting[host]
             connecting.cancel()
@@ -210,7 +244,14 @@ class FanOut:
     def _failed(self, name: str, execution_id: str, error: ControllerError) -> Result:
         """What an error amounts to: nothing was started, or nothing is known of a host that can't be asked."""
         state = Outcome.UNKNOWN if error.exit_status == EXIT_UNREACHABLE else Outcome.REJECTED
-        return Result(execution_id, state, host=name, error_code=error.code, error_message=error.message)
+        return Result(
+            execution_id,
+            state,
+            host=name,
+            mode=asked_mode(self._job.mode),
+            error_code=error.code,
+            error_message=error.message,
+        )
 
     def _not_begun(self, target: Host | BadTarget) -> Result:
         reason = "it was interrupted" if self._is_cancelled else f"{self._schedule.failures} hosts failed before"
@@ -219,13 +260,14 @@ class FanOut:
             execution_id,
             Outcome.REJECTED,
             host=target.name,
+            mode=asked_mode(self._job.mode),
             error_code=STOPPED,
             error_message=f"{target.name}: not begun, because {reason}; run it again there",
         )
 
 
 def _unrepeated(targets: Iterable[Target]) -> Iterable[Target]:
-    if isinstance(targets, (str, Host, SSHConfig)):
+    if isinstance(targets, (str, Host, SSHConfig, BadTarget)):
         return [targets]
     return targets
 
@@ -233,7 +275,7 @@ def _unrepeated(targets: Iterable[Target]) -> Iterable[Target]:
 def _read(target: Target) -> Host | BadTarget:
     """The host that a row means. What is wrong with the row is told at its turn."""
     try:
-        if isinstance(target, Host):
+        if isinstance(target, (Host, BadTarget)):
             return target
         return parse_host(target) if isinstance(target, str) else SSHConfig.from_host_config(target).to_host()
     except (ControllerError, TypeError, ValueError, AttributeError) as error:

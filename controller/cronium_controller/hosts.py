@@ -7,7 +7,7 @@ Files of hosts are `hosts_file`'s and `inventory`'s.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .errors import ControllerError
 
@@ -148,6 +148,13 @@ class _Attributes:
 
     def get(self, name: str) -> Any:
         return getattr(self._of, name, None)
+
+
+class BadTarget(NamedTuple):
+    """A row that names no host, and why: among several hosts it is a failed result of its own."""
+
+    name: str
+    error: ControllerError
 
 
 def parse_host(text: str, *, identity: str | None = None) -> Host:

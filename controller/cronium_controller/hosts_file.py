@@ -35,6 +35,8 @@ class HostEntry:
     is_local: bool
     labels: Mapping[str, str]
     line: int
+    mistake: ControllerError | None = None
+    """What is wrong with its row: then it is a host that cannot be reached, and a member of its groups all the same."""
 
 
 class Members(NamedTuple):
@@ -54,12 +56,14 @@ class HostsFile:
     secret_line: int | None = None
 
 
-def parse(content: bytes, path: str, environment: Mapping[str, str]) -> HostsFile:
+def parse(content: bytes, path: str, environment: Mapping[str, str], *, keeps_bad_rows: bool = False) -> HostsFile:
     """Reads a hosts file's content. `path` is for messages, and relative key paths begin at its folder.
 
-    Raises ControllerError (`hosts.file`).
+    Raises ControllerError (`hosts.file`). With `keeps_bad_rows`, a host under `hosts:` whose settings are wrong is an
+    entry with its `mistake`, where its name and groups can be told. Otherwise, and for all else, the file is refused as
+    a whole: a group must never be short of a host in silence.
     """
-    return _Reader(path, environment).read(content)
+    return _Reader(path, environment, keeps_bad_rows=keeps_bad_rows).read(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +77,9 @@ class _Value:
 
 
 class _Reader:
-    def __init__(self, path: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, path: str, environment: Mapping[str, str], *, keeps_bad_rows: bool) -> None:
         self._path = path
+        self._keeps_bad_rows = keeps_bad_rows
         self._environment = environment
         self._file = HostsFile(path)
         self._defaults: dict[str, Any] = {}
@@ -91,7 +96,8 @@ class _Reader:
             if "defaults" in top:
                 self._read_defaults(top["defaults"])
             self._read_hosts(self._mapping(hosts, "hosts") if not _is_null(hosts) else {})
-        else:
+        else:  # any key is a host here, also a misspelled `groups`: then nothing is certain
+            self._keeps_bad_rows = False
             if "defaults" in top:
                 self._read_defaults(top["defaults"])
             self._read_hosts({key: node for key, node in top.items() if key not in ("groups", "defaults")})
@@ -191,12 +197,39 @@ class _Reader:
 
     def _read_hosts(self, nodes: Mapping[str, Any]) -> None:
         for key, node in nodes.items():
-            for name, entry in self._read_entry(key, node):
+            for name, entry in self._read_row(key, node):
                 if name in self._file.hosts:
                     raise self._mistake(
                         entry.line, f"{key}: host {name!r} again, first on line {self._file.hosts[name].line}"
                     )
                 self._file.hosts[name] = entry
+
+    def _read_row(self, key: str, node: Any) -> list[tuple[str, HostEntry]]:
+        try:
+            return list(self._read_entry(key, node))
+        except ControllerError as error:
+            if not self._keeps_bad_rows:
+                raise
+            names, groups = self._names(key, _line(node)), self._groups_of_bad(node, key, error)
+            return [(name, HostEntry(name, SSHConfig(name), groups, False, {}, _line(node), error)) for name in names]
+
+    def _groups_of_bad(self, node: Any, key: str, error: ControllerError) -> tuple[str, ...]:
+        """The groups that a malformed row says it is in. Raises its error where that can't be told for certain."""
+        if node.id == "scalar":
+            return ()
+        if node.id != "mapping":
+            raise error
+        words = [word.value for word, _ in node.value if word.id == "scalar"]
+        if len(words) != len(node.value) or "<<" in words or words.count("groups") > 1:
+            raise error
+        if "groups" not in words and node_sets.nearest("groups", words):  # misspelled: which ones, nobody knows
+            raise error
+        for word, value in node.value:
+            if word.value == "groups" and not _is_null(value):
+                for seen in (value, *(value.value if value.id == "sequence" else ())):
+                    self._seen.discard(id(seen))  # by ourselves, just now
+                return self._read_own_groups(value, f"{key}: groups")
+        return ()
 
     def _read_entry(self, key: str, node: Any) -> Iterator[tuple[str, HostEntry]]:
         """The host or, for a node set, the hosts of one key."""

@@ -15,7 +15,7 @@ from typing import Final
 
 from . import node_sets
 from .errors import ControllerError
-from .hosts import Host, SSHConfig
+from .hosts import BadTarget, Host, SSHConfig
 from .hosts_file import HostEntry, HostsFile, parse
 
 FILE_NAMES: Final = ("hosts.yaml", "cluster_hosts.yaml", "distributed_hosts.yaml")
@@ -42,14 +42,17 @@ class Inventory:
         return f"<Inventory {self.path} hosts={len(self.entries)} groups={len(self.groups)}>"
 
     def host(self, name: str) -> Host:
-        """One host as the controller reaches it. Raises KeyError."""
+        """One host as the controller reaches it. Raises KeyError, and ControllerError for a malformed row."""
         entry = self.entries[name]
+        if entry.mistake is not None:
+            raise entry.mistake
         has_secrets = entry.config.cloudflare_service_token_secret is not None
         secrets_in = os.path.abspath(self.path) if has_secrets else None
         return replace(entry.config.to_host(name), is_local=entry.is_local, secrets_in=secrets_in)
 
     def config(self, name: str) -> SSHConfig:
-        """A copy of one host's settings. Raises KeyError."""
+        """A copy of one host's settings. Raises KeyError, and ControllerError for a malformed row."""
+        self.host(name)
         return replace(self.entries[name].config)
 
     def groups_of(self, name: str) -> list[str]:
@@ -59,8 +62,20 @@ class Inventory:
     def select(self, targets: Iterable[str]) -> list[Host]:
         """The hosts that names, groups and node sets stand for, each once, in the order in which they were named.
 
-        Raises ControllerError (`hosts.not_found`) for a name that isn't there and for a selection without any host.
+        Raises ControllerError (`hosts.not_found`) for a name that isn't there and for a selection without any host, and
+        `hosts.file` for one whose row is malformed.
         """
+        return [self.host(name) for name in self._selected(targets)]
+
+    def select_each(self, targets: Iterable[str]) -> list[Host | BadTarget]:
+        """The same, and one whose row is malformed is one of them. Raises ControllerError (`hosts.not_found`)."""
+        found: list[Host | BadTarget] = []
+        for name in self._selected(targets):
+            mistake = self.entries[name].mistake
+            found.append(self.host(name) if mistake is None else BadTarget(name, mistake))
+        return found
+
+    def _selected(self, targets: Iterable[str]) -> list[str]:
         names: dict[str, None] = {}
         for target in targets:
             try:
@@ -69,7 +84,7 @@ class Inventory:
                 raise _not_found(f"{self.path}: {target[:80]!r}: {error.args[0]}") from None
         if not names:
             raise _not_found(f"nothing was selected from {self.path}; name a host or group")
-        return [self.host(name) for name in names]
+        return list(names)
 
     def _resolve(self, group: str, within: list[str]) -> tuple[str, ...]:
         """A group's hosts, the groups it speaks of first."""
@@ -98,8 +113,13 @@ class Inventory:
         return ControllerError("hosts.file", f"{self.path}:{line}: {sentence}")
 
 
-def load(chosen: str | None = None, *, environment: Mapping[str, str] | None = None) -> Inventory:
-    """The inventory of the hosts file that counts; `chosen` is the option's. Raises ControllerError."""
+def load(
+    chosen: str | None = None, *, environment: Mapping[str, str] | None = None, keeps_bad_rows: bool = False
+) -> Inventory:
+    """The inventory of the hosts file that counts; `chosen` is the option's. Raises ControllerError.
+
+    With `keeps_bad_rows` a malformed row keeps nobody from the other hosts, where it is certain which host it is.
+    """
     environment = os.environ if environment is None else environment
     path = find(chosen, environment=environment)
     if path is None:
@@ -113,7 +133,7 @@ def load(chosen: str | None = None, *, environment: Mapping[str, str] | None = N
             is_shared = bool(stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077)
     except OSError as error:
         raise ControllerError("hosts.file", f"{path}: cannot be read: {error.strerror}") from None
-    parsed = parse(content, str(path), environment)
+    parsed = parse(content, str(path), environment, keeps_bad_rows=keeps_bad_rows)
     inventory = Inventory(parsed)
     if is_shared and parsed.secret_line is not None:
         inventory.warnings.append(

@@ -68,6 +68,11 @@ class Job:
         return body
 
 
+def asked_mode(mode: str) -> str:
+    """What a result says of the mode when nothing was started: the one that was asked for, or preferred."""
+    return BUNDLED if mode == BUNDLED else API
+
+
 def new_execution_id() -> str:
     """A fresh id: readable in a listing, and never the same twice."""
     return execution_id_from(time.gmtime(), os.urandom(6))

@@ -4,7 +4,7 @@ Bytes in, bytes out. Which stream they go to, and in what colour, is the caller'
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 LONGEST_LINE: Final = 64 * 1024
@@ -40,6 +40,25 @@ class Prefixer:
             return b""
         body = lines.removesuffix(b"\n")
         return self._prefix + body.replace(b"\n", b"\n" + self._prefix) + b"\n"
+
+
+class PrefixedLines:
+    """The same for all streams of all hosts; `label` is what goes in front."""
+
+    def __init__(self) -> None:
+        self._prefixers: dict[str, dict[int, Prefixer]] = {}
+
+    def feed(self, label: str, stream: int, piece: bytes) -> bytes:
+        """The lines that `piece` completes."""
+        streams = self._prefixers.setdefault(label, {})
+        if stream not in streams:
+            streams[stream] = Prefixer(f"{label}: ".encode())
+        return streams[stream].feed(piece)
+
+    def end(self, label: str) -> Iterator[tuple[int, bytes]]:
+        """What is left of the streams of one that has ended."""
+        for stream, prefixer in self._prefixers.pop(label, {}).items():
+            yield stream, prefixer.flush()
 
 
 class Fold(NamedTuple):

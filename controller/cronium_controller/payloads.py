@@ -131,16 +131,24 @@ def sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def of_text(name: str, text: str, fields: Mapping[str, Any]) -> Payload:
+    """The payload of a script that is in no file; `fields` are its manifest's. Always the same for the same words."""
+    return _build(name, [("manifest.yaml", _manifest(name, fields)), (name, text.encode())])
+
+
+def _manifest(entrypoint: str, fields: Mapping[str, Any]) -> bytes:
+    # A JSON text is YAML too, so names and fields come out as they went in.
+    written = {"entrypoint": entrypoint, **{key: fields[key] for key in sorted(fields)}}
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False, sort_keys=True)}\n" for key, value in written.items()]
+    return "".join(["version: v1\n", *lines]).encode()
+
+
 def _from_script(path: Path, fields: Mapping[str, Any]) -> Payload:
     if path.name in _MANIFESTS:
         raise PayloadError("payload.not_found", f"{path} is a manifest, not a script; give its directory instead")
     if not path.name.isprintable():
         raise PayloadError("payload.unsafe_name", f"{str(path)!a:.200} has a name that no manifest can hold; rename it")
-    # A JSON text is YAML too, so names and fields come out as they went in.
-    written = {"entrypoint": path.name, **{key: fields[key] for key in sorted(fields)}}
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False, sort_keys=True)}\n" for key, value in written.items()]
-    manifest = "".join(["version: v1\n", *lines]).encode()
-    return _build(path.name, [("manifest.yaml", manifest), (path.name, path)])
+    return _build(path.name, [("manifest.yaml", _manifest(path.name, fields)), (path.name, path)])
 
 
 def _from_directory(path: Path) -> Payload:

@@ -1,7 +1,8 @@
 """One line on a terminal that says how far a run on many hosts has come; nothing where there is no terminal.
 
 It is taken away before anything else is written, and comes back after it, so that no line of a host is ever mixed
-with it. rich would do that for what goes through its own console; output of hosts is bytes and goes past it.
+with it. rich would do that for what goes through its own console; output of hosts is bytes and goes past it. One line
+needs no library: rich costs some 60 ms to load, and it would be a dependency for this alone.
 """
 
 import asyncio
@@ -16,6 +17,15 @@ REDRAW_SECONDS: Final = 0.25
 """Quick enough for seconds that are counted, too slow to be seen in the controller's CPU time."""
 _ERASE: Final = "\r\x1b[K"
 
+_shown: "Progress | None" = None
+"""There is one terminal."""
+
+
+def say(sentence: str) -> None:
+    """A line on standard error, for which a status line makes room."""
+    with contextlib.nullcontext() if _shown is None else _shown.aside():
+        Progress.put(f"{sentence}\n")
+
 
 class Progress:
     """While it is entered and standard error is a terminal, shows what `told` says and how long it has taken."""
@@ -28,17 +38,21 @@ class Progress:
         self._asides = 0
 
     async def __aenter__(self) -> "Progress":
+        global _shown
         if self._is_shown:
+            _shown = self
             self._drawing = asyncio.ensure_future(self._redraw())
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        global _shown
         if self._drawing is not None:
+            _shown = None
             self._drawing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._drawing
             self._drawing = None
-            self._put(_ERASE)
+            self.put(_ERASE)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -46,7 +60,7 @@ class Progress:
         if self._drawing is None:
             yield
             return
-        self._put(_ERASE)
+        self.put(_ERASE)
         self._asides += 1
         try:
             yield
@@ -65,10 +79,11 @@ class Progress:
             return
         width = shutil.get_terminal_size().columns
         line = f"{self._told()} · {elapsed(time.monotonic() - self._began)}"
-        self._put(f"{_ERASE}{line[: max(1, width - 1)]}")  # a line that wraps could not be erased
+        self.put(f"{_ERASE}{line[: max(1, width - 1)]}")  # a line that wraps could not be erased
 
     @staticmethod
-    def _put(text: str) -> None:
+    def put(text: str) -> None:
+        """Writes to standard error, as long as somebody is there to read it."""
         with contextlib.suppress(OSError):
             sys.stderr.write(text)
             sys.stderr.flush()

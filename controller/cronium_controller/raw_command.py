@@ -5,11 +5,16 @@ servers refuse them for forced commands and for root.
 """
 
 import asyncio
+import math
 import time
+from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 import asyncssh
+
+from cronium_runner.wire.names import STDERR, STDOUT
 
 from . import remote_shell
 from .connection import Connection
@@ -24,6 +29,12 @@ _SIGNALS: Final = {
     "SEGV": 11, "USR2": 12, "PIPE": 13, "ALRM": 14, "TERM": 15, "XCPU": 24, "SYS": 31,
 }  # fmt: skip
 """Linux's numbers of what SSH gives by name."""
+
+
+Output = Callable[[int, bytes], Awaitable[None]]
+"""Awaited with each piece of output: its stream (`names.STDOUT` or `STDERR`) and bytes."""
+_AHEAD: Final = 1024 * 1024
+"""Bytes that wait for whoever listens before the host is held back: a slow terminal must not fill our memory."""
 
 
 class NotStartedError(Exception):
@@ -44,13 +55,55 @@ class Completed:
     was_ended: bool = True
 
 
-class RunningCommand(asyncssh.SSHClientSession[bytes]):
-    """A command that was started. What it has written so far is in `stdout` and `stderr`."""
+class _Passing:
+    """Output on its way to whoever listens, in order; the host is held back while they are slow."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._pieces: deque[tuple[int, bytes]] = deque()
+        self._size = 0
+        self._task: asyncio.Task[None] | None = None
+        self._is_held_back = False
+        self.channel: asyncssh.SSHClientChannel[bytes] | None = None
+
+    def put(self, stream: int, data: bytes) -> None:
+        self._pieces.append((stream, data))
+        self._size += len(data)
+        if self._size > _AHEAD and not self._is_held_back and self.channel is not None:
+            self._is_held_back = True
+            self.channel.pause_reading()
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._pass())
+
+    async def wait(self) -> None:
+        """Until all of it was heard. Raises what the listener raised."""
+        if self._task is not None:
+            await self._task
+
+    def stop(self) -> None:
+        """Nobody listens any more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _pass(self) -> None:
+        while self._pieces:
+            stream, data = self._pieces.popleft()
+            await self._output(stream, data)
+            self._size -= len(data)
+            if self._is_held_back and self._size <= _AHEAD // 2 and self.channel is not None:
+                self._is_held_back = False
+                self.channel.resume_reading()
+        self._task = None
+
+
+class RunningCommand(asyncssh.SSHClientSession[bytes]):
+    """A command that was started. What it has written so far is in `stdout` and `stderr`, or was given to `output`."""
+
+    def __init__(self, output: Output | None = None) -> None:
         self.stdout = bytearray()
         self.stderr = bytearray()
         self.is_open = False
+        self._passing = None if output is None else _Passing(output)
         self._status: int | None = None
         self._error: Exception | None = None
         self._over = asyncio.Event()
@@ -60,10 +113,16 @@ class RunningCommand(asyncssh.SSHClientSession[bytes]):
         """From here on the command may have been started."""
         self.is_open = True
         self._channel = chan
+        if self._passing is not None:
+            self._passing.channel = chan
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         """A piece of output."""
-        (self.stderr if datatype == asyncssh.EXTENDED_DATA_STDERR else self.stdout).extend(data)
+        is_error = datatype == asyncssh.EXTENDED_DATA_STDERR
+        if self._passing is not None:
+            self._passing.put(STDERR if is_error else STDOUT, data)
+        else:
+            (self.stderr if is_error else self.stdout).extend(data)
 
     def exit_status_received(self, status: int) -> None:
         """It ended by itself."""
@@ -80,28 +139,35 @@ class RunningCommand(asyncssh.SSHClientSession[bytes]):
         self._over.set()
 
     async def wait(self, timeout: float) -> Completed:
-        """Its end, or its timeout in seconds."""
+        """Its end, or its timeout in seconds; all output has been heard then. Raises what `output` raises."""
+        timed_out = False
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(None if math.isinf(timeout) else timeout):
                 await self._over.wait()
         except TimeoutError:
-            self.close()
-            return Completed(None, bytes(self.stdout), bytes(self.stderr), timed_out=True)
-        return Completed(self._status, bytes(self.stdout), bytes(self.stderr))
+            timed_out = True
+            if self._channel is not None:
+                self._channel.close()
+        if self._passing is not None:
+            await self._passing.wait()
+        status = None if timed_out else self._status
+        return Completed(status, bytes(self.stdout), bytes(self.stderr), timed_out=timed_out)
 
     def close(self) -> None:
         """Listens no more. What runs on the host goes on."""
+        if self._passing is not None:
+            self._passing.stop()
         if self._channel is not None:
             self._channel.close()
 
 
-async def start(connection: Connection, text: str, timeout: float) -> RunningCommand:
+async def start(connection: Connection, text: str, timeout: float, output: Output | None = None) -> RunningCommand:
     """Starts a command, its standard input empty.
 
     Raises NotStartedError when the connection turns out to be dead before anything was sent, asyncssh.ChannelOpenError
     when the server has no room for another session, UnreachableError when nobody can tell whether it was started.
     """
-    running = RunningCommand()
+    running = RunningCommand(output)
     try:
         async with asyncio.timeout(timeout):
             channel, _ = await connection.ssh.create_session(lambda: running, text, encoding=None)

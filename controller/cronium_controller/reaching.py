@@ -67,8 +67,11 @@ class Reachable:
         self._reached.clear()
         await _left(openings)
 
-    async def reach(self, host: Host, run_as: str | None = None) -> Reached:
-        """The host's connection and the account's agent, opened by whoever asks first and shared by all others."""
+    async def reach(self, host: Host, run_as: str | None = None, *, is_whole_call: bool = True) -> Reached:
+        """The host's connection and the account's agent, opened by whoever asks first and shared by all others.
+
+        A failure is counted in the host's health; a success too, unless the call has yet to show how it goes.
+        """
         opening = self._reached.get((host, run_as))
         if opening is not None and not _is_usable(opening):
             self._forget(opening)
@@ -82,7 +85,8 @@ class Reachable:
         except ControllerError as error:
             self._connections.memory.note_call(host, error.message)
             raise
-        self._connections.memory.note_call(host, None)
+        if is_whole_call:
+            self._connections.memory.note_call(host, None)
         return reached
 
     def is_reached(self, host: Host, run_as: str | None = None) -> bool:

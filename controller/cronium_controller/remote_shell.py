@@ -101,14 +101,21 @@ def ending(command_id: str, grace_seconds: int) -> str:
     )
 
 
+def log_made(log_file: str | None) -> str:
+    """sh that makes a log file's folder and the file, and ends with 1 when that can't be."""
+    if log_file is None:
+        return ""
+    log = path(log_file)
+    return f'mkdir -p -- "$(dirname -- {log})" || exit 1; : >> {log} || exit 1; '
+
+
 def in_background(command: str, log_file: str | None) -> str:
     """sh that starts a command on its own, everything that it prints in one file, and says its process id.
 
     A compound command is one word to the login shell, so all of it goes on and all of it is logged.
     """
     log = "/dev/null" if log_file is None else path(log_file)
-    folder = "" if log_file is None else f'mkdir -p -- "$(dirname -- {log})" || exit 1; : >> {log} || exit 1; '
     return (
-        f"{folder}unset {COMMAND_ID}; "
+        f"{log_made(log_file)}unset {COMMAND_ID}; "
         f'nohup "${{SHELL:-sh}}" -c {shlex.quote(command)} > {log} 2>&1 < /dev/null & echo $!'
     )

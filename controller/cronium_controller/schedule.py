@@ -115,11 +115,13 @@ class Tally:
     def add(self, result: Result) -> None:
         """Counts one host's result."""
         self.states[result.state.value] = self.states.get(result.state.value, 0) + 1
-        if is_success(result):
-            self.succeeded += 1
-        else:
-            self.failed += 1
-        self._largest = max(self._largest, exit_status(result))
+        self.note(exit_status(result), ok=is_success(result))
+
+    def note(self, status: int, *, ok: bool) -> None:
+        """Counts a host that has no result, but an exit status."""
+        self.succeeded += ok
+        self.failed += not ok
+        self._largest = max(self._largest, status)
 
     @property
     def verdict(self) -> Verdict:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .doctor import Finding
 
 _QUIET: Final = (Outcome.SUCCEEDED, Outcome.FAILED)
+Writing = Callable[[int, bytes], Awaitable[None]]
 COLLECTED: Final = "execution.collected"
 _gone: set[int] = set()
 
@@ -61,15 +62,19 @@ async def follow(execution: Execution, *, as_json: bool, verbose: bool = False, 
     return exit_status(result)
 
 
-async def print_pieces(execution: Execution, *, only: str | None, raw: bool) -> int:
-    """Prints what an execution has written; the exit status says whether that was all there is."""
+async def print_pieces(execution: Execution, *, only: str | None, raw: bool, put: Writing | None = None) -> int:
+    """Prints what an execution has written; the exit status says whether that was all there is.
+
+    `put` takes it instead of our own streams.
+    """
+    put = put or write
     decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in STREAM_NAMES}
     async for piece in execution.pieces():
         if only is None or STREAM_NAMES[piece.stream] == only:
-            await write(piece.stream, piece.data if raw else decoders[piece.stream].decode(piece.data).encode())
+            await put(piece.stream, piece.data if raw else decoders[piece.stream].decode(piece.data).encode())
     for stream, decoder in decoders.items():  # a character that was cut off at the end is shown as one, too
         if rest := decoder.decode(b"", final=True):
-            await write(stream, rest.encode())
+            await put(stream, rest.encode())
     result = execution.known_result
     if result is None or not (result.state is Outcome.UNKNOWN or result.error_code == COLLECTED):
         return 0
@@ -152,15 +157,16 @@ def print_ending(result: Result) -> None:
     click.echo(f"{result.execution_id} on {result.host}: {result.state}{ending}{reason}")
 
 
-def print_executions(statuses: Iterable[dict[str, Any]]) -> None:
-    """A line for each execution that a host has: id, state, age, bytes of output."""
-    click.echo(f"{'EXECUTION':<42} {'STATE':<12} {'AGE':>6} {'BYTES':>12}  KEPT")
+def print_executions(statuses: Iterable[dict[str, Any]], *, host: str | None = None, has_head: bool = True) -> None:
+    """A line for each execution that a host has: id, state, age, bytes of output. `host` for one of several."""
+    first, head = ("", "") if host is None else (f"{host:<24} ", f"{'HOST':<24} ")
+    if has_head:
+        click.echo(f"{head}{'EXECUTION':<42} {'STATE':<12} {'AGE':>6} {'BYTES':>12}  KEPT")
     for status in statuses:
         state = (status.get("result") or {}).get("state", status.get("state"))
         size = sum((status.get(name) or {}).get("bytes", 0) for name in STREAM_NAMES.values())
-        click.echo(
-            f"{status['executionId']:<42} {state:<12} {_age(status.get('claimedAt')):>6} {size:>12}  {_kept(status)}"
-        )
+        age = _age(status.get("claimedAt"))
+        click.echo(f"{first}{status['executionId']:<42} {state:<12} {age:>6} {size:>12}  {_kept(status)}")
 
 
 def _kept(status: Mapping[str, Any]) -> str:
@@ -185,22 +191,23 @@ def _age(claimed_at: object) -> str:
     return f"{seconds}s"
 
 
-def print_collection(told: Mapping[str, Any]) -> None:
-    """What a host's collection removed, or would remove, what is left, and why."""
-    would = "would remove" if told.get("isDryRun") else "removed"
+def print_collection(told: Mapping[str, Any], host: str | None = None) -> None:
+    """What a host's collection removed, or would remove, what is left, and why. `host` for one of several."""
+    first = "" if host is None else f"{host}: "
+    would = f"{first}would remove" if told.get("isDryRun") else f"{first}removed"
     gone, used, budget = told["collected"], told["usedBytes"], told["budgetBytes"]
     for execution_id in gone:
         click.echo(f"{would} {execution_id}")
     click.echo(f"{would} {len(gone)} executions and {len(told['payloads'])} payloads: {_megabytes(told['freedBytes'])}")
     click.echo(
-        f"left: {told['running']} running, {told['kept']} ended ({told['unacknowledged']} not fetched), "
+        f"{first}left: {told['running']} running, {told['kept']} ended ({told['unacknowledged']} not fetched), "
         f"{told['tombstones']} of which only the ending is left; {_megabytes(used)} of {_megabytes(budget)}"
     )
     for execution_id, reason in told.get("failed", {}).items():
-        click.echo(f"cronium: {execution_id} could not be removed: {reason}", err=True)
+        click.echo(f"cronium: {first}{execution_id} could not be removed: {reason}", err=True)
     if used > budget:
         click.echo(
-            f"cronium: {_megabytes(used - budget)} over the budget, and nothing more may go; fetch results with "
+            f"cronium: {first}{_megabytes(used - budget)} over the budget, and nothing more may go; fetch results with "
             "`cronium wait`, or give those up that nobody fetches: --unacknowledged-older-than DAYS",
             err=True,
         )

@@ -8,59 +8,87 @@ import os
 import signal
 import sys
 import time
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
 
 from cronium_runner.wire.names import STDOUT
 from cronium_runner.wire.results import TEXT_TAIL, Result, exit_status
 
-from . import show
+from . import progress, show
 from .execution import Piece
-from .fanout import STOPPED, FanOut
-from .hosts import Host
-from .lines import Folder, Prefixer
+from .fanout import STOPPED, FanOut, Submitted
+from .hosts import BadTarget, Host
+from .lines import Folder, PrefixedLines
 from .progress import Progress
 from .schedule import Tally
-from .table import Table
+from .table import SHOWN_SUCCESSES, Table
+
+if TYPE_CHECKING:
+    from .attached import Attached
+    from .store import Record
 
 PREFIX: Final = "prefix"
 FOLD: Final = "fold"
 JSON: Final = "json"
 QUIET: Final = "quiet"
+ENDINGS: Final = "endings"
+"""A line for each as it ends, and nothing of what it printed."""
+JSON_ENDINGS: Final = "json-endings"
+"""The same as JSON."""
+
+
+class Followed(Protocol):
+    """What is shown: results as they come, and how far it is."""
+
+    tally: Tally
+
+    @property
+    def total(self) -> int: ...
+    @property
+    def running(self) -> int: ...
+    def __aiter__(self) -> AsyncIterator[Result]: ...
 
 
 class ManyHosts:
-    """Shows one fan-out, to its end. `style` is PREFIX, FOLD, JSON or QUIET."""
+    """Shows one run on many hosts, to its end. `style` is PREFIX, FOLD, JSON, QUIET or ENDINGS."""
 
-    def __init__(self, style: str) -> None:
+    def __init__(
+        self,
+        style: str,
+        targets: Iterable[Host | BadTarget] = (),
+        *,
+        label: Callable[[Result], str] | None = None,
+        noun: str = "hosts",
+    ) -> None:
+        """`targets` are the hosts; `label` is what stands in front of a result's lines, its host by default."""
         self._style = style
+        self._noun = noun
+        self._label = label or (lambda result: result.host or "")
         self._began = time.monotonic()
-        self._prefixers: dict[str, dict[int, Prefixer]] = {}
+        self._lines = PrefixedLines()
         self._tails: dict[str, dict[int, bytearray]] = {}
         self._folder = Folder()
-        self._table = Table()
+        words = {target.name: _words(target) for target in targets}
+        self._table = Table(
+            0 if style == ENDINGS else SHOWN_SUCCESSES, where=lambda name: words.get(name, f"--host {name}")
+        )
         self._stopped = 0
-        self._many: FanOut | None = None
-        self._progress = Progress(self._standing, is_wanted=style not in (JSON, QUIET))
+        self._many: Followed | None = None
+        self._progress = Progress(self._standing, is_wanted=style not in (JSON, JSON_ENDINGS, QUIET))
 
     @property
     def output(self) -> Any:
         """What the fan-out is to call with output; None when nothing is done with it."""
-        return None if self._style == QUIET else self._hear
+        return None if self._style == QUIET else self._hear_host
 
     async def follow(self, many: FanOut) -> int:
-        """Shows it all; the exit status."""
-        self._many = many
+        """Shows it all; the exit status. An interrupt ends it on the hosts, a second one leaves them to themselves."""
         if self._style != QUIET:
             click.echo(f"cronium: execution {many.id} on {many.total} hosts", err=True)
         with _Interrupts(many) as interrupts:
-            async with self._progress:
-                async for result in many:
-                    await self._end(result)
-        if self._style == FOLD:
-            await self._show_folds()
-        self._finish(many)
+            await self.show(many, many.id)
         if interrupts.has_left:
             click.echo(
                 f"cronium: left; what runs goes on. Wait for it with: cronium wait {many.id}, "
@@ -69,30 +97,46 @@ class ManyHosts:
             )
         return many.tally.exit_status
 
-    async def _hear(self, host: Host, piece: Piece) -> None:
+    async def show(self, many: Followed, execution_id: str | None) -> None:
+        """Shows it all. `execution_id` names it in the summary of --json."""
+        self._many = many
+        async with self._progress:
+            async for result in many:
+                await self._end(result)
+        if self._style == FOLD:
+            await self._show_folds()
+        self._finish(many, execution_id)
+
+    async def hear(self, label: str, piece: Piece) -> None:
+        """Output of whatever goes by this label."""
         match self._style:
             case "json":
-                tail = self._tails.setdefault(host.name, {}).setdefault(piece.stream, bytearray())
+                tail = self._tails.setdefault(label, {}).setdefault(piece.stream, bytearray())
                 tail += piece.data
                 del tail[:-TEXT_TAIL]
             case "fold":
-                self._folder.feed(host.name, piece.data)
+                self._folder.feed(label, piece.data)
             case _:
-                prefixers = self._prefixers.setdefault(host.name, {})
-                if piece.stream not in prefixers:
-                    prefixers[piece.stream] = Prefixer(f"{host.name}: ".encode())
-                await self._write(piece.stream, prefixers[piece.stream].feed(piece.data))
+                await self._write(piece.stream, self._lines.feed(label, piece.stream, piece.data))
+
+    async def _hear_host(self, host: Host, piece: Piece) -> None:
+        await self.hear(host.name, piece)
 
     async def _end(self, result: Result) -> None:
-        name = result.host or ""
+        label = self._label(result)
         self._stopped += result.error_code == STOPPED
         self._table.add(result)
         if self._style == JSON:
-            show.print_result(result, self._tails.pop(name, {}))
+            show.print_result(result, self._tails.pop(label, {}))
+        elif self._style == JSON_ENDINGS:
+            show.print_json(result.to_json())
+        elif self._style == ENDINGS:
+            with self._progress.aside():
+                show.print_ending(result)
         elif self._style == FOLD and result.error_code is None:
-            self._folder.end(name, exit_status(result))
-        for stream, prefixer in self._prefixers.pop(name, {}).items():
-            await self._write(stream, prefixer.flush())
+            self._folder.end(label, exit_status(result))
+        for stream, rest in self._lines.end(label):
+            await self._write(stream, rest)
 
     async def _write(self, stream: int, data: bytes) -> None:
         if data:
@@ -110,12 +154,12 @@ class ManyHosts:
             body = fold.output if not fold.output or fold.output.endswith(b"\n") else fold.output + b"\n"
             await show.write(STDOUT, head.encode() + body + cut.encode())
 
-    def _finish(self, many: FanOut) -> None:
+    def _finish(self, many: Followed, execution_id: str | None) -> None:
         seconds = time.monotonic() - self._began
-        if self._style == JSON:
-            show.print_json(summary_json(many.tally, many.id, seconds))
+        if self._style in (JSON, JSON_ENDINGS):
+            show.print_json(summary_json(many.tally, execution_id, seconds))
         elif self._style != QUIET or many.tally.failed:
-            for line in self._table.lines(many.tally, _paint, seconds, stopped=self._stopped):
+            for line in self._table.lines(many.tally, _paint, seconds, stopped=self._stopped, noun=self._noun):
                 click.echo(line, err=True)
 
     def _standing(self) -> str:
@@ -125,10 +169,19 @@ class ManyHosts:
         tally, total = many.tally, many.total
         failed = f" · {tally.failed} failed" if tally.failed else ""
         done = tally.succeeded + tally.failed
-        return f"{done}/{total} hosts · {many.running} running · {tally.succeeded} succeeded{failed}"
+        return f"{done}/{total} {self._noun} · {many.running} running · {tally.succeeded} succeeded{failed}"
 
 
-def summary_json(tally: Tally, execution_id: str, seconds: float) -> dict[str, Any]:
+def _words(target: Host | BadTarget) -> str:
+    """What means this host on the command line: its name in the hosts file, or its address."""
+    if isinstance(target, BadTarget):
+        return f"--on {target.name}"
+    if target.name not in (target.address, f"{target.address}:{target.port}", f"[{target.address}]:{target.port}"):
+        return f"--on {target.name}"
+    return f"--host {f'{target.user}@' if target.user else ''}{target.name}"
+
+
+def summary_json(tally: Tally, execution_id: str | None, seconds: float) -> dict[str, Any]:
     """The last line of --json for several hosts."""
     return {
         "summary": True,
@@ -148,6 +201,56 @@ def _paint(text: str, colour: str) -> str:
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stderr.isatty():
         return text
     return click.style(text, fg=colour)
+
+
+async def follow_attached(many: "Attached", records: "Sequence[Record]", style: str, execution_id: str | None) -> int:
+    """Shows executions of earlier processes, to their end; the exit status. An interrupt is the caller's matter."""
+    from .attached import labels
+
+    called = labels(records)
+    hosts = [record.host for record in records]
+    shown = ManyHosts(style, hosts, label=lambda result: called[result.execution_id], noun="executions")
+
+    async def hear(record: "Record", piece: Piece) -> None:
+        await shown.hear(called[record.id], piece)
+
+    many.output = hear if style in (PREFIX, JSON) else None
+    await shown.show(many, execution_id)
+    return many.tally.exit_status
+
+
+async def leave_running(many: FanOut, *, as_json: bool) -> int:
+    """Submits on all hosts and says where that failed, how to come back, and the id; the exit status."""
+    click.echo(f"cronium: execution {many.id} on {many.total} hosts", err=True)
+    tally, needs_us = Tally(), False
+    async for submitted in many.submit_only():
+        tally.note(0 if submitted.failure is None else exit_status(submitted.failure), ok=submitted.failure is None)
+        needs_us = needs_us or submitted.needs_us
+        _print_submitted(submitted, as_json=as_json)
+    if needs_us:
+        click.echo(
+            "cronium: warning: nothing serves them now; writes are kept there, and reads fail, until: "
+            f"cronium wait {many.id}",
+            err=True,
+        )
+    click.echo(
+        f"cronium: submitted on {tally.succeeded} of {many.total} hosts; results with: cronium wait {many.id}", err=True
+    )
+    if as_json:
+        show.print_json({"summary": True, "executionId": many.id, "hosts": many.total, "accepted": tally.succeeded})
+    else:
+        click.echo(many.id)
+    return tally.exit_status
+
+
+def _print_submitted(submitted: Submitted, *, as_json: bool) -> None:
+    failure = submitted.failure
+    if failure is not None and not as_json:
+        click.echo(f"cronium: {failure.error_message} [{failure.error_code}]", err=True)
+    elif failure is not None:
+        show.print_result(failure, {})
+    elif as_json:
+        show.print_json({"executionId": submitted.execution_id, "host": submitted.host, "state": "accepted"})
 
 
 class _Interrupts:
@@ -174,5 +277,5 @@ class _Interrupts:
             return
         self._is_cancelled = True
         sentence = f"cancelling on {self._many.running} hosts; interrupt again not to wait for their end"
-        click.echo(f"\ncronium: {sentence}", err=True)
+        progress.say(f"cronium: {sentence}")
         self._many.cancel()

@@ -1,11 +1,14 @@
 """The table at the end of a run on many hosts: state, exit status, duration, way; for each failure why, and what next.
 
-Text in lines; where it goes is the caller's matter. Keeps a row for each failure, and for the others only as long as
-they are few enough to be shown.
+Text in lines; where it goes is the caller's matter. Failures that differ in names and numbers only are one row, with
+all its hosts and the first one's reason: a hundred times the same sentence is read by nobody. Of those that succeeded
+rows are kept only as long as they are few enough to be shown.
 """
 
+import re
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field
+from typing import Final
 
 from cronium_runner.wire.results import Outcome, Result
 
@@ -14,74 +17,148 @@ from .schedule import Tally, is_success
 
 SHOWN_SUCCESSES: Final = 20
 """With more, those that succeeded are a count: a screen has 24 lines, and the failures are what is looked for."""
-SHOWN_FAILURES: Final = 100
-"""With more, the last ones are a count; `cronium history` and `--json` have all."""
+SHOWN_KINDS: Final = 30
+"""Kinds of failure. With more, the last ones are a count; `cronium history` and `--json` have all."""
+ALIKE: Final = 4
+"""So many hosts that failed alike are one row; fewer have one each."""
+_LONGEST_HOSTS: Final = 48
+"""Characters of a row's hosts: beside the other columns they leave a line of 80 whole."""
 _COLOURS: Final = {Outcome.SUCCEEDED: "green", Outcome.UNKNOWN: "yellow", Outcome.CANCELLED: "yellow"}
 _STOPPED: Final = "fanout.stopped"
 _HEADER: Final = ("HOST", "STATE", "EXIT", "TIME", "WAY")
 
 
-class Row(NamedTuple):
+@dataclass(slots=True)
+class Row:
     """A line of the table, and the sentences below it."""
 
+    host: str
     state: Outcome
-    cells: tuple[str, ...]
+    ending: str
+    milliseconds: float | None
+    way: str
     why: str | None
     next_step: str | None
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Equal for failures of one kind: words with a digit are addresses, ports, fingerprints, times."""
+        why = None if self.why is None else re.sub(r"\S*\d\S*", "#", self.why.replace(self.host, "#"))
+        return (self.state, self.ending, why)
+
+    def cells(self) -> tuple[str, ...]:
+        """The line's words."""
+        return (self.host, self.state.value, self.ending, _took([self]), self.way)
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Failures that are alike."""
+
+    rows: list[Row] = field(default_factory=list)
+
+    def lines(self) -> Iterator[tuple[tuple[str, ...], Row]]:
+        """The words of each line, and whose reason stands below it."""
+        self.rows.sort(key=lambda each: natural(each.host))
+        if len(self.rows) < ALIKE:
+            yield from ((each.cells(), each) for each in self.rows)
+            return
+        from .node_sets import folded
+
+        first = self.rows[0]
+        hosts = folded([each.host for each in self.rows])
+        if len(hosts) > _LONGEST_HOSTS:
+            hosts = f"{hosts[: _LONGEST_HOSTS - 1]}…"
+        ways = {each.way for each in self.rows}
+        way = ways.pop() if len(ways) == 1 else "-"
+        yield (f"{hosts} ({len(self.rows)})", first.state.value, first.ending, _took(self.rows), way), first
+
 
 class Table:
-    """Takes results as they come."""
+    """Takes results as they come. `successes`: of how many hosts that succeeded each gets a line.
 
-    def __init__(self) -> None:
+    `where` are the words that mean a host on the command line.
+    """
+
+    def __init__(
+        self, successes: int = SHOWN_SUCCESSES, *, where: Callable[[str], str] = lambda name: f"--host {name}"
+    ) -> None:
+        self._successes = successes
+        self._where = where
         self._succeeded: list[Row] = []
-        self._failed: list[Row] = []
+        self._kinds: dict[tuple[object, ...], _Kind] = {}
+        self._more = 0
 
     def add(self, result: Result) -> None:
         """Notes what has to be shown of one host."""
-        rows, most = (self._succeeded, SHOWN_SUCCESSES) if is_success(result) else (self._failed, SHOWN_FAILURES)
-        if len(rows) <= most and result.error_code != _STOPPED:
-            rows.append(row(result))
+        if is_success(result):
+            if len(self._succeeded) <= self._successes:
+                self._succeeded.append(row(result, self._where))
+        elif result.error_code != _STOPPED:
+            self._add_failure(row(result, self._where))
 
-    def lines(self, tally: Tally, paint: Callable[[str, str], str], total: float, *, stopped: int) -> Iterator[str]:
+    def _add_failure(self, failed: Row) -> None:
+        if failed.kind not in self._kinds and len(self._kinds) >= SHOWN_KINDS:
+            self._more += 1
+            return
+        self._kinds.setdefault(failed.kind, _Kind()).rows.append(failed)
+
+    def lines(
+        self, tally: Tally, paint: Callable[[str, str], str], total: float, *, stopped: int, noun: str = "hosts"
+    ) -> Iterator[str]:
         """All of it; `paint(text, colour)` colours, `total` is seconds, `stopped` hosts were never begun."""
-        succeeded = self._succeeded if len(self._succeeded) <= SHOWN_SUCCESSES else []
-        rows = [*succeeded, *self._failed[:SHOWN_FAILURES]]
-        if rows:
-            yield from _table(rows, paint)
-        more = tally.failed - stopped - len(self._failed[:SHOWN_FAILURES])
-        if more > 0:
-            yield f"… and {more} more failures: cronium history"
-        yield summary(tally, total, stopped=stopped)
+        succeeded = self._succeeded if len(self._succeeded) <= self._successes else []
+        lines = [(each.cells(), each) for each in sorted(succeeded, key=lambda each: natural(each.host))]
+        for kind in self._kinds.values():
+            lines += kind.lines()
+        if lines:
+            yield from _table(lines, paint)
+        if self._more:
+            yield f"… and {self._more} more failures: cronium history"
+        yield summary(tally, total, stopped=stopped, noun=noun)
 
 
-def row(result: Result) -> Row:
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sorts web2 before web10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name) if part]
+
+
+def row(result: Result, where: Callable[[str], str]) -> Row:
     """One host's line."""
     ending = "-" if result.exit_code is None else str(result.exit_code)
     if result.signal is not None:
         ending = f"sig {result.signal}"
-    took = "-" if result.duration_ms is None else elapsed(result.duration_ms / 1000)
-    cells = (result.host or "-", result.state.value, ending, took, result.transport or "-")
     why = None if result.error_message is None else f"{_without_host(result)} [{result.error_code}]"
-    return Row(result.state, cells, why, _next_step(result))
+    way, next_step = result.transport or "-", _next_step(result, where)
+    return Row(result.host or "-", result.state, ending, result.duration_ms, way, why, next_step)
 
 
-def summary(tally: Tally, seconds: float, *, stopped: int) -> str:
+def _took(rows: list[Row]) -> str:
+    took = [each.milliseconds / 1000 for each in rows if each.milliseconds is not None]
+    if not took:
+        return "-"
+    shortest, longest = elapsed(min(took)), elapsed(max(took))
+    return longest if shortest == longest else f"{shortest} to {longest}"
+
+
+def summary(tally: Tally, seconds: float, *, stopped: int, noun: str = "hosts") -> str:
     """All hosts in one line."""
     told = [f"{tally.succeeded} succeeded"]
     if tally.failed - stopped:
         told.append(f"{tally.failed - stopped} failed")
     if stopped:
         told.append(f"{stopped} not begun")
-    return f"{tally.verdict.value}: {', '.join(told)} of {tally.succeeded + tally.failed} hosts in {elapsed(seconds)}"
+    return f"{tally.verdict.value}: {', '.join(told)} of {tally.succeeded + tally.failed} {noun} in {elapsed(seconds)}"
 
 
-def _table(rows: list[Row], paint: Callable[[str, str], str]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(_HEADER, *(row.cells for row in rows), strict=True)]
+def _table(lines: list[tuple[tuple[str, ...], Row]], paint: Callable[[str, str], str]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(_HEADER, *(cells for cells, _ in lines), strict=True)]
     yield _line(_HEADER, widths)
-    for each in rows:
-        yield paint(_line(each.cells, widths), _COLOURS.get(each.state, "red"))
-        for sentence in (each.why, each.next_step and f"→ {each.next_step}"):
+    for cells, each in lines:
+        yield paint(_line(cells, widths), _COLOURS.get(each.state, "red"))
+        # Of several hosts, the reason is the first one's.
+        whose = "" if cells[0] == each.host or each.why is None else f"{each.host}: "
+        for sentence in (each.why and f"{whose}{each.why}", each.next_step and f"→ {each.next_step}"):
             if sentence:
                 yield f"  {sentence}"
 
@@ -94,12 +171,12 @@ def _without_host(result: Result) -> str:
     return (result.error_message or "").removeprefix(f"{result.host}: ")
 
 
-def _next_step(result: Result) -> str | None:
+def _next_step(result: Result, where: Callable[[str], str]) -> str | None:
     """What to do where the error doesn't say it."""
     if is_success(result):
         return None
     if result.error_code == "host.unreachable":
-        return f"cronium doctor --host {result.host}"
+        return f"cronium doctor {where(result.host or '')}"
     if result.error_message is None and result.execution_id:
         return f"cronium logs {result.execution_id}"
     return None

@@ -101,9 +101,14 @@ async def reach(
     remembered: Remembered,
     *,
     attempts: int = ATTEMPTS,
+    retry_seconds: float | None = None,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> T:
     """What `attempt` returns for the first way that works; the whole chain is tried `attempts` times.
+
+    With `retry_seconds` a further attempt begins only so many seconds after the first one began: one that was refused
+    is made again, one that hung is not (docs/decisions/0015).
 
     Goes on only where no connection was made. A refused key or a refused login is final: another way leads to the same
     host. Raises the last way's UnreachableError with what each way said.
@@ -111,10 +116,15 @@ async def reach(
     ways = routes(host)
     if not ways:
         raise ControllerError("host.config", "the host has no address to connect to; give it one", host=host.name)
+    began = clock()
+    failures: list[tuple[Route, UnreachableError]] = []
     for number in range(attempts):
         if number:
-            await pause(PAUSES[min(number, len(PAUSES)) - 1])
-        failures: list[tuple[Route, UnreachableError]] = []
+            wait = PAUSES[min(number, len(PAUSES)) - 1]
+            if retry_seconds is not None and clock() - began + wait > retry_seconds:
+                raise _all_failed(host, failures, number)
+            await pause(wait)
+        failures.clear()
         for way in remembered.order(host.name, ways):
             try:
                 reached = await attempt(way)

@@ -13,13 +13,10 @@ from typing import Any, Final
 from .delivery import Delivery
 from .helpers import HelperError, Json, shown
 from .journal import Journal
-from .platform_client import Answer, NoAnswerError, PlatformClient, refused, segment
+from .platform_client import PATIENCE, Answer, NoAnswerError, PlatformClient, refused, segment
 from .values import BundledValues
 from .wire.access import Access
 
-READ_SECONDS: Final = 10.0
-"""How long a read waits for the platform: a tunnel is made again within seconds, and a script should fail in a time in
-which somebody who watches it still waits."""
 TOOL_SECONDS: Final = 300.0
 """For the answer of a tool's action, which may be another service's work."""
 FIRST_PAUSE: Final = 0.02
@@ -34,13 +31,16 @@ class ApiValues(BundledValues):
     """Implements `helpers.Values` on the platform's live data. The result's values are what the script wrote."""
 
     def __init__(
-        self, folder: str, *, execution_id: str, access: Access, read_seconds: float = READ_SECONDS, **handed_over: Any
+        self, folder: str, *, execution_id: str, access: Access, patience: float = PATIENCE, **handed_over: Any
     ) -> None:
-        """`handed_over` is `BundledValues`'s: what the platform doesn't know is taken from it. `go_live` comes next."""
+        """`handed_over` is `BundledValues`'s: what the platform doesn't know is taken from it. `go_live` comes next.
+
+        `patience` is in seconds, see `platform_client`.
+        """
         super().__init__(folder, **handed_over)
         self.masked_values.append(access.token)
         self._execution_id = execution_id
-        self._read_seconds = read_seconds
+        self._patience = patience
         self._call = threading.local()
         self._client = PlatformClient(execution_id, access)
         self._journal: Journal | None = None
@@ -49,7 +49,7 @@ class ApiValues(BundledValues):
     def go_live(self, journal: Journal, wake: Callable[[], None]) -> Delivery:
         """The execution is claimed: writes go to `journal`, and are delivered. `wake` is called when one is settled."""
         self._journal = journal
-        self._delivery = Delivery(self._execution_id, self._client, journal, wake)
+        self._delivery = Delivery(self._execution_id, self._client, journal, wake, patience=self._patience)
         return self._delivery
 
     def replace_access(self, access: Access) -> None:
@@ -116,7 +116,7 @@ class ApiValues(BundledValues):
 
     def _read(self, path: str, what: str) -> Answer | None:
         """The platform's answer, None when it knows nothing of that. Waits for it; raises HelperError."""
-        until = getattr(self._call, "asked_at", time.monotonic()) + self._read_seconds
+        until = getattr(self._call, "asked_at", time.monotonic()) + self._patience
         pause, why = FIRST_PAUSE, ""
         while (left := until - time.monotonic()) > 0:
             try:
@@ -135,5 +135,5 @@ class ApiValues(BundledValues):
             pause = min(2 * pause, LONGEST_PAUSE)
         raise HelperError(
             "api.unreachable",
-            f"the platform did not tell {what} within {self._read_seconds:g} s ({why or 'others wait for it too'})",
+            f"the platform did not tell {what} within {self._patience:g} s ({why or 'others wait for it too'})",
         )

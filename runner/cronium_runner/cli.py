@@ -305,8 +305,10 @@ def _leave_values(submission: "Submission", result: Result) -> None:
 
 def _rejection(execution_id: str | None, error: RunnerError) -> Result:
     from .guardian import rejected
+    from .wire import access
 
-    return rejected(execution_id or "", None, error)
+    is_api = bool(os.environ.get(access.ENDPOINT_NAME)) and "CRONIUM_WORK_DIR" not in os.environ
+    return rejected(execution_id or "", None, error, access.API if is_api else access.BUNDLED)
 
 
 for command in COMMANDS:

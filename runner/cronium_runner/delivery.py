@@ -12,7 +12,7 @@ from typing import Final
 
 from .helpers import Json
 from .journal import Entry, Journal
-from .platform_client import Answer, NoAnswerError, PlatformClient, segment
+from .platform_client import PATIENCE, Answer, NoAnswerError, PlatformClient, segment
 from .values import CONDITION, VARIABLE
 
 FIRST_PAUSE: Final = 0.05
@@ -22,8 +22,6 @@ LONGEST_RETRY_AFTER: Final = 60.0
 """Seconds that a platform may ask for: its rate is counted by the minute."""
 TRY_SECONDS: Final = 15.0
 """For one answer: more than a database's lock takes, and less than is waited at the end."""
-STANDSTILL_SECONDS: Final = 10.0
-"""At the end nothing is waited for when for so long nothing has arrived: the tunnel is gone."""
 DRAIN_SECONDS: Final = 60.0
 """At the end, in all (contracts §8: clean-up)."""
 
@@ -31,7 +29,17 @@ DRAIN_SECONDS: Final = 60.0
 class Delivery:
     """Delivers one journal. `wake` is called, by the delivering thread, whenever a write is settled."""
 
-    def __init__(self, execution_id: str, client: PlatformClient, journal: Journal, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        execution_id: str,
+        client: PlatformClient,
+        journal: Journal,
+        wake: Callable[[], None],
+        *,
+        patience: float = PATIENCE,
+    ) -> None:
+        """`patience`: at the end nothing is waited for when for so many seconds nothing has arrived."""
+        self._patience = patience
         self._execution_id = execution_id
         self._client = client
         self._journal = journal
@@ -57,12 +65,12 @@ class Delivery:
     def is_over(self, began: float) -> bool:
         """Whether waiting for the rest, since `began` (monotonic), makes no sense any more."""
         now = time.monotonic()
-        is_still = now >= max(began, self._last_settled) + STANDSTILL_SECONDS
+        is_still = now >= max(began, self._last_settled) + self._patience
         return not self._journal.undelivered or is_still or now >= began + DRAIN_SECONDS
 
     def until_over(self, began: float) -> float:
         """Seconds until `is_over` may become true without anything arriving."""
-        due = min(max(began, self._last_settled) + STANDSTILL_SECONDS, began + DRAIN_SECONDS)
+        due = min(max(began, self._last_settled) + self._patience, began + DRAIN_SECONDS)
         return max(0.0, due - time.monotonic())
 
     def _run(self) -> None:

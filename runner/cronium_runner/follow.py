@@ -159,10 +159,12 @@ def status(execution: ExecutionDirectory) -> dict[str, Any]:
         except FileNotFoundError:
             sizes[name] = 0
     running = next((record for record in history if "heldBy" in record), {})
+    script: dict[str, Any] = next((record["script"] for record in history if "script" in record), {})
     return {
         "executionId": execution.id,
         "jobId": claim.get("jobId"),
         "state": state,
+        "pid": script.get("pid"),
         "claimedAt": claim.get("at"),
         "acknowledged": any("acknowledged" in record for record in history),
         "collected": execution.is_tombstone(),

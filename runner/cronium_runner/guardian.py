@@ -23,6 +23,7 @@ from .errors import RunnerError, SystemRefusedError
 from .jobdir import AlreadyClaimedError, StateDirectory
 from .submission import Submission
 from .wire import exactjson
+from .wire.access import API, BUNDLED
 from .wire.results import Outcome, Result
 
 if TYPE_CHECKING:
@@ -55,12 +56,13 @@ def start_supervisor(
     return pid, ours
 
 
-def rejected(submission_id: str, job_id: str | None, error: RunnerError) -> Result:
+def rejected(submission_id: str, job_id: str | None, error: RunnerError, mode: str = BUNDLED) -> Result:
     """The result of a submission that could not be started. It is told, not recorded: the id stays free."""
     return Result(
         execution_id=submission_id,
         job_id=job_id,
         state=Outcome.REJECTED,
+        mode=mode,
         runner_version=__version__,
         error_code=error.code,
         error_message=error.message,
@@ -70,7 +72,11 @@ def rejected(submission_id: str, job_id: str | None, error: RunnerError) -> Resu
 def undecided(submission: Submission) -> Result:
     """The result of a submission whose supervisor ended before it could claim the id."""
     sentence = "the supervisor ended before it had claimed the execution, so nothing was started; submit it again"
-    return rejected(submission.execution_id, submission.job_id, RunnerError("runner.internal", sentence))
+    return _rejection(submission, RunnerError("runner.internal", sentence))
+
+
+def _rejection(submission: Submission, error: RunnerError) -> Result:
+    return rejected(submission.execution_id, submission.job_id, error, BUNDLED if submission.api is None else API)
 
 
 def _supervise(
@@ -156,7 +162,7 @@ def _as_rejection(state: StateDirectory, error: RunnerError | OSError) -> Runner
 
 
 def _tell_rejection(submission: Submission, guardian: socket.socket, error: RunnerError) -> None:
-    result = rejected(submission.execution_id, submission.job_id, error)
+    result = _rejection(submission, error)
     _tell(guardian, b"rejected " + exactjson.encode(result.to_json()) + b"\n")
 
 

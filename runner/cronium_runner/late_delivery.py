@@ -12,10 +12,10 @@ from typing import Final
 
 from . import process
 from .delivery import DRAIN_SECONDS, Delivery
-from .errors import SystemRefusedError
+from .errors import InputError, SystemRefusedError
 from .jobdir import ExecutionDirectory
 from .journal import Journal
-from .platform_client import PlatformClient
+from .platform_client import PATIENCE, PlatformClient, patience
 from .wire.access import Access
 
 AGAIN_SECONDS: Final = 0.05
@@ -50,7 +50,8 @@ def deliver(execution: ExecutionDirectory, access: Access) -> None:
             return
         time.sleep(AGAIN_SECONDS)
     settled = threading.Event()
-    delivery = Delivery(execution.id, PlatformClient(execution.id, access), journal, settled.set)
+    client = PlatformClient(execution.id, access)
+    delivery = Delivery(execution.id, client, journal, settled.set, patience=_patience())
     began = time.monotonic()
     delivery.notify()
     while not delivery.is_over(began):
@@ -58,6 +59,13 @@ def deliver(execution: ExecutionDirectory, access: Access) -> None:
         settled.clear()
     delivery.stop()
     _correct(execution, journal)
+
+
+def _patience() -> float:
+    try:
+        return patience(os.environ)
+    except InputError:  # said when a job begins; what is delivered here has no one to tell
+        return PATIENCE
 
 
 def _correct(execution: ExecutionDirectory, journal: Journal) -> None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from .errors import InputError
 from .helpers import HelperError, Json
 from .wire import exactjson
 from .wire.access import Access
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS: Final = 10.0
 """Contracts §8."""
+PATIENCE: Final = 10.0
+"""Seconds: how long a read waits for the platform, and how long writes that are left at the end are waited for without
+any of them arriving. A tunnel is made again within seconds, and a script should fail in a time in which somebody who
+watches it still waits."""
+PATIENCE_NAME: Final = "CRONIUM_API_PATIENCE"
+MOST_PATIENCE: Final = 3600.0
+"""Seconds: beyond an hour it's the job's time-out that ends a wait, or nothing does."""
 KEPT_SECONDS: Final = 4.0
 """How long an idle connection is kept: less than the five seconds after which uvicorn closes it."""
 CONNECTIONS: Final = 24
@@ -74,6 +82,21 @@ class Answer(NamedTuple):
         if not isinstance(message, str):
             return f"status {self.status}"
         return f"{self.status} {message}" if self.status else message
+
+
+def patience(environment: Mapping[str, str]) -> float:
+    """The seconds that CRONIUM_API_PATIENCE says, else 10. Raises InputError."""
+    told = environment.get(PATIENCE_NAME)
+    if told is None:
+        return PATIENCE
+    try:
+        seconds = float(told)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MOST_PATIENCE:
+        sentence = f"{PATIENCE_NAME}: {told[:40]!r} is no number of seconds up to {MOST_PATIENCE:g}"
+        raise InputError(sentence, "api.config")
+    return seconds
 
 
 def warm() -> None:

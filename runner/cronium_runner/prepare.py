@@ -250,8 +250,10 @@ def _values(submission: Submission) -> Callable[..., BundledValues]:
     if submission.api is None:
         return BundledValues
     from .api_values import ApiValues
+    from .platform_client import patience
 
-    return functools.partial(ApiValues, execution_id=submission.execution_id, access=submission.api)
+    waits = patience(os.environ)
+    return functools.partial(ApiValues, execution_id=submission.execution_id, access=submission.api, patience=waits)
 
 
 def _exposed(submission: Submission, parsed: Manifest) -> dict[str, str]:

@@ -44,6 +44,9 @@ def no_algorithm(platform: Platform, execution: str) -> str:
     return jwt.encode(good, "", "none")
 
 
+QUICKLY = 0.05
+"""Seconds: contracts and promises, for every token that opens nothing."""
+
 TOKENS: dict[str, tuple[Callable[[Platform, str], str | None], int]] = {
     "none at all": (lambda _platform, _id: None, 401),
     "not a token": (lambda _platform, _id: "letmein", 401),
@@ -91,9 +94,10 @@ def test_tokens_that_open_nothing(shared_platform: Platform, attack: str) -> Non
 
 
 def test_how_quickly_attacks_are_refused(shared_platform: Platform) -> None:
-    """Printed, not asserted: see docs/api.md for the figures."""
+    """The median is printed (docs/api.md). The promise is 50 ms, asserted of the quickest: a loaded machine may be late
+    with some of twenty, not with all."""
     print()
-    for attack in ("alg none", "wrong key", "other execution", "never issued", "64 KB"):
+    for attack in TOKENS:
         token = TOKENS[attack][0](shared_platform, "timed")
         taken = []
         for _ in range(20):
@@ -101,6 +105,7 @@ def test_how_quickly_attacks_are_refused(shared_platform: Platform) -> None:
                 began = time.perf_counter()
                 assert client.get("input").status == TOKENS[attack][1]
                 taken.append(time.perf_counter() - began)
+        assert min(taken) < QUICKLY, attack
         print(f"  {attack:16} refused in {statistics.median(taken) * 1000:.1f} ms (median of 20, new connections)")
 
 
@@ -118,10 +123,14 @@ def raw(address: str, request: bytes) -> bytes:
 
 def test_a_token_of_5_mb_gets_its_answer(shared_platform: Platform) -> None:
     huge = b"GET /executions/one/input HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + b"a" * 5_000_000 + b"\r\n\r\n"
+    taken = []
     for _ in range(5):  # a connection that is reset before the answer is read would show sooner or later
+        began = time.perf_counter()
         answer = raw(shared_platform.address, huge)
+        taken.append(time.perf_counter() - began)
         assert answer.startswith(b"HTTP/1.1 431 ")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"] == "header_too_large"
+    assert min(taken) < QUICKLY, "with the sending of all of it"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from api_process import Client, Platform
+from cronium_controller.platform_store import PlatformStore
 from postgresql import PostgreSQL
+from runner_process import wait_until
 from web_server import WebServer
 
 CLIENT = Path(__file__).with_name("contract_client.mjs")
@@ -195,6 +197,15 @@ def test_it_ends_when_it_is_told_to(platform: Platform, number: int) -> None:
     with platform.client("one") as idle:
         assert idle.get("input").status == 200
         assert platform.stop(number) == 0
+
+
+def test_a_service_drops_what_is_long_over(platform: Platform) -> None:
+    platform.token("over")
+    store = PlatformStore(str(platform.folder / "state" / "controller.db"))
+    store.revoke("over", 1.0, actor="test")
+    platform.serve()
+    wait_until(lambda: store.find("over") is None, "it to be dropped")
+    store.close()
 
 
 def test_a_key_that_others_can_read_is_refused(platform: Platform) -> None:

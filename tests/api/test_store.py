@@ -206,9 +206,25 @@ def test_only_what_is_long_over_is_pruned(store: PlatformStore) -> None:
     assert not store.write(
         Caller("open", "jopen"), Write("variable.set", 1, "x", 1), 3.0
     )  # known, so not applied again
+    assert (store.find("over"), store.find("open") is None) == (None, False)
     store.prune(101.0 + 2 * KEPT_SECONDS)
     with pytest.raises(GrantError):
         store.read_input(Caller("open", "jopen"))
+    assert store.find("open") is not None, "its host may come back with writes"
+    assert "execution.registered" in [entry.action for entry in store.audit(10, "over")], "the log keeps everything"
+
+
+def test_an_execution_that_was_let_in_again_is_not_pruned_and_neither_are_thousands_forgotten(
+    store: PlatformStore,
+) -> None:
+    long_after = 10.0 + 2 * KEPT_SECONDS
+    for number in range(1200):
+        store.register(LiveExecution(f"e{number}", "u"), 1.0, actor="a")
+        store.revoke(f"e{number}", 2.0, actor="a")
+    store.grant(Caller("e7", "again"), long_after, long_after + 60, actor="a")
+    store.prune(long_after)
+    assert [name for name in (f"e{number}" for number in range(1200)) if store.find(name)] == ["e7"]
+    assert store.read_input(Caller("e7", "again")) == "null"
 
 
 def test_registering_again_changes_nothing(store: PlatformStore) -> None:

@@ -73,7 +73,7 @@ def test_help_costs_neither_asyncssh_nor_sqlalchemy(environment: dict[str, str])
         ["attach", "one", "--offset", "-1", "0"],
         ["logs", "one", "--offset", "-1"],
         ["logs", "one", "--stream", "stdlog"],
-        ["status", "one", "two"],
+        ["status"],
         ["deploy"],
     ],
     ids=" ".join,

@@ -128,8 +128,8 @@ async def test_a_command_says_everything_about_its_end(client: SSHClient) -> Non
 async def test_the_first_command_and_later_ones_mean_the_same(client: SSHClient) -> None:
     command = "printf '%s|' \"it's\" 'a\\nb' '!x' $((1+1)) \"$A\"; printf '%s\n' $0 | sed 's,.*/,,'"
     results = [await client.run_async(command, env={"A": "x\ny'"})]
-    await asyncio.gather(*client._chores)
-    assert client._is_posix, "the login shell is one, and must have been recognised by now"
+    await asyncio.gather(*client._commands.chores)
+    assert client._commands.is_posix, "the login shell is one, and must have been recognised by now"
     results.append(await client.run_async(command, env={"A": "x\ny'"}))
     assert {result.stdout for result in results} == {results[0].stdout}
     assert results[0].stdout.startswith("it's|a\\nb|!x|2|x\ny'|")
@@ -200,9 +200,9 @@ async def test_every_login_shell_gets_the_same(serve: Callable[..., OpenSSHServe
     async with SSHClient(settings(server)) as client:
         for _ in range(3):
             result = await client.run_async(command, cwd="~/x y", env={"A": "it's \\n !1"})
-            assert result.stdout == f"it's \\n !1\n{home}/x y\na  b\n", (client._is_posix, result)
-            await asyncio.wait_for(asyncio.gather(*client._chores), LONG)
-        assert client._is_posix == (shell not in ("fish", "csh", "tcsh"))
+            assert result.stdout == f"it's \\n !1\n{home}/x y\na  b\n", (client._commands.is_posix, result)
+            await asyncio.wait_for(asyncio.gather(*client._commands.chores), LONG)
+        assert client._commands.is_posix == (shell not in ("fish", "csh", "tcsh"))
 
 
 # -- timeouts --------------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ async def test_every_login_shell_gets_the_same(serve: Callable[..., OpenSSHServe
 async def test_a_timeout_returns_in_time_with_what_was_written_and_leaves_nothing(
     server: OpenSSHServer, client: SSHClient, command: str, is_posix: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client._is_posix = is_posix
+    client._commands.is_posix = is_posix
     began = time.monotonic()
     result = await client.run_async(command, timeout=1)
     assert (result.success, result.returncode, result.timed_out) == (False, -1, True)
@@ -346,7 +346,7 @@ async def test_a_copy_that_takes_too_long_is_given_up(client: SSHClient, home: P
 
 async def test_without_control_master_each_call_has_its_own_connection(server: OpenSSHServer) -> None:
     async with SSHClient(settings(server, use_control_master=False)) as client:
-        client._is_posix = True
+        client._commands.is_posix = True
         for _ in range(3):
             assert (await client.run_async("true")).success
     assert server.count_in_log("Accepted publickey") == 3
@@ -363,7 +363,7 @@ async def test_connections_that_died_in_the_pool_are_replaced(client: SSHClient,
 async def test_a_connection_that_answers_no_more_is_replaced(server: OpenSSHServer) -> None:
     async with SSHClient(settings(server, connect_timeout=1)) as client:
         assert (await client.run_async("true")).success
-        await asyncio.gather(*client._chores)
+        await asyncio.gather(*client._commands.chores)
         stopped = server.session_pids()
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)

@@ -39,7 +39,7 @@ async def test_calls_of_every_kind_at_once_share_one_connection(
         async def run() -> bytes:
             return (await client.run_async("echo logged")).stdout.encode()
 
-        client._is_posix = True  # else the client would ask once more which shell it is
+        client._commands.is_posix = True  # else the client would ask once more which shell it is
         told = await asyncio.wait_for(asyncio.gather(*[(fetch_log, ask, run)[n % 3]() for n in range(24)]), 60)
         assert told == [b"logged\n"] * 24
         events = [record.message for record in caplog.records]

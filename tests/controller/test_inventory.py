@@ -10,7 +10,7 @@ import pytest
 
 from cronium_controller import inventory, node_sets
 from cronium_controller.errors import ControllerError
-from cronium_controller.hosts import SSHConfig
+from cronium_controller.hosts import BadTarget, SSHConfig
 from cronium_controller.inventory import Inventory
 from cronium_controller.transport import routes
 from remote_host import RemoteHost
@@ -60,6 +60,40 @@ def refusal(folder: Path, text: str, environment: Mapping[str, str] = ENVIRONMEN
     assert refused.value.code == "hosts.file"
     assert "\n" not in refused.value.message
     return refused.value.message.removeprefix(f"{folder}/hosts.yaml:")
+
+
+def test_a_malformed_row_can_be_a_host_of_its_own_that_cannot_be_reached(tmp_path: Path) -> None:
+    text = "hosts:\n  web01:\n  web[02-03]: {port: 99999, groups: [web, eu]}\n  web04: {groups: web}\n"
+    assert refusal(tmp_path, text).startswith("3: web[02-03]: port")
+    (tmp_path / "hosts.yaml").write_text(text)
+    known = inventory.load(str(tmp_path / "hosts.yaml"), environment={}, keeps_bad_rows=True)
+    assert (known.groups["web"], known.groups["eu"]) == (("web02", "web03", "web04"), ("web02", "web03"))
+    good, bad, worse, last = known.select_each(["web01", "web"])
+    assert (good, last) == (known.host("web01"), known.host("web04"))
+    assert isinstance(bad, BadTarget)
+    assert isinstance(worse, BadTarget)
+    assert (bad.name, bad.error.code) == ("web02", "hosts.file")
+    with pytest.raises(ControllerError, match="99999"):
+        known.select(["web"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hosts:\n  a: {grups: web, prot: 1}\n",  # which groups, nobody knows
+        "hosts:\n  a: {port: 0, groups: {}}\n",
+        "hosts:\n  a: {port: 0}\n  a: {port: 0}\n",
+        "hosts:\n  a: [1]\n",
+        "hosts:\n  'a b': {port: 0}\n",
+        "hosts:\n  a: {port: 0}\ngroups:\n  b: c\n",
+        "a:\ngrops:\n  web: a\n",  # without `hosts:` it would be a host
+    ],
+)
+def test_what_leaves_doubt_who_is_meant_refuses_the_whole_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "hosts.yaml").write_text(text)
+    with pytest.raises(ControllerError) as refused:
+        inventory.load(str(tmp_path / "hosts.yaml"), environment={}, keeps_bad_rows=True)
+    assert refused.value.code == "hosts.file"
 
 
 def test_a_file_says_everything_about_its_hosts(tmp_path: Path) -> None:
@@ -395,7 +429,19 @@ def test_the_command_lists_hosts(tmp_path: Path) -> None:
     listed = cronium("hosts", cwd=tmp_path)
     assert listed.returncode == 0
     lines = [line.split() for line in listed.stdout.splitlines()]
-    assert lines[0] == ["NAME", "ADDRESS", "USER", "PORT", "ROUTES", "GROUPS", "HEALTH", "USED", "SUCCESS", "LAST", "ERROR"]
+    assert lines[0] == [
+        "NAME",
+        "ADDRESS",
+        "USER",
+        "PORT",
+        "ROUTES",
+        "GROUPS",
+        "HEALTH",
+        "USED",
+        "SUCCESS",
+        "LAST",
+        "ERROR",
+    ]
     assert ["db1", "db.example", "root", "2222", "direct", "databases,most,outer", "-", "-", "-", "-"] in lines
     assert len(lines) == 8
     [only] = cronium("hosts", "--on", "internal-server", "--json", cwd=tmp_path).stdout.splitlines()
@@ -408,9 +454,9 @@ def test_the_command_lists_hosts(tmp_path: Path) -> None:
     [
         (["hosts", "--on", "nope"], "no host or group 'nope'"),
         (["hosts", "--hosts", "nope.yaml"], "no hosts file at nope.yaml; correct --hosts"),
-        (["run", "/bin/true"], "say where: either --host"),
-        (["run", "--host", "a", "--on", "b", "/bin/true"], "say where: either --host"),
-        (["run", "--on", "web", "/bin/true"], "'web' stands for 3 hosts, and this command takes one"),
+        (["run", "/bin/true"], "say where: --host"),
+        (["doctor", "--host", "a", "--on", "b"], "say where: either --host"),
+        (["doctor", "--on", "web"], "'web' stands for 3 hosts, and this command takes one"),
         (["deploy", "--on", "wbe01"], "did you mean 'web01'?"),
     ],
 )

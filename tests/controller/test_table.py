@@ -4,7 +4,7 @@ import pytest
 
 from cronium_controller.progress import elapsed
 from cronium_controller.schedule import Tally
-from cronium_controller.table import SHOWN_FAILURES, SHOWN_SUCCESSES, Table
+from cronium_controller.table import SHOWN_KINDS, SHOWN_SUCCESSES, Table, natural
 from cronium_runner.wire.results import Outcome, Result
 
 
@@ -37,13 +37,39 @@ def test_what_is_shown_is_bounded() -> None:
     ok = Result("run.1", Outcome.SUCCEEDED, host="web01", exit_code=0)
     assert shown(*[ok] * (SHOWN_SUCCESSES + 1)) == ["SUCCESS: 21 succeeded of 21 hosts in 2.0 s"]
     bad = Result("run.2", Outcome.FAILED, host="web02", exit_code=3)
-    lines = shown(*[bad] * (SHOWN_FAILURES + 7))
-    assert lines[-2:] == [
+    kinds = [bad._replace(exit_code=number) for number in range(SHOWN_KINDS + 7)]
+    assert shown(*kinds)[-2:] == [
         "… and 7 more failures: cronium history",
-        "FAILED: 0 succeeded, 107 failed of 107 hosts in 2.0 s",
+        "FAILED: 0 succeeded, 37 failed of 37 hosts in 2.0 s",
     ]
     stopped = Result("run.3", Outcome.REJECTED, host="web03", error_code="fanout.stopped", error_message="not begun")
     assert shown(ok, stopped, stopped, stopped=2)[-1].startswith("PARTIAL SUCCESS: 1 succeeded, 2 not begun of 3")
+
+
+def test_hosts_that_failed_alike_are_one_row_with_the_first_ones_reason() -> None:
+    refused = [
+        Result(
+            f"run.{number}",
+            Outcome.UNKNOWN,
+            host=f"web{number}",
+            error_code="host.unreachable",
+            error_message=f"web{number}: cannot connect to 10.0.0.{number}: Connection refused",
+        )
+        for number in (10, 9, 11, 8)
+    ]
+    hung = refused[0]._replace(host="web3", error_message="web3: cannot connect to 10.0.0.3: no answer in time")
+    failed = [Result("run.5", Outcome.FAILED, host="db2", exit_code=3, duration_ms=90.0 + n) for n in range(4)]
+    assert shown(*refused, hung, *failed)[1:-1] == [
+        "web[8-11] (4)  unknown  -     -               -",
+        "  web8: cannot connect to 10.0.0.8: Connection refused [host.unreachable]",
+        "  → cronium doctor --host web8",
+        "web3           unknown  -     -               -",
+        "  cannot connect to 10.0.0.3: no answer in time [host.unreachable]",
+        "  → cronium doctor --host web3",
+        "db2 (4)        failed   3     90 ms to 93 ms  -",
+        "  → cronium logs run.5",
+    ]
+    assert sorted(["web10", "web9", "a", "10.0.0.2", "9"], key=natural) == ["a", "web9", "web10", "9", "10.0.0.2"]
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,32 @@ async def test_a_refused_key_or_login_is_final(final: UnreachableError) -> None:
     assert (ways.tried, ways.pauses) == (["tailscale"], [])
 
 
+@pytest.mark.parametrize(("takes", "attempts"), [(0.0, 3), (4.0, 2), (9.5, 1), (10.0, 1)])
+async def test_among_many_hosts_one_that_hangs_is_not_tried_again(takes: float, attempts: int) -> None:
+    now = 0.0
+
+    async def attempt(_way: Route) -> str:
+        nonlocal now
+        now += takes
+        raise down()
+
+    async def pause(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    tried: list[float] = []
+
+    async def noted(way: Route) -> str:
+        tried.append(now)
+        return await attempt(way)
+
+    somewhere = Somewhere(tailscale_ip=None, cloudflare_tunnel=None)
+    with pytest.raises(UnreachableError, match="no answer"):
+        await reach(somewhere, noted, Remembered(), retry_seconds=10.0, pause=pause, clock=lambda: now)
+    assert len(tried) == attempts
+    assert tried[-1] <= 10.0
+
+
 async def test_the_three_attempts_wrap_the_whole_chain_and_say_what_each_way_said() -> None:
     ways = Ways(tailscale=down("web01: timed out"), direct=down("refused"), cloudflare=down("no such tunnel"))
     with pytest.raises(UnreachableError) as error:

@@ -23,6 +23,7 @@ from cronium_controller.platform_store import PlatformStore
 from cronium_runner.wire.results import Outcome
 from remote_host import RemoteHost, collect
 from runner_process import wait_until
+from web_server import WebServer
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 NewHost = Callable[..., RemoteHost]
@@ -154,17 +155,20 @@ def test_killed_controllers_cost_no_write(shared: RemoteHost, platform: Platform
     assert (actions(platform, "orphan").count("token.issued"), actions(platform, "orphan")[-1]) == (4, "token.revoked")
 
 
-def test_what_was_not_delivered_is_by_the_next_contact(shared: RemoteHost, platform: PlatformStore) -> None:
-    words = ["run", "--host", shared.server.target, "--mode", "api", "--execution-id", "later"]
-    with shared.start_cronium(*words, shared.script(WRITER, "writer.sh"), stdout=-3) as running:
+def test_what_was_not_delivered_is_by_the_next_contact(new_host: NewHost) -> None:
+    host = new_host(environment={"CRONIUM_API_PATIENCE": "0.5"})
+    platform = PlatformStore(str(host.remembered / "controller.db"))
+    words = ["run", "--host", host.server.target, "--mode", "api", "--execution-id", "later"]
+    with host.start_cronium(*words, host.script(WRITER, "writer.sh"), stdout=-3) as running:
         wait_until(lambda: "variable.set COUNT" in actions(platform, "later"), "the first write")
         running.send_signal(signal.SIGKILL)
-    assert shared.wait_result("later")["undelivered"] > 0
-    done = shared.cronium("wait", "later", "--json")
+    assert host.wait_result("later")["undelivered"] > 0
+    done = host.cronium("wait", "later", "--json")
     result = json.loads(done.stdout)
     assert (result["state"], result["undelivered"]) == ("succeeded", 0)
     assert actions(platform, "later").count("variable.set COUNT") == 40
     assert actions(platform, "later")[-1] == "token.revoked"
+    platform.close()
 
 
 async def test_a_host_that_forwards_nothing_starts_nothing(new_host: NewHost) -> None:
@@ -183,7 +187,12 @@ async def test_a_host_that_forwards_nothing_starts_nothing(new_host: NewHost) ->
     assert b"warning: executed in bundled mode" in done["on stderr"]
     refused = host.run_json("--mode", "api", script)
     assert (refused["exit status"], refused["state"]) == (125, "rejected")
-    assert refused["error"]["code"] == "api.tunnel_refused"
+    assert (refused["error"]["code"], refused["mode"]) == ("api.tunnel_refused", "api")
+    many = host.cronium(
+        *("run", "--host", host.server.target, "--host", "127.0.0.1:1", "--mode", "api"), "--json", script
+    )
+    told = [json.loads(line) for line in many.stdout.splitlines()]
+    assert [line["mode"] for line in told if "mode" in line] == ["api", "api"]
     later = host.cronium("wait", "anyway", "--json")
     assert json.loads(later.stdout)["fallback"]["code"] == "api.tunnel_refused"
 
@@ -245,10 +254,59 @@ def test_a_rejected_job_leaves_nothing_on_the_platform_and_its_id_free(
     missing = shared.script("#!/no/such/interpreter\n", "missing")
     missing.chmod(0o755)
     rejected = shared.run_json(*words, "--input", "1", missing)
-    assert rejected["state"] == "rejected", rejected
+    assert (rejected["state"], rejected["mode"]) == ("rejected", "api"), rejected
     assert platform.find("again") is None
     result = shared.run_json(*words, "--input", "2", shared.script("cronium.input"))
     assert result["stdout"]["text"] == "2\n"
+
+
+def test_the_token_is_nowhere_but_with_those_who_use_it(shared: RemoteHost, tmp_path: Path) -> None:
+    kept = tmp_path / "token"
+    folder = shared.folder / "asks"
+    folder.mkdir()
+    (folder / "manifest.yaml").write_text("version: v1\nentrypoint: s.sh\ninterpreter: bash\nexpose_api: true\n")
+    (folder / "s.sh").write_text(
+        f'printf %s "$CRONIUM_API_TOKEN" > {kept}; cronium.setVariable A 1; echo "it is $CRONIUM_API_TOKEN"\n'
+        "while [ ! -e gate ]; do sleep 0.02; done\n"
+    )
+    words = ["run", "--host", shared.server.target, "--mode", "api", "-v", "--execution-id", "kept", folder]
+    with shared.start_cronium(*words, stdout=-1, stderr=-1) as running:
+        shared.wait_output("kept", b"it is ")
+        token = kept.read_bytes()
+        assert token.count(b".") == 2
+        kept.unlink()
+        arguments = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+        assert not any(token in words for words in arguments)
+        (shared.execution("kept") / "work" / "gate").touch()
+        stdout, stderr = running.communicate(timeout=60)
+    assert stdout == b"it is ***\n"
+    assert token not in stderr
+    for place in (shared.state, shared.remembered, shared.home, shared.folder):
+        # Not read here: to close a file that SQLite has open in this process would release its locks.
+        found = subprocess.run(["grep", "-rlF", "-f", "-", place], input=token, capture_output=True, check=False)
+        assert (found.returncode, found.stdout) == (1, b""), place
+
+
+def test_a_script_has_a_webhook_called(shared: RemoteHost, platform: PlatformStore, tmp_path: Path) -> None:
+    with WebServer() as web:
+        tools = tmp_path / "tools.toml"
+        tools.write_text(f'[alerts]\ntype = "webhook"\nurl = "{web.url}/hook"\nheaders = {{ X-Key = "t0p-secret" }}\n')
+        tools.chmod(0o600)
+        script = shared.script(
+            """answer=$(cronium.executeToolAction alerts send '{"text": "disk full"}') && echo "$answer"\n"""
+            """cronium.executeToolAction pager send; echo "status $?" """
+        )
+        words = ["run", "--host", shared.server.target, "--mode", "api", "--json", "--execution-id", "tool", script]
+        with shared.start_cronium(*words, stdout=-1, env={"CRONIUM_TOOLS": str(tools)}) as running:
+            stdout, _ = running.communicate(timeout=60)
+        result = json.loads(stdout)
+        assert result["stdout"]["text"] == '{"status":200,"body":{"ok":true,"exact":1.10}}\nstatus 1\n'
+        assert "no tool of this name is configured" in result["stderr"]["text"]
+        [received] = web.received
+        assert received.body["params"] == {"text": "disk full"}
+        assert (received.body["executionId"], received.headers["x-key"]) == ("tool", "t0p-secret")
+    told = [action for action in actions(platform, "tool") if action.startswith("tool")]
+    assert told == ["tool.started", "tool.succeeded", "tool.unknown"]
 
 
 def test_somebody_elses_service(shared: RemoteHost, tmp_path: Path) -> None:

@@ -17,16 +17,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jwt
 import pytest
 
 from api_process import Answer, Client
 from cronium_controller.connection import Access, Connection, connect
 from cronium_controller.errors import TunnelError
-from cronium_controller.hosts import parse_host
+from cronium_controller.hosts import Host, parse_host
 from cronium_controller.job import Job
 from cronium_controller.live import Live
 from cronium_controller.payloads import load
 from cronium_controller.transport import Remembered
+from cronium_controller.tunnel import Tunnels
 from openssh import OpenSSHServer, sshd_path
 from runner_process import wait_until
 
@@ -216,7 +218,7 @@ async def test_a_client_that_knows_only_the_contract_by_a_port(tmp_path: Path, s
 
 async def test_this_machine_needs_no_tunnel(tmp_path: Path, sockets: Path) -> None:
     live = Live(tmp_path / "controller", environment={})
-    local = SimpleNamespace(host=parse_host("local:"))
+    local = SimpleNamespace(host=Host("localhost", "localhost", is_local=True))
     through = Way(local, live, str(sockets), tmp_path)  # type: ignore[arg-type]
     first, second = await asyncio.gather(through.client("one", input=1), through.client("two", input=2))
     [made] = sockets.iterdir()
@@ -273,6 +275,133 @@ async def test_megabytes_both_ways_also_for_a_slow_reader(tmp_path: Path, socket
             slow = await asyncio.to_thread(begin)
             assert (await ask(client, client.get, "input"))[1]["data"] == text  # nobody waits for the slow one
             assert await asyncio.to_thread(rest, slow) >= len(text)
+
+
+class Halting(asyncio.Protocol):
+    """Takes one piece and then no more until it is told to; or answers without end, as long as it may."""
+
+    def __init__(self, sends: int = 0) -> None:
+        self.received = 0
+        self.sent = 0
+        self.pauses = 0
+        self._left = sends
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+        self.transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self._sending = asyncio.ensure_future(self._send())
+
+    async def _send(self) -> None:
+        while self.sent < self._left:
+            await self._may_write.wait()
+            self.transport.write(bytes(PIECE))
+            self.sent += PIECE
+            await asyncio.sleep(0)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.received:
+            self.transport.pause_reading()
+        self.received += len(data)
+
+    def pause_writing(self) -> None:
+        self.pauses += 1
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        self._may_write.set()
+
+
+PIECE = 1 << 16
+WHOLE = 32 << 20
+BUFFERED = 8 << 20
+"""What SSH's windows (2 MiB) and the sockets on the way may hold; more of it would be held in our memory."""
+
+
+@contextlib.asynccontextmanager
+async def halting(folder: Path, sockets: Path, sends: int = 0) -> AsyncIterator[tuple[Halting, socket.socket]]:
+    """A protocol at this end of a tunnel, and a connected socket at the host's."""
+    async with way(folder, str(sockets)) as through:
+        protocol = Halting(sends)
+        endpoint = await Tunnels().endpoint(through.connection, str(sockets), lambda: protocol)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(20)
+            await asyncio.to_thread(client.connect, endpoint.removeprefix("unix://"))
+            yield protocol, client
+
+
+async def stands_still(progress: Callable[[], int]) -> int:
+    """What has come through once nothing more does."""
+    last = -1
+    while last != progress() or not last:
+        last = progress()
+        await asyncio.sleep(0.5)
+    return last
+
+
+async def test_a_service_that_reads_no_more_holds_up_its_client_and_takes_no_memory(
+    tmp_path: Path, sockets: Path
+) -> None:
+    async with halting(tmp_path, sockets) as (protocol, client):
+        sent = 0
+
+        def send() -> None:
+            nonlocal sent
+            while sent < WHOLE:
+                sent += client.send(bytes(PIECE))
+            client.shutdown(socket.SHUT_WR)
+
+        sending = asyncio.ensure_future(asyncio.to_thread(send))
+        assert await stands_still(lambda: sent) < BUFFERED
+        assert protocol.received <= PIECE
+        protocol.transport.resume_reading()
+        await sending
+        await asyncio.to_thread(wait_until, lambda: protocol.received == WHOLE, "the rest")
+
+
+async def test_a_client_that_reads_no_more_holds_up_the_service(tmp_path: Path, sockets: Path) -> None:
+    async with halting(tmp_path, sockets, WHOLE) as (protocol, client):
+        assert await stands_still(lambda: protocol.sent) < BUFFERED
+        assert protocol.pauses == 1
+
+        def read() -> int:
+            count = 0
+            while count < WHOLE:
+                count += len(client.recv(1 << 20))
+            return count
+
+        assert await asyncio.to_thread(read) == WHOLE
+
+
+async def test_tokens_that_open_nothing_through_the_tunnel(tmp_path: Path, sockets: Path) -> None:
+    async with way(tmp_path, str(sockets)) as through:
+        with await through.client("one", input=1) as client, await through.client("two") as two:
+            path = (await through.live.endpoint(through.reached)).removeprefix("unix://")
+
+            def huge() -> bytes:
+                head = b"GET /executions/one/input HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
+                with socket.socket(socket.AF_UNIX) as rude:
+                    rude.settimeout(20)
+                    rude.connect(path)
+                    rude.sendall(head + b"a" * 5_000_000 + b"\r\n\r\n")
+                    return rude.recv(100)
+
+            assert (await asyncio.to_thread(huge)).startswith(b"HTTP/1.1 431 ")
+            claims = jwt.decode(client.token or "", options={"verify_signature": False})
+            for token, status in {
+                jwt.encode(claims, "", "none"): 401,
+                jwt.encode(claims, b"w" * 32, "HS256"): 401,
+                two.token or "": 403,
+                f"{client.token}x": 401,
+            }.items():
+                with Client(f"unix://{path}", token, "one") as attacker:
+                    assert (await ask(attacker, attacker.get, "input"))[0] == status
+                    assert (await ask(attacker, attacker.write, "PUT", "variables/..%2F..", {"value": 1}))[0] == status
+            assert (await ask(client, client.get, "variables/..%2F..%2Fetc"))[0] == 404
+            assert (await ask(client, client.send, "GET", "/executions/two/../one/input"))[0] == 404
+            assert (await ask(client, client.get, "input"))[0] == 200
+        assert [entry["action"] for entry in through.audit("one")] == ["execution.registered", "token.issued"]
 
 
 async def test_the_tunnel_ends_with_its_connection_and_the_token_with_its_execution(

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..platform_store import PlatformStore
 
 _HELP = {"help_option_names": ["-h", "--help"]}
+_PRUNE_SECONDS: Final = 6 * 3600.0
+"""What is pruned is a week old, so a quarter of a day more or less is nothing."""
 
 
 @click.group(context_settings=_HELP)
@@ -108,18 +110,35 @@ def serve(host: str, port: int, socket_path: str | None, database: str | None, v
                 f"cronium: warning: {host} can be reached by others, and tokens travel unencrypted; put TLS in front",
                 err=True,
             )
-        asyncio.run(_serve(app, listener, store.database.name))
+        asyncio.run(_serve(app, listener, store))
 
 
-async def _serve(app: Any, listener: socket.socket, database: str) -> None:
+async def _serve(app: Any, listener: socket.socket, store: "PlatformStore") -> None:
     from .serve import serving
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with serving(app, listener):
-        click.echo(f"cronium: runtime API on {_address(listener)}, data in {database}", err=True)
-        await stop.wait()
+    pruning = asyncio.ensure_future(_keep_pruned(store))
+    try:
+        async with serving(app, listener):
+            click.echo(f"cronium: runtime API on {_address(listener)}, data in {store.database.name}", err=True)
+            await stop.wait()
+    finally:
+        pruning.cancel()
+
+
+async def _keep_pruned(store: "PlatformStore") -> None:
+    """Nobody starts a service anew for months, so it cleans up while it runs."""
+    from ..errors import StoreError
+    from .edge import log
+
+    while True:
+        try:
+            await asyncio.to_thread(store.prune, time.time())
+        except StoreError as error:
+            log.warning("not_pruned", extra={"reason": error.message})
+        await asyncio.sleep(_PRUNE_SECONDS)
 
 
 def _address(listener: socket.socket) -> str:

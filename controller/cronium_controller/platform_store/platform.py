@@ -16,6 +16,8 @@ from .tables import applied_writes, grants, live_executions, upsert, variables
 
 KEPT_SECONDS: Final = 7 * 86400.0
 """As long as hosts keep an execution that has ended: nothing of it can be sent again after that."""
+_AT_ONCE: Final = 500
+"""Ids in one statement: SQLite takes at least 999 parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +132,20 @@ class PlatformStore:
                 audit.append(connection, Entry(now, actor, "execution.forgotten", execution_id))
 
     def prune(self, now: float) -> None:
-        """Drops what can't matter any more: grants that expired long ago, and the numbers of writes that are all in."""
+        """Drops what can't matter any more: executions that ended long ago, and grants that expired long ago.
+
+        An execution that has not ended stays, however old: its host may still have writes of it.
+        """
         long_ago = now - KEPT_SECONDS
-        ended = sql.select(live_executions.c.id).where(live_executions.c.revoked_at < long_ago)
+        is_granted = sql.exists().where(grants.c.execution_id == live_executions.c.id, grants.c.revoked_at.is_(None))
+        ended = sql.select(live_executions.c.id).where(live_executions.c.revoked_at < long_ago, ~is_granted)
         with self.database.writing() as connection:
             connection.execute(sql.delete(grants).where(grants.c.expires_at < long_ago))
-            connection.execute(sql.delete(applied_writes).where(applied_writes.c.execution_id.in_(ended)))
+            ids = connection.execute(ended).scalars().all()
+            for start in range(0, len(ids), _AT_ONCE):
+                some = ids[start : start + _AT_ONCE]
+                for column in (applied_writes.c.execution_id, grants.c.execution_id, live_executions.c.id):
+                    connection.execute(sql.delete(column.table).where(column.in_(some)))
 
     def written(self, execution_id: str) -> tuple[Any, bool | None]:
         """Output and condition as the script left them; None for what it didn't write."""

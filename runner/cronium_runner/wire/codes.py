@@ -78,6 +78,8 @@ CODES: Final[dict[str, str]] = {
     "hosts.file": "a hosts file that cannot be used; the message names file, line and key",
     "hosts.not_found": "no hosts file, or no host or group of that name in it",
     "command.timeout": "a raw command ran longer than its timeout and was ended",
+    "files.refused": "a file cannot be read or written where it is to be copied from or to; nothing was replaced",
+    "files.mismatch": "the copy of a file is not what the file is; nothing was replaced",
     "deploy.unsupported": "the host's system or architecture has no runner",
     "deploy.failed": "the runner could not be put on the host or does not start there",
     "deploy.digest_mismatch": "the file that arrived on the host is not the file that was sent",

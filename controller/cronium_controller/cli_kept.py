@@ -1,0 +1,139 @@
+"""What hosts keep of executions, whoever submitted them: `cronium ps` and `cronium gc`, on one host or many."""
+
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from .cli_hosts import some_hosts
+from .cli_reaching import HELP, reaching, run_on_many
+from .errors import ControllerError
+
+if TYPE_CHECKING:
+    from .dispatch import Controller
+    from .hosts import BadTarget, Host
+
+_run_as = click.option("--run-as", metavar="USER", help="The executions of this account of the host.")
+
+
+async def _ask_hosts(controller: "Controller", targets: "list[Host | BadTarget]", forks: int, ask: Any) -> int:
+    """Calls `ask` for each host, so many at once, and says what kept one from answering; the largest exit status."""
+    from .each import answers
+    from .hosts import BadTarget
+
+    async def asked(target: "Host | BadTarget") -> int:
+        if isinstance(target, BadTarget):
+            raise target.error
+        try:
+            with controller.connections.hurried(target):
+                await ask(target)
+        finally:
+            await controller.reachable.leave(target)
+        return 0
+
+    largest = 0
+    async for _, answer in answers(targets, asked, forks=forks):
+        if isinstance(answer, ControllerError):
+            click.echo(f"cronium: {answer.message} [{answer.code}]", err=True)
+            largest = max(largest, answer.exit_status)
+    return largest
+
+
+@click.command(context_settings=HELP)
+@some_hosts
+@reaching
+@_run_as
+@click.option("--all", "wants_all", is_flag=True, help="Also those of which only the ending is left.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def ps(
+    hosts_given: tuple[str, ...], forks: int, run_as: str | None, wants_all: bool, as_json: bool, **options: Any
+) -> None:
+    """List what runs on hosts and what they keep, whoever submitted it: id, state, age, bytes of output.
+
+    \b
+    Example:
+      cronium ps --host deploy@web01
+    """
+    from . import show
+    from .hosts import Host
+
+    async def look(controller: "Controller", targets: "list[Host | BadTarget]") -> int:
+        is_one, has_head = len(targets) == 1, True
+
+        async def ask(where: "Host") -> None:
+            nonlocal has_head
+            found = await controller.executions(where, run_as=run_as, wants_all=wants_all)
+            for one in found if as_json else ():
+                show.print_json({"host": where.name, **one})
+            if not as_json:
+                show.print_executions(found, host=None if is_one else where.name, has_head=has_head)
+                has_head = False
+
+        if is_one and isinstance(targets[0], Host):
+            await ask(targets[0])
+            return 0
+        return await _ask_hosts(controller, targets, forks, ask)
+
+    run_on_many(hosts_given, options, look, as_json=as_json)
+
+
+@click.command(context_settings=HELP)
+@some_hosts
+@reaching
+@_run_as
+@click.option("--older-than", type=float, metavar="DAYS", help="Instead of the host's own age, 7 days by default.")
+@click.option("--budget", metavar="SIZE", help="Bytes or like 10GiB: instead of the host's own.")
+@click.option(
+    "--unacknowledged-older-than",
+    type=float,
+    metavar="DAYS",
+    help="Also results that nobody fetched. By default never.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a host.")
+def gc(
+    hosts_given: tuple[str, ...],
+    forks: int,
+    run_as: str | None,
+    older_than: float | None,
+    budget: str | None,
+    unacknowledged_older_than: float | None,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Remove old records and payloads from hosts now; they do so by themselves each hour. Ids stay used for ever.
+
+    \b
+    Examples:
+      cronium gc --host deploy@web01 --dry-run
+      cronium gc --host deploy@web01 --older-than 1 --budget 500MiB
+    """
+    from . import show
+    from .hosts import Host
+
+    asked = {
+        "olderThanDays": older_than,
+        "budget": budget,
+        "unacknowledgedOlderThanDays": unacknowledged_older_than,
+        "dryRun": dry_run or None,
+    }
+
+    async def collect(controller: "Controller", targets: "list[Host | BadTarget]") -> int:
+        wanted = {key: value for key, value in asked.items() if value is not None}
+
+        async def ask(where: "Host") -> None:
+            done = await controller.collect(where, wanted, run_as=run_as)
+            if as_json:
+                show.print_json({"host": where.name, **done})
+            else:
+                show.print_collection(done, None if len(targets) == 1 else where.name)
+
+        if len(targets) == 1 and isinstance(targets[0], Host):
+            await ask(targets[0])
+            return 0
+        return await _ask_hosts(controller, targets, forks, ask)
+
+    run_on_many(hosts_given, options, collect, as_json=as_json)
+
+
+COMMANDS: Final = (ps, gc)

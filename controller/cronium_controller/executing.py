@@ -1,0 +1,203 @@
+"""Raw commands on one host: over whichever of its connections lives, and ended there when their time is up.
+
+Raises for what has no exit status; what a caller is told of that is `client`'s and `executor`'s. What is sent is
+`remote_shell`'s text, one command on one connection `raw_command`'s.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
+
+import asyncssh
+
+from . import raw_command, remote_shell
+from .connection import Connection
+from .connections import REFUSALS, Connections
+from .errors import ControllerError, UnreachableError
+from .hosts import Host, SSHConfig
+from .pool import MAX_CONNECTIONS, Lease
+from .raw_command import Completed, NotStartedError, Output
+
+CHECK_SECONDS: Final = 10.0
+"""For a question that any living host answers at once."""
+_SHOWN: Final = 200
+"""Characters of a command in the log."""
+_log = logging.getLogger("cronium.client")
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """A command's end, the route that it took, and the seconds all of it took."""
+
+    done: Completed
+    transport: str
+    duration: float
+
+
+class HostCommands:
+    """The commands of one client. `host` and `connections` are asked for each call: both may change in between."""
+
+    def __init__(
+        self, name: str, config: SSHConfig, host: Callable[[], Host], connections: Callable[[], Connections]
+    ) -> None:
+        self._name = name
+        self._config = config
+        self._host = host
+        self._connections = connections
+        self.is_posix: bool | None = None
+        """Whether the login shell reads POSIX sh; None until somebody has asked."""
+        self.chores: set[asyncio.Task[Any]] = set()
+        """What goes on after a call has returned: a command being ended, the shell being asked after."""
+
+    async def execute(
+        self,
+        command: str,
+        timeout: float | None = None,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        in_sh: bool = False,
+        output: Output | None = None,
+    ) -> Executed:
+        """Runs a command to its end, or to its timeout in seconds (None: the configuration's; `math.inf`: none).
+
+        With `in_sh` the command is POSIX sh whatever the login shell is. With `output` that is awaited with each piece
+        of output, and nothing is kept. Raises ControllerError when there is no exit status and no timeout.
+        """
+        remote_shell.check(command, cwd, env)
+        began = time.monotonic()
+        command_id = secrets.token_hex(16)
+        before = remote_shell.prepared(cwd or self._config.work_dir, self._config.venv_activate, env, command_id)
+        limit = self._config.command_timeout if timeout is None else timeout
+        async with contextlib.AsyncExitStack() as stack:
+            lease, running = await self._start(stack, command_id, before, command, in_sh, output)
+            connection = lease.connection
+            try:
+                done = await running.wait(limit)
+            except BaseException:
+                running.close()
+                self.later(self._end(connection, command_id))
+                raise
+            if done.timed_out:
+                done = replace(done, was_ended=await self._end(connection, command_id))
+            elif done.exit_status is None:
+                lease.retire()
+                raise raw_command.dropped(connection, "no exit status came")
+        duration = time.monotonic() - began
+        _log_end(self._name, command, done, duration)
+        if self.is_posix is None and not done.timed_out:
+            self.is_posix = False  # until known; asked once
+            self.later(self._learn_shell())
+        return Executed(done, connection.transport, duration)
+
+    def no_room(self, why: str) -> UnreachableError:
+        """The server has room for no further session, also after having been asked on several connections."""
+        return UnreachableError("host.unreachable", f"the server opens no session: {why}", host=self._name)
+
+    def later(self, chore: Coroutine[Any, Any, Any]) -> None:
+        """Something to be done meanwhile; `wait_chores` waits for it."""
+        task = asyncio.ensure_future(chore)
+        self.chores.add(task)
+        task.add_done_callback(self.chores.discard)
+
+    async def wait_chores(self) -> None:
+        """Waits until nothing goes on any more, no longer than ending a command may take."""
+        if self.chores:
+            await asyncio.wait(list(self.chores), timeout=raw_command.ENDING_SECONDS)
+
+    async def _start(
+        self,
+        stack: contextlib.AsyncExitStack,
+        command_id: str,
+        before: str,
+        command: str,
+        in_sh: bool,
+        output: Output | None,
+    ) -> tuple[Lease[Connection], raw_command.RunningCommand]:
+        """The command, started on a connection that is held for as long as `stack` is open.
+
+        A connection that turns out to be dead is replaced, as long as nothing was sent on it.
+        """
+        text = remote_shell.composed(command, before, is_posix=bool(self.is_posix))
+        if in_sh:
+            text = remote_shell.in_sh(f"{before}; {command}")
+        refused = dead = 0
+        while True:
+            leased = self._connections().lease(self._host())
+            lease = await leased.__aenter__()
+            starting = partial(raw_command.start, lease.connection, text, self._config.connect_timeout, output)
+            try:
+                if not self._config.use_control_master:
+                    lease.retire()
+                running = await (lease.connection.open_session(starting) if refused else starting())
+            except asyncssh.ChannelOpenError as error:
+                lease.note_refused()
+                refused += 1
+                await leased.__aexit__(None, None, None)
+                if refused == REFUSALS:
+                    raise self.no_room(error.reason) from None
+            except NotStartedError as error:
+                lease.suspect()
+                lease.connection.ssh.abort()
+                await leased.__aexit__(None, None, None)
+                dead += 1
+                if dead > MAX_CONNECTIONS:
+                    raise UnreachableError(
+                        "host.unreachable", f"each connection ends at once: {error}", host=self._name
+                    ) from None
+            except BaseException as error:
+                if isinstance(error, UnreachableError):
+                    lease.retire()
+                else:  # we were told to stop; it may have been started
+                    self.later(self._end(lease.connection, command_id))
+                await leased.__aexit__(None, None, None)
+                raise
+            else:
+                stack.push_async_exit(leased)
+                return lease, running
+
+    async def _end(self, connection: Connection, command_id: str) -> bool:
+        """Ends a command's processes, over another connection where this one takes no further session."""
+        try:
+            async with asyncio.timeout(raw_command.ENDING_SECONDS):
+                try:
+                    return await raw_command.end_tree(connection, command_id)
+                except (asyncssh.Error, NotStartedError, UnreachableError):
+                    other = await self._connections().open(self._host())
+                try:
+                    return await raw_command.end_tree(other, command_id)
+                finally:
+                    await other.close()
+        except (TimeoutError, asyncssh.Error, NotStartedError, ControllerError, OSError):
+            return False
+
+    async def _learn_shell(self) -> None:
+        """Asks once whether the login shell reads sh, so that commands need no sh in front of it."""
+        with contextlib.suppress(asyncssh.Error, NotStartedError, ControllerError, OSError):
+            async with self._connections().lease(self._host()) as lease:
+                running = await raw_command.start(lease.connection, 'echo "$SHELL"', CHECK_SECONDS)
+                done = await running.wait(CHECK_SECONDS)
+            shell = done.stdout.decode("utf-8", "replace").strip()
+            self.is_posix = done.exit_status == 0 and os.path.basename(shell) in remote_shell.POSIX_SHELLS
+
+
+def timeout_sentence(done: Completed) -> str:
+    """What is said of a command whose time was up."""
+    if done.was_ended:
+        return "the command took too long and was ended; what it had written is kept"
+    return "the command took too long, and ending it could not be confirmed: it may still be running on the host"
+
+
+def _log_end(host: str, command: str, done: Completed, duration: float) -> None:
+    told = {"host": host, "command": command[:_SHOWN], "duration": round(duration, 3)}
+    if done.timed_out:
+        _log.error("command_timeout", extra={**told, "was_ended": done.was_ended})
+    else:
+        _log.info("command_executed", extra={**told, "exit_status": done.exit_status})

@@ -1,0 +1,180 @@
+"""`cronium exec` against real OpenSSH servers: bytes, exit status, time, interrupts; on one host and on several."""
+
+import hashlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_host import RemoteHost
+from runner_process import processes_with, wait_until
+
+Done = subprocess.CompletedProcess[bytes]
+pytestmark = pytest.mark.sshd
+
+
+def execute(remote: RemoteHost, *words: object, **how: Any) -> Done:
+    return remote.cronium("exec", "--host", remote.server.target, *words, **how)
+
+
+def running(remote: RemoteHost, text: str) -> list[int]:
+    """Processes of the host's sessions whose command line has `text`."""
+    found = []
+    for pid in processes_with(str(remote.state)):
+        try:
+            if text.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def test_streams_stay_apart_byte_for_byte_and_the_exit_status_is_ours(remote: RemoteHost) -> None:
+    done = execute(remote, "--", "printf 'a\\377\\000b\\n\\n'; echo words >&2; exit 7")
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"a\xff\0b\n\n", b"words\n")
+    assert execute(remote, "--", "kill -9 $$").returncode == 128 + 9
+    assert execute(remote, "--", "no-such-command-here").returncode == 127
+    assert not remote.root.exists(), "no runner is put there for it"
+    assert remote.executions() == []
+
+
+def test_words_are_joined_as_ssh_does_and_options_end_where_the_command_begins(remote: RemoteHost) -> None:
+    assert execute(remote, "echo", "-n", "a  b", "|", "tr", "a", "c").stdout == b"c b"
+    assert execute(remote, "--", "echo", "--json").stdout == b"--json\n"
+    done = execute(remote, "--cwd", "/usr", "--env", "A=it's $x", "--env", "B=", "--", 'pwd; echo "$A|$B|"')
+    assert done.stdout == b"/usr\nit's $x||\n"
+    assert execute(remote, "--", "cat; echo done", input=b"not for it").stdout == b"done\n"
+
+
+def test_much_output_arrives_whole_also_when_nobody_reads_for_a_while(remote: RemoteHost) -> None:
+    command = "head -c 30000000 /dev/zero | tr '\\0' x; echo end >&2"
+    with remote.start_cronium(
+        "exec", "--host", remote.server.target, "--", command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        first = os.read(process.stdout.fileno(), 1)
+        wait_until(lambda: is_idle(process.pid), "nothing to move while nobody reads")
+        resident = next(
+            int(line.split()[1])
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            if line.startswith("VmRSS")
+        )
+        rest, errors = process.communicate(timeout=60)
+    assert (len(first + rest), set(first + rest), errors) == (30_000_000, {ord("x")}, b"end\n")
+    assert resident < 120 * 1024, "KiB: the host is held back, and not our memory filled"
+
+
+def is_idle(pid: int) -> bool:
+    """Whether a process reads and writes nothing for a moment."""
+
+    def moved() -> str:
+        return Path(f"/proc/{pid}/io").read_text()
+
+    before = moved()
+    try:
+        wait_until(lambda: moved() != before, "", 0.5)
+    except AssertionError:
+        return True
+    return False
+
+
+def test_a_timeout_is_124_with_what_was_written_and_leaves_nothing(remote: RemoteHost) -> None:
+    done = execute(remote, "--timeout", "1", "--", "echo partial; (setsid sleep 5711 &); sleep 5711")
+    assert (done.returncode, done.stdout) == (124, b"partial\n")
+    assert b"[command.timeout]" in done.stderr
+    assert not running(remote, "5711")
+    assert execute(remote, "--timeout", "0", "--", "echo no limit").stdout == b"no limit\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_command_on_its_host(remote: RemoteHost, number: signal.Signals) -> None:
+    process = remote.start_cronium(
+        "exec", "--host", remote.server.target, "--", "echo up; sleep 5712",
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted" in errors
+    assert b"Traceback" not in errors
+    wait_until(lambda: not running(remote, "5712"), "the command's end")
+
+
+def test_json_is_the_object_of_every_result(remote: RemoteHost) -> None:
+    done = execute(remote, "--json", "--", "echo out; echo err >&2; exit 3")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["state"], told["exitCode"]) == (3, "failed", 3)
+    assert (told["host"], told["transport"], told["executionId"]) == (remote.server.target, "direct", "")
+    assert (told["stdout"]["text"], told["stderr"]["text"]) == ("out\n", "err\n")
+    assert (told["stdout"]["bytes"], told["stdout"]["sha256"]) == (4, hashlib.sha256(b"out\n").hexdigest())
+    assert told["durationMs"] > 0
+
+
+def test_what_went_wrong_before_a_command_ran_is_one_sentence(remote: RemoteHost) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        away = f"127.0.0.1:{nobody.getsockname()[1]}"
+        done = remote.cronium("exec", "--json", "--host", away, "--", "true")
+    assert done.returncode == 255
+    assert (json.loads(done.stdout)["state"], json.loads(done.stdout)["error"]["code"]) == (
+        "unknown",
+        "host.unreachable",
+    )
+    assert done.stderr.count(b"\n") == 1
+    for words in (["--env", "novalue", "--", "true"], ["--", " "], ["--env", "A;b=c", "--", "true"], []):
+        done = execute(remote, *words)
+        assert done.returncode == 125, done
+        assert done.stdout == b""
+
+
+def test_several_hosts_each_with_its_name_in_front(remote: RemoteHost, tmp_path: Path) -> None:
+    port, key = remote.server.port, remote.server.identity
+    (tmp_path / "hosts.yaml").write_text(
+        "\n".join(f"web{n}: {{host: 127.0.0.1, port: {port}, key_path: {key}}}" for n in (1, 2, 3))
+        + f"\naway: {{host: 127.0.0.9, port: {port}, key_path: {key}}}\n"
+    )
+    there = ["exec", "--hosts", str(tmp_path / "hosts.yaml"), "--on", "web[1-3]"]
+    done = remote.cronium(*there, "--", "echo one; echo two >&2")
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()) == [b"web1: one", b"web2: one", b"web3: one"]
+    assert sorted(line for line in done.stderr.splitlines() if b"two" in line) == [
+        b"web%d: two" % number for number in (1, 2, 3)
+    ]
+    folded = remote.cronium(*there, "--fold", "--", "echo same")
+    assert folded.stdout.splitlines()[1:2] == [b"web[1-3] (3)"]
+    lines = remote.cronium(*there, "--on", "away", "--json", "--", "echo x").stdout.splitlines()
+    told = {each.get("host"): each for each in map(json.loads, lines)}
+    assert told["web2"]["stdout"]["text"] == "x\n"
+    assert told["away"]["error"]["code"] == "host.unreachable"
+    assert (told[None]["verdict"], told[None]["exitStatus"]) == ("PARTIAL SUCCESS", 101)
+    ran = tmp_path / "ran"
+    rolling = remote.cronium(*there, "--serial", "1", "--stop-on-failure", "--", f"echo x >> {ran}; exit 4")
+    assert rolling.returncode == 125, "the largest exit status is that of a host that was not begun"
+    assert ran.read_text() == "x\n"
+    assert b"1 failed, 2 not begun of 3 hosts" in rolling.stderr
+
+
+def test_leaving_several_hosts_ends_their_commands(remote: RemoteHost, tmp_path: Path) -> None:
+    port, key = remote.server.port, remote.server.identity
+    (tmp_path / "hosts.yaml").write_text(
+        "".join(f"web{n}: {{host: 127.0.0.1, port: {port}, key_path: {key}}}\n" for n in (1, 2))
+    )
+    gate = tmp_path / "up"
+    command = f"echo x >> {shlex.quote(str(gate))}; sleep 5713"
+    with remote.start_cronium(
+        "exec", "--hosts", str(tmp_path / "hosts.yaml"), "--on", "web[1-2]", "--", command, stderr=subprocess.PIPE
+    ) as process:
+        wait_until(lambda: gate.exists() and gate.read_text() == "x\nx\n", "both to run")
+        os.kill(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, b"interrupted" in errors) == (130, True)
+    wait_until(lambda: not running(remote, "5713"), "the commands' end")

@@ -1,0 +1,282 @@
+"""Files to and from real OpenSSH servers: by SFTP and through the shell, cut off and gone on with, verified."""
+
+import asyncio
+import json
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cronium_controller import transfer
+from cronium_controller.dispatch import Controller
+from cronium_controller.errors import ControllerError
+from cronium_controller.transfer import Source, partial_name
+from openssh import sshd_path
+from remote_host import RemoteHost
+from runner_process import wait_until
+from tcp_proxy import TcpProxy
+
+pytestmark = pytest.mark.sshd
+NO_SFTP = ["Subsystem nothing internal-sftp"]
+LARGE = 12_000_000
+"""Bytes: several times what is on its way at once."""
+
+Serve = Callable[[list[str]], RemoteHost]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, carrier: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """`serve(options)`: a host of the test's own, whose SFTP sessions begin in its home directory."""
+    if sshd_path() is None:
+        pytest.skip("openssh-server is not installed")
+    with ExitStack() as started:
+
+        def start(options: list[str]) -> RemoteHost:
+            folder = tmp_path / f"remote{len(list(tmp_path.glob('remote*')))}"
+            usual = [f"Subsystem sftp internal-sftp -d {folder / 'home'}"]
+            taken = options if any("Subsystem" in line for line in options) else [*options, *usual]
+            made = RemoteHost(folder, carrier, tmp_path / "lib", options=taken)
+            monkeypatch.setenv("HOME", str(tmp_path))
+            monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+            return started.enter_context(made)
+
+        yield start
+
+
+@pytest.fixture(params=["sftp", "shell", "one session"])
+def remote(request: pytest.FixtureRequest, serve: Serve) -> RemoteHost:
+    """A host with SFTP, one without, and one that allows a single session."""
+    return serve({"sftp": [], "shell": NO_SFTP, "one session": ["MaxSessions 1"]}[request.param])
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    path = tmp_path / "large file"
+    path.write_bytes(os.urandom(LARGE))
+    return path
+
+
+async def put(controller: Controller, remote: RemoteHost, path: Path, target: str) -> transfer.Copied:
+    with Source(str(path)) as source:
+        return await transfer.put(controller.connections, remote.host, source, target, lambda _: None)
+
+
+async def get(controller: Controller, remote: RemoteHost, source: str, target: str) -> transfer.Copied:
+    return await transfer.get(controller.connections, remote.host, source, target, lambda _: None)
+
+
+async def test_there_and_back_with_permissions_into_files_and_folders(
+    remote: RemoteHost, tmp_path: Path, large: Path
+) -> None:
+    large.chmod(0o751)
+    (remote.home / "it's a folder").mkdir()
+    heard: list[int] = []
+    async with remote.controller() as controller:
+        with Source(str(large)) as source:
+            copied = await transfer.put(controller.connections, remote.host, source, "~/new", heard.append)
+        assert (copied.bytes, copied.sent, copied.is_verified) == (LARGE, LARGE, True)
+        assert (heard[0], heard[-1], sorted(heard) == heard) == (0, LARGE, True)
+        await put(controller, remote, large, f"{remote.home}/it's a folder")
+        await put(controller, remote, large, f"{remote.home}/it's a folder/")
+        for name in ("new", "it's a folder/large file"):
+            assert (remote.home / name).read_bytes() == large.read_bytes()
+            assert stat.S_IMODE((remote.home / name).stat().st_mode) == 0o751
+        back = await get(controller, remote, "~/it's a folder/large file", f"{tmp_path}/back/")
+        assert back.path == f"{tmp_path}/back/large file"
+        assert Path(back.path).read_bytes() == large.read_bytes()
+        assert (back.sha256, back.is_verified) == (copied.sha256, True)
+        assert (await get(controller, remote, "/proc/version", f"{tmp_path}/version")).bytes > 0
+        (tmp_path / "empty").touch()
+        assert (await put(controller, remote, tmp_path / "empty", "~/empty")).bytes == 0
+        assert (await get(controller, remote, "~/empty", f"{tmp_path}/nothing")).bytes == 0
+    assert sorted(os.listdir(remote.home)) == ["empty", "it's a folder", "new"]
+    assert os.listdir(remote.home / "it's a folder") == ["large file"]
+
+
+async def test_what_is_there_already_is_not_sent_and_what_differs_is_replaced(
+    remote: RemoteHost, tmp_path: Path
+) -> None:
+    source, there = tmp_path / "source", remote.home / "there"
+    source.write_bytes(b"a" * 1000)
+    async with remote.controller() as controller:
+        assert (await put(controller, remote, source, str(there))).sent == 1000
+        assert (await put(controller, remote, source, str(there))).sent == 0
+        there.write_bytes(b"b" * 1000)  # as large, and something else
+        assert (await put(controller, remote, source, str(there))).sent == 1000
+    assert there.read_bytes() == source.read_bytes()
+
+
+async def test_what_cannot_be_copied_is_one_sentence_and_leaves_nothing(
+    remote: RemoteHost, tmp_path: Path, large: Path
+) -> None:
+    (remote.home / "folder").mkdir()
+    names = sorted(os.listdir(tmp_path))
+    async with remote.controller() as controller:
+        cases: list[tuple[Callable[[], Awaitable[object]], str]] = [
+            (lambda: put(controller, remote, tmp_path / "nope", "x"), "cannot read .*nope: No such file"),
+            (lambda: put(controller, remote, tmp_path, "x"), "is a folder, and one file is copied at a time"),
+            (lambda: put(controller, remote, large, "/proc/nope/x"), "cannot copy .*/proc/nope"),
+            (lambda: put(controller, remote, large, f"{remote.home}/no/such/folder/"), "cannot copy .*no/such"),
+            (lambda: get(controller, remote, "~/nope", f"{tmp_path}/x"), "cannot copy ~/nope: No such file"),
+            (lambda: get(controller, remote, "~/folder", f"{tmp_path}/x"), "it is a folder"),
+            (lambda: get(controller, remote, "/etc/hostname", "/proc/nope/x"), "cannot copy /proc/nope"),
+        ]
+        for copy, said in cases:
+            with pytest.raises(ControllerError, match=said) as error:
+                await copy()
+            assert error.value.code == "files.refused"
+            assert "\n" not in error.value.message
+    assert sorted(os.listdir(tmp_path)) == names
+    assert os.listdir(remote.home) == ["folder"]
+
+
+async def test_a_connection_that_is_cut_is_replaced_and_the_copy_goes_on(
+    remote: RemoteHost, tmp_path: Path, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "PAUSES", (0.01, 0.02))
+    async with TcpProxy(remote.server.port) as proxy, remote.controller() as controller:
+        host = replace(remote.host, port=proxy.port)
+        with Source(str(large)) as source:
+            proxy.cut_after(8_000_000, is_sent=True)
+            there: list[int] = []
+            copied = await transfer.put(controller.connections, host, source, "~/x", there.append)
+        assert (copied.attempts, proxy.cuts) == (2, 1)
+        assert 0 < copied.sent < LARGE
+        assert (remote.home / "x").read_bytes() == large.read_bytes()
+        proxy.cut_after(8_000_000)
+        back = await transfer.get(controller.connections, host, "~/x", f"{tmp_path}/back", lambda _: None)
+        assert (back.attempts, proxy.cuts) == (2, 2)
+        assert 0 < back.sent < LARGE
+        assert (tmp_path / "back").read_bytes() == large.read_bytes()
+    assert os.listdir(remote.home) == ["x"]
+    assert not list(tmp_path.glob(".*.part"))
+
+
+async def test_a_partial_file_of_something_else_or_damaged_is_never_believed(
+    remote: RemoteHost, tmp_path: Path, large: Path
+) -> None:
+    with Source(str(large)) as source:
+        partial = remote.home / partial_name("x", source.sha256)
+    partial.write_bytes(os.urandom(9_000_000))  # as if it had been cut off, and the disk had lied
+    async with remote.controller() as controller:
+        copied = await put(controller, remote, large, f"{remote.home}/x")
+        assert copied.sent == LARGE
+        assert (remote.home / "x").read_bytes() == large.read_bytes()
+        assert os.listdir(remote.home) == ["x"]
+        large.write_bytes(os.urandom(LARGE))  # another content is another copy
+        assert (await put(controller, remote, large, f"{remote.home}/x")).sent == LARGE
+        os.truncate(remote.home / "x", 0)
+        os.truncate(remote.home / "x", LARGE)
+        times = (remote.home / "x").stat()
+        back = await get(controller, remote, f"{remote.home}/x", f"{tmp_path}/back")
+        assert Path(back.path).read_bytes() == bytes(LARGE)
+        (remote.home / "x").write_bytes(large.read_bytes())  # of the same size and time
+        os.utime(remote.home / "x", (times.st_mtime, times.st_mtime))
+        back = await get(controller, remote, f"{remote.home}/x", f"{tmp_path}/back")
+        assert Path(back.path).read_bytes() == large.read_bytes()
+
+
+async def test_two_copies_of_the_same_file_to_the_same_place_at_once(remote: RemoteHost, large: Path) -> None:
+    async with remote.controller() as one, remote.controller() as other:
+        await asyncio.gather(*[put(each, remote, large, "~/x") for each in (one, other)])
+    assert (remote.home / "x").read_bytes() == large.read_bytes()
+    assert os.listdir(remote.home) == ["x"]
+
+
+async def test_rc_files_that_print_are_in_no_file(serve: Serve, tmp_path: Path) -> None:
+    remote = serve(NO_SFTP)
+    (remote.home / ".bashrc").write_text("echo welcome; echo to you >&2\n")
+    (tmp_path / "source").write_bytes(b"words")
+    async with remote.controller() as controller:
+        await put(controller, remote, tmp_path / "source", "~/x")
+        await get(controller, remote, "~/x", f"{tmp_path}/back")
+    assert (remote.home / "x").read_bytes() == (tmp_path / "back").read_bytes() == b"words"
+
+
+async def test_where_no_shell_answers_sftp_does_it_alone(serve: Serve, tmp_path: Path, large: Path) -> None:
+    remote = serve([f"ForceCommand internal-sftp -d {tmp_path}"])
+    async with remote.controller() as controller:
+        copied = await put(controller, remote, large, f"{remote.home}/x")
+        assert (copied.method, copied.is_verified) == ("sftp", True)
+        back = await get(controller, remote, f"{remote.home}/x", f"{tmp_path}/back")
+        assert (back.method, back.is_verified) == ("sftp", False)
+    assert (remote.home / "x").read_bytes() == (tmp_path / "back").read_bytes() == large.read_bytes()
+    assert os.listdir(remote.home) == ["x"]
+
+
+async def test_neither_sftp_nor_a_shell_is_one_sentence(serve: Serve, large: Path) -> None:
+    remote = serve([*NO_SFTP, "ForceCommand echo closed on Mondays >&2; exit 9"])
+    async with remote.controller() as controller:
+        with pytest.raises(ControllerError, match="no SFTP, and no shell answers to commands: closed on M") as error:
+            await put(controller, remote, large, "x")
+    assert error.value.code == "files.refused"
+
+
+# -- the commands -----------------------------------------------------------------------------------------------------
+
+
+def test_put_and_get_on_the_command_line(serve: Serve, tmp_path: Path) -> None:
+    remote = serve([])
+    (tmp_path / "source").write_bytes(b"x" * 200_000)
+    where = ("--host", remote.server.target)
+    done = remote.cronium("put", *where, tmp_path / "source", "~/there")
+    said = f"{remote.server.target}: {tmp_path}/source -> {remote.home}/there (0.2 MB, by sftp)\n"
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, said, b""), "no progress off a terminal"
+    again = json.loads(remote.cronium("put", "--json", *where, tmp_path / "source", "~/there").stdout)
+    assert (again["bytes"], again["sentBytes"], again["verified"], again["error"]) == (200_000, 0, True, None)
+    done = remote.cronium("get", *where, "~/there", tmp_path / "back")
+    assert done.returncode == 0
+    assert (tmp_path / "back").read_bytes() == b"x" * 200_000
+    refused = remote.cronium("get", *where, "~/nope", tmp_path / "back")
+    assert (refused.returncode, refused.stdout) == (125, b"")
+    assert refused.stderr.endswith(b"[files.refused]\n")
+    told = json.loads(remote.cronium("get", "--json", *where, "~/nope", tmp_path / "back").stdout)
+    assert told["error"]["code"] == "files.refused"
+
+
+def test_many_hosts(serve: Serve, tmp_path: Path) -> None:
+    remote = serve([])
+    port, key = remote.server.port, remote.server.identity
+    (tmp_path / "hosts.yaml").write_text(
+        "".join(f"web{n}: {{host: 127.0.0.1, port: {port}, key_path: {key}}}\n" for n in (1, 2))
+        + f"away: {{host: 127.0.0.1, port: 1, key_path: {key}}}\n"
+    )
+    (tmp_path / "source").write_bytes(b"words")
+    hosts = ("--hosts", tmp_path / "hosts.yaml")
+    done = remote.cronium("put", *hosts, "--on", "web[1-2]", tmp_path / "source", "~/there")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done
+    done = remote.cronium("get", *hosts, "--on", "web[1-2]", "--on", "away", "~/there", tmp_path / "all")
+    assert done.returncode == 101
+    assert b"[host.unreachable]" in done.stderr
+    found = {str(path.relative_to(tmp_path / "all")) for path in (tmp_path / "all").rglob("*") if path.is_file()}
+    assert found == {"web1/there", "web2/there"}
+
+
+def test_an_interrupted_copy_goes_on_in_the_next_process(serve: Serve, tmp_path: Path) -> None:
+    remote = serve([])
+    size = 100_000_000
+    with open(tmp_path / "source", "wb") as file:
+        for _ in range(size // 4_000_000):
+            file.write(os.urandom(4_000_000))
+    words = ("put", "--json", "--host", remote.server.target, tmp_path / "source", "~/there")
+    with remote.start_cronium(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+
+        def arrived() -> bool:
+            return any(path.stat().st_size > 9_000_000 for path in remote.home.glob(".there.*.part"))
+
+        wait_until(arrived, "a part of it to arrive")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"the same command again goes on" in errors
+    assert not (remote.home / "there").exists()
+    told = json.loads(remote.cronium(*words).stdout)
+    assert 0 < told["sentBytes"] < size
+    assert (remote.home / "there").stat().st_size == size
+    assert os.listdir(remote.home) == ["there"]
