@@ -101,7 +101,7 @@ class RemoteHost:
     ) -> "subprocess.Popen[bytes]":
         """Starts `cronium WORDS`, with the key."""
         command, *rest = map(str, words)
-        identity = [] if command in ("version", "payload") else ["--identity", str(self.server.identity)]
+        identity = [] if command in ("version", "payload", "metrics") else ["--identity", str(self.server.identity)]
         options = {"stdin": subprocess.DEVNULL, **options}
         arguments = [sys.executable, "-c", _MAIN, command, *identity, *rest]
         return subprocess.Popen(arguments, env={**self.environment, **(env or {})}, **options)

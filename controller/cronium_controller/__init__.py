@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .inventory import Inventory
     from .job import Job
     from .known_clients import close_all_clients, get_ssh_client
+    from .metrics import Stats
 
 _MODULES = {
     "client": ("SSHClient", "SSHResult"),
@@ -41,6 +42,7 @@ _MODULES = {
     "hosts": ("Host", "SSHConfig", "parse_host"),
     "inventory": ("Inventory",),
     "job": ("Job",),
+    "metrics": ("Stats",),
     "known_clients": ("close_all_clients", "get_ssh_client"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
@@ -62,6 +64,7 @@ __all__ = [
     "SSHExecutor",
     "SSHHealth",
     "SSHResult",
+    "Stats",
     "close_all_clients",
     "get_ssh_client",
     "parse_host",

@@ -18,6 +18,7 @@ from .dispatch import Controller
 from .fanout import Target
 from .hosts import Host, parse_host
 from .job import Job
+from .metrics import Stats
 
 
 class BlockingController:
@@ -47,6 +48,10 @@ class BlockingController:
         """The one behind it."""
         assert self._controller is not None, "use it as `with BlockingController() as controller`"
         return self._controller
+
+    def get_stats(self) -> Stats:
+        """What the controller has done since it was made."""
+        return self.controller.get_stats()
 
     def run(self, host: Host | str, job: Job) -> Result:
         """Runs a job on one host, to its end. Raises as `Controller.submit` does."""

@@ -19,6 +19,7 @@ from .cli_commands import execute
 from .cli_deploy import deploy
 from .cli_files import get, put
 from .cli_hosts import hosts, many_hosts, one_host
+from .cli_metrics import metrics
 from .cli_payload import payload
 from .cli_reaching import HELP, reaching, run_on, run_on_many, tunnelling
 from .errors import ControllerError
@@ -244,6 +245,7 @@ cronium.add_command(deploy)
 cronium.add_command(execute)
 cronium.add_command(get)
 cronium.add_command(hosts)
+cronium.add_command(metrics)
 cronium.add_command(payload)
 cronium.add_command(put)
 for command in (*cli_executions.COMMANDS, *cli_kept.COMMANDS):

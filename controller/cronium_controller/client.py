@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncssh
@@ -64,6 +64,8 @@ class SSHResult:
     error: str | None = None
     execution_id: str | None = None
     """Of a command in the background that is a job."""
+    error_code: str | None = None
+    """What `error` goes by in docs/errors.md."""
 
 
 class SSHClient:
@@ -86,6 +88,8 @@ class SSHClient:
         self._access = access or _default_access()
         self._controller = controller
         self._shared_host = host
+        self._known_host: tuple[SSHConfig, Host] | None = None
+        """What the settings were when they were read last, and the host that they make."""
         self._memory = Memory() if controller is None else controller.memory
         self._owned: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Connections] = weakref.WeakKeyDictionary()
         self._commands = HostCommands(self._name, config, lambda: self._host, self._connections)
@@ -271,7 +275,11 @@ class SSHClient:
     @property
     def _host(self) -> Host:
         """The host as it is configured now."""
-        return self._shared_host or self._config.to_host(self._name)
+        if self._shared_host is not None:
+            return self._shared_host
+        if self._known_host is None or self._known_host[0] != self._config:
+            self._known_host = replace(self._config), self._config.to_host(self._name)
+        return self._known_host[1]
 
     def _connections(self) -> Connections:
         if self._controller is not None:
@@ -322,6 +330,7 @@ class SSHClient:
             transport_used=executed.transport,
             timed_out=done.timed_out,
             error=timeout_sentence(done) if done.timed_out else None,
+            error_code="command.timeout" if done.timed_out else None,
         )
 
     def _failure(self, command: str, error: ControllerError, duration: float) -> SSHResult:
@@ -329,7 +338,8 @@ class SSHClient:
         _log.warning(
             "command_failed", extra={"host": self._name, "duration": round(duration, 3), "reason": error.message}
         )
-        return SSHResult(False, FAILED, "", "", duration * 1000, command, self._name, error=error.message)
+        took = duration * 1000
+        return SSHResult(False, FAILED, "", "", took, command, self._name, error=error.message, error_code=error.code)
 
     async def _copied(self, copy: copying.Copy, source: str, target: str, command: str, timeout: float) -> SSHResult:
         began = time.monotonic()
@@ -342,7 +352,9 @@ class SSHClient:
         if is_done:
             return SSHResult(True, 0, "", "", took, command, self._name, transport)
         sentence = f"{self._name}: the copy took longer than {timeout:g} s and was given up; nothing was replaced"
-        return SSHResult(False, FAILED, "", "", took, command, self._name, transport, True, sentence)
+        return SSHResult(
+            False, FAILED, "", "", took, command, self._name, transport, True, sentence, error_code="command.timeout"
+        )
 
     async def _copy(self, copy: copying.Copy, source: str, target: str, timeout: float) -> tuple[str, bool]:
         """The route, and whether it was done in time."""

@@ -42,6 +42,11 @@ class Connections:
     def __repr__(self) -> str:
         return f"<Connections {self._pool!r} opened={self.opened}>"
 
+    @property
+    def reused(self) -> int:
+        """How many calls went over a connection that was open."""
+        return self._pool.reused
+
     @contextlib.asynccontextmanager
     async def lease(self, host: Host) -> AsyncIterator[Lease[Connection]]:
         """One session's worth of a connection. Raises UnreachableError."""

@@ -5,7 +5,7 @@ for a day; after an hour it is confirmed by what the host's agent says of itself
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -81,11 +81,17 @@ class Made:
         }  # fmt: skip
 
 
+def _nobody(_made: Made) -> None:
+    """Nobody wants to know."""
+
+
 class Deployments:
     """The ledger. All methods raise StoreError."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.made: Callable[[Made], None] = _nobody
+        """Told of each deployment that is written down."""
 
     def known(self, host: Host, root: str) -> list[Known]:
         """The runners that were seen below an install root of the host, last used first."""
@@ -150,6 +156,7 @@ class Deployments:
         del values["id"]
         with self._store.writing() as connection:
             connection.execute(sql.insert(runner_deployments).values(**values))
+        self.made(made)
 
     def history(self, limit: int = 50, host: Host | None = None) -> list[Made]:
         """The last deployments, newest first; of one host, or of all."""

@@ -36,6 +36,7 @@ from .install import Deployment, deploy
 from .job import MODES, PREFER_API, Job, new_execution_id
 from .live import Live
 from .memory import Memory
+from .metrics import Metrics, Stats
 from .reaching import ACKNOWLEDGE_SECONDS, Reachable, Reached, settled
 from .rolling_back import roll_back
 from .runners import Runners
@@ -80,7 +81,9 @@ class Controller:
         self.connections = connections or Connections(self._access, self.memory)
         self.deployments = Deployments(self.store)
         """Which runners were put on hosts, and how that went."""
-        self.reachable = Reachable(self.connections, self._runners, self.deployments)
+        self._metrics = Metrics()
+        self.deployments.made = self._metrics.note_deployment
+        self.reachable = Reachable(self.connections, self._runners, self.deployments, self._metrics)
         """The connections and agents; not for those who only submit."""
         self._executions: weakref.WeakSet[Execution] = weakref.WeakSet()
 
@@ -93,6 +96,22 @@ class Controller:
     def connections_opened(self) -> int:
         """How many connections were made."""
         return self.connections.opened
+
+    def get_stats(self) -> Stats:
+        """What this controller has done since it was made: executions, deployments, cache hits, connections."""
+        return self._metrics.stats(opened=self.connections.opened, reused=self.connections.reused)
+
+    def count_unsubmitted(self) -> None:
+        """Counts a job as failed that found its host unreachable, or that its host refused."""
+        self._metrics.note_not_submitted()
+        self._log_sometimes()
+
+    def _count(self, result: Result) -> None:
+        self._metrics.note_end(result)
+        self._log_sometimes()
+
+    def _log_sometimes(self) -> None:
+        self._metrics.log_sometimes(opened=self.connections.opened, reused=self.connections.reused)
 
     async def __aenter__(self) -> "Controller":
         return self
@@ -142,6 +161,18 @@ class Controller:
                 f"they are JSON, at most {frames.MAX_BODY} bytes",
             ) from None
         run_as = _other_account(host, job.run_as)
+        try:
+            execution = await self._submit(host, job, execution_id, submission, run_as)
+        except ControllerError:
+            self.count_unsubmitted()
+            raise
+        if execution.was_started:
+            self._metrics.note_submitted(has_sent_payload=execution.has_sent_payload)
+        return execution
+
+    async def _submit(
+        self, host: Host, job: Job, execution_id: str, submission: dict[str, Any], run_as: str | None
+    ) -> Execution:
         reached = await self.reachable.reach(host, run_as, is_whole_call=False)
         endpoint, fallback = await self._endpoint(job, reached, run_as)
         is_new = self.store.record(
@@ -156,7 +187,7 @@ class Controller:
         )
         if job.mode != BUNDLED:
             admitted = None if endpoint is None else await self._admit(execution_id, job, host, endpoint, is_new=is_new)
-            submission = job.submission(execution_id, follow=follow, access=admitted)
+            submission = job.submission(execution_id, follow=submission["follow"], access=admitted)
         conversation = reached.agent.converse()
         conversation.send(Kind.SUBMIT, submission)
         transport = reached.connection.transport
@@ -166,6 +197,7 @@ class Controller:
         )
         execution.ended = lambda error: self.memory.note_call(host, error)
         execution.lost = execution.ended
+        execution.counted = self._count
         return await self._accepted(execution)
 
     async def _endpoint(self, job: Job, reached: Reached, run_as: str | None) -> tuple[str | None, Reason | None]:
@@ -272,6 +304,7 @@ class Controller:
         )
         execution.offsets = list(offsets)
         execution.lost = lambda error: self.memory.note_call(host, error)
+        execution.counted = self._count
         return await self._accepted(execution)
 
     async def _accepted(self, execution: Execution) -> Execution:

@@ -76,20 +76,15 @@ class HostCommands:
         command_id = secrets.token_hex(16)
         before = remote_shell.prepared(cwd or self._config.work_dir, self._config.venv_activate, env, command_id)
         limit = self._config.command_timeout if timeout is None else timeout
-        async with contextlib.AsyncExitStack() as stack:
-            lease, running = await self._start(stack, command_id, before, command, in_sh, output)
-            connection = lease.connection
-            try:
-                done = await running.wait(limit)
-            except BaseException:
-                running.close()
-                self.later(self._end(connection, command_id))
-                raise
-            if done.timed_out:
-                done = replace(done, was_ended=await self._end(connection, command_id))
-            elif done.exit_status is None:
+        lease, running = await self._start(command_id, before, command, in_sh, output)
+        connection = lease.connection
+        try:
+            done = await self._wait(connection, running, limit, command_id)
+            if done.exit_status is None and not done.timed_out:
                 lease.retire()
                 raise raw_command.dropped(connection, "no exit status came")
+        finally:
+            lease.give_back()
         duration = time.monotonic() - began
         _log_end(self._name, command, done, duration)
         if self.is_posix is None and not done.timed_out:
@@ -112,16 +107,22 @@ class HostCommands:
         if self.chores:
             await asyncio.wait(list(self.chores), timeout=raw_command.ENDING_SECONDS)
 
+    async def _wait(
+        self, connection: Connection, running: raw_command.RunningCommand, limit: float, command_id: str
+    ) -> Completed:
+        """A command's end. After its timeout, or when it is left early, it is ended on its host."""
+        try:
+            done = await running.wait(limit)
+        except BaseException:
+            running.close()
+            self.later(self._end(connection, command_id))
+            raise
+        return replace(done, was_ended=await self._end(connection, command_id)) if done.timed_out else done
+
     async def _start(
-        self,
-        stack: contextlib.AsyncExitStack,
-        command_id: str,
-        before: str,
-        command: str,
-        in_sh: bool,
-        output: Output | None,
+        self, command_id: str, before: str, command: str, in_sh: bool, output: Output | None
     ) -> tuple[Lease[Connection], raw_command.RunningCommand]:
-        """The command, started on a connection that is held for as long as `stack` is open.
+        """The command, started on a connection; its lease is then the caller's.
 
         A connection that turns out to be dead is replaced, as long as nothing was sent on it.
         """
@@ -130,23 +131,22 @@ class HostCommands:
             text = remote_shell.in_sh(f"{before}; {command}")
         refused = dead = 0
         while True:
-            leased = self._connections().lease(self._host())
-            lease = await leased.__aenter__()
+            lease = await self._connections().acquire(self._host())
             starting = partial(raw_command.start, lease.connection, text, self._config.connect_timeout, output)
             try:
                 if not self._config.use_control_master:
                     lease.retire()
-                running = await (lease.connection.open_session(starting) if refused else starting())
+                return lease, await (lease.connection.open_session(starting) if refused else starting())
             except asyncssh.ChannelOpenError as error:
                 lease.note_refused()
+                lease.give_back()
                 refused += 1
-                await leased.__aexit__(None, None, None)
                 if refused == REFUSALS:
                     raise self.no_room(error.reason) from None
             except NotStartedError as error:
                 lease.suspect()
                 lease.connection.ssh.abort()
-                await leased.__aexit__(None, None, None)
+                lease.give_back()
                 dead += 1
                 if dead > MAX_CONNECTIONS:
                     raise UnreachableError(
@@ -157,11 +157,8 @@ class HostCommands:
                     lease.retire()
                 else:  # we were told to stop; it may have been started
                     self.later(self._end(lease.connection, command_id))
-                await leased.__aexit__(None, None, None)
+                lease.give_back()
                 raise
-            else:
-                stack.push_async_exit(leased)
-                return lease, running
 
     async def _end(self, connection: Connection, command_id: str) -> bool:
         """Ends a command's processes, over another connection where this one takes no further session."""

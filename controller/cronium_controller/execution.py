@@ -34,6 +34,10 @@ def _nobody(_reason: str | None) -> None:
     """Nobody wants to know."""
 
 
+def _uncounted(_result: Result) -> None:
+    """Nobody counts."""
+
+
 class Piece(NamedTuple):
     """Output as it comes: the stream (`names.STDOUT` or `STDERR`), its offset in the stream, and bytes."""
 
@@ -78,6 +82,10 @@ class Execution:
         """Told once how it went, for the host's health: None, or the reason why not."""
         self.lost: Callable[[str], None] = _nobody
         """Told when the channel is lost."""
+        self.counted: Callable[[Result], None] = _uncounted
+        """Told of an end that was not known here, and of a submission whose channel is lost."""
+        self.has_sent_payload = False
+        """Whether the host has asked for the payload."""
         self._receiving = asyncio.Lock()
         self._result: Result | None = None
         self._is_over = False
@@ -192,6 +200,7 @@ class Execution:
                 self._store.note_state(self.id, "accepted")
             case Kind.WANT_PAYLOAD:
                 assert self._job is not None
+                self.has_sent_payload = True
                 try:
                     await self._conversation.send_payload(self._job.payload.pieces())
                 except OSError as error:
@@ -233,7 +242,9 @@ class Execution:
         if self.fallback is not None and told.mode == BUNDLED:
             code, message = self.fallback
             self._result = self._result._replace(fallback_code=code, fallback_message=message)
-        self._store.finish(self._result, time.time())
+        is_news = self._store.finish(self._result, time.time())
+        if is_news:
+            self.counted(self._result)
         self.ended(None if told.state is Outcome.SUCCEEDED else f"the job ended as {told.state}")
         if told.state is Outcome.REJECTED:  # the host keeps nothing of it
             self._conversation.close()
@@ -276,3 +287,5 @@ class Execution:
             error_code=code,
             error_message=f"{message}; the execution may still be running. Look with: cronium attach {self.id}",
         )
+        if self._job is not None:
+            self.counted(self._result)

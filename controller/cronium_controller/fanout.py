@@ -238,7 +238,11 @@ class FanOut:
             connecting.cancel()
         if connecting.cancelled():
             return False
-        connecting.result()
+        try:
+            connecting.result()
+        except ControllerError:
+            self._controller.count_unsubmitted()
+            raise
         return not self._is_cancelled
 
     def _failed(self, name: str, execution_id: str, error: ControllerError) -> Result:

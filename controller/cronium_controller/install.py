@@ -233,9 +233,12 @@ def _install_script(site: Site, binary: RunnerBinary, temporary: str, *, replace
 
 
 def tree_command(site: Site, folder: str) -> str:
-    """A command that prints one digest for all installed files; nothing where there is no `sha256sum`."""
+    """A command that prints one digest for all installed files; nothing where there is no `sha256sum`.
+
+    Not what Python keeps of the helpers that scripts have imported: that comes later, and differs.
+    """
     directory = shlex.quote(f"{site.runners.root}/{folder}")
-    listed = f"cd {directory} && find . -type f -exec sha256sum {{}} +"
+    listed = f"cd {directory} && find . -name __pycache__ -prune -o -type f -exec sha256sum {{}} +"
     # Braces, as a parenthesis would make an arithmetic expression of the `$(` before it.
     return f"{{ {listed}; }} 2>/dev/null | LC_ALL=C sort -k 2 | sha256sum 2>/dev/null | cut -c 1-64"
 

@@ -187,6 +187,8 @@ class Pool(Generic[K, C]):
         self._shelves: dict[K, _Shelf[C]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
+        self.reused = 0
+        """How many calls went over a connection that was made for another."""
 
     def __repr__(self) -> str:
         entries = [entry for shelf in self._shelves.values() for entry in shelf.entries]
@@ -221,6 +223,7 @@ class Pool(Generic[K, C]):
 
     def log_reuse(self, key: K, began: float) -> None:
         """A call goes over a connection that was made for another."""
+        self.reused += 1
         told = {"host": str(key), "duration": round(self._clock() - began, 3)}
         _log.info("reusing_ssh_connection", extra=told)
 

@@ -2,7 +2,7 @@
 
 It is taken away before anything else is written, and comes back after it, so that no line of a host is ever mixed
 with it. rich would do that for what goes through its own console; output of hosts is bytes and goes past it. One line
-needs no library: rich costs some 60 ms to load, and it would be a dependency for this alone.
+needs no library, and rich would be a dependency for this alone.
 """
 
 import asyncio

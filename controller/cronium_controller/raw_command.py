@@ -37,6 +37,11 @@ _AHEAD: Final = 1024 * 1024
 """Bytes that wait for whoever listens before the host is held back: a slow terminal must not fill our memory."""
 
 
+_INPUT_SECONDS: Final = 0.25
+"""After which the server is told that there is no input. Commands of ours don't read any, but a forced command may; the
+packet is a twentieth of a short command's time."""
+
+
 class NotStartedError(Exception):
     """The connection failed before the command was sent: trying another one starts nothing twice."""
 
@@ -106,6 +111,7 @@ class RunningCommand(asyncssh.SSHClientSession[bytes]):
         self._passing = None if output is None else _Passing(output)
         self._status: int | None = None
         self._error: Exception | None = None
+        self._end_of_input: asyncio.TimerHandle | None = None
         self._over = asyncio.Event()
         self._channel: asyncssh.SSHClientChannel[bytes] | None = None
 
@@ -113,6 +119,7 @@ class RunningCommand(asyncssh.SSHClientSession[bytes]):
         """From here on the command may have been started."""
         self.is_open = True
         self._channel = chan
+        self._end_of_input = asyncio.get_running_loop().call_later(_INPUT_SECONDS, chan.write_eof)
         if self._passing is not None:
             self._passing.channel = chan
 
@@ -136,6 +143,8 @@ class RunningCommand(asyncssh.SSHClientSession[bytes]):
     def connection_lost(self, exc: Exception | None) -> None:
         """The channel is closed, with the command's end or without."""
         self._error = exc
+        if self._end_of_input is not None:
+            self._end_of_input.cancel()
         self._over.set()
 
     async def wait(self, timeout: float) -> Completed:
@@ -162,7 +171,7 @@ class RunningCommand(asyncssh.SSHClientSession[bytes]):
 
 
 async def start(connection: Connection, text: str, timeout: float, output: Output | None = None) -> RunningCommand:
-    """Starts a command, its standard input empty.
+    """Starts a command. Its standard input ends after a moment: `text` says what is read there, if anything.
 
     Raises NotStartedError when the connection turns out to be dead before anything was sent, asyncssh.ChannelOpenError
     when the server has no room for another session, UnreachableError when nobody can tell whether it was started.
@@ -170,7 +179,7 @@ async def start(connection: Connection, text: str, timeout: float, output: Outpu
     running = RunningCommand(output)
     try:
         async with asyncio.timeout(timeout):
-            channel, _ = await connection.ssh.create_session(lambda: running, text, encoding=None)
+            await connection.ssh.create_session(lambda: running, text, encoding=None)
     except asyncssh.ChannelOpenError as error:
         if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED:
             raise UnreachableError(
@@ -181,7 +190,6 @@ async def start(connection: Connection, text: str, timeout: float, output: Outpu
         if not running.is_open:
             raise NotStartedError(reason(error)) from None
         raise dropped(connection, reason(error)) from None
-    channel.write_eof()
     return running
 
 

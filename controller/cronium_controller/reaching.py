@@ -14,6 +14,7 @@ from .deployments import Deployments
 from .errors import ChannelLostError, ControllerError
 from .hosts import Host
 from .install import Deployment
+from .metrics import Metrics
 from .pool import Lease
 from .runners import Runners
 from .starting import start_agent
@@ -54,10 +55,17 @@ def _is_usable(opening: "asyncio.Task[Reached]") -> bool:
 class Reachable:
     """The hosts of one controller."""
 
-    def __init__(self, connections: Connections, runners: Runners, deployments: Deployments | None = None) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        runners: Runners,
+        deployments: Deployments | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._connections = connections
         self._runners = runners
         self._deployments = deployments
+        self._metrics = metrics or Metrics()
         self._reached: dict[tuple[Host, str | None], asyncio.Task[Reached]] = {}
         """By host and the account to run as."""
 
@@ -152,7 +160,12 @@ class Reachable:
     async def _start_agent(
         self, connection: Connection, run_as: str | None, reconnect: Any
     ) -> tuple[AgentChannel, Deployment | None]:
-        return await start_agent(connection, self._runners, run_as, ledger=self._deployments, reconnect=reconnect)
+        agent, deployment = await start_agent(
+            connection, self._runners, run_as, ledger=self._deployments, reconnect=reconnect
+        )
+        if deployment is None:
+            self._metrics.note_cached_runner()
+        return agent, deployment
 
 
 async def _left(openings: "Sequence[asyncio.Task[Reached]]") -> None:

@@ -37,9 +37,11 @@ def check(command: str, cwd: str | None, env: Mapping[str, str] | None) -> None:
 def prepared(cwd: str | None, venv: str | None, env: Mapping[str, str] | None, command_id: str | None) -> str:
     """sh for what comes before a command: `cd`, then the virtual environment, then the variables; exit status 1 if not.
 
-    A leading `~/` in a path means the home directory. `venv` is the script, or the line `source SCRIPT`.
+    A leading `~/` in a path means the home directory. `venv` is the script, or the line `source SCRIPT`. A command with
+    an id has an empty standard input.
     """
-    steps = [] if command_id is None else [f"export {COMMAND_ID}={command_id}"]
+    # Nothing to read: said here, it spares a packet that tells the server so, a twentieth of a short command.
+    steps = [] if command_id is None else [f"export {COMMAND_ID}={command_id}", "exec </dev/null"]
     if cwd:
         steps.append(f"CDPATH= cd -- {path(cwd)} || exit 1")
     if venv:

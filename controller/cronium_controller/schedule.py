@@ -15,7 +15,8 @@ from cronium_runner.wire.results import EXIT_RUNNER_FAILED, Outcome, Result, exi
 from .errors import ControllerError
 
 FORKS: Final = 50
-"""Hosts at once, unless told otherwise. Beyond that, connections being made only wait for this machine's CPU."""
+"""Hosts at once, unless told otherwise. At 200 hosts, one run each on a busy machine (docs/benchmarks.md), 50 took
+a fifth less time than 10, and 100 only 4 % less than 50, with more memory."""
 MOST_FAILED: Final = 255
 """An exit status holds no more."""
 

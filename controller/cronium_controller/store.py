@@ -28,7 +28,7 @@ from .version_tables import metadata as _versions
 SCHEMA_VERSION: Final = 5
 
 _metadata = sql.MetaData()
-_executions = sql.Table(
+executions = sql.Table(
     "executions",
     _metadata,
     sql.Column("id", sql.String(64), primary_key=True),
@@ -50,7 +50,7 @@ _executions = sql.Table(
     sql.Column("ways", sql.String),
     sql.Index("executions_by_time", "submitted_at"),
 )
-_host_health = sql.Table(
+host_health = sql.Table(
     "host_health",
     _metadata,
     sql.Column("account", sql.String, primary_key=True),
@@ -247,8 +247,8 @@ class Store:
         """Writes down how an execution stands while there is no result."""
         self._write(_NOTE_STATE, {"key": execution_id, "new_state": state})
 
-    def finish(self, result: Result, now: float) -> None:
-        """Writes down the result. One that says how the script ended is never replaced by another.
+    def finish(self, result: Result, now: float) -> bool:
+        """Writes down the result; whether it was news. One that says how the script ended is never replaced by another.
 
         Told again, it may have delivered more since.
         """
@@ -257,10 +257,12 @@ class Store:
             "new_state": result.state.value,
             "json": exactjson.encode(result.to_json()),
         }
-        if not self._write(_FINISH, {**row, "now": now}) and result.mode == API:
+        is_news = self._write(_FINISH, {**row, "now": now}) == 1
+        if not is_news and result.mode == API:
             known = self.find(result.execution_id)
             if known is not None and known.result is not None and known.result.undelivered > result.undelivered:
                 self._write(_NOTE_DELIVERED, row)
+        return is_news
 
     def note_acknowledged(self, execution_id: str) -> None:
         """The host knows that we have the result."""
@@ -268,22 +270,22 @@ class Store:
 
     def find(self, execution_id: str) -> Record | None:
         """What is known of an execution."""
-        row = self._connection.execute(sql.select(_executions).where(_executions.c.id == execution_id)).one_or_none()
+        row = self._connection.execute(sql.select(executions).where(executions.c.id == execution_id)).one_or_none()
         self._connection.rollback()
         return None if row is None else _record(row)
 
     def fan_out(self, execution_id: str) -> list[Record]:
         """The executions of a run on many hosts that goes by this id, in the order in which they were submitted."""
-        key = _executions.c.id
-        named = sql.select(_executions).where(key > f"{execution_id}.", key < f"{execution_id}/")  # '/' follows '.'
-        rows = self._connection.execute(named.order_by(_executions.c.submitted_at)).all()
+        key = executions.c.id
+        named = sql.select(executions).where(key > f"{execution_id}.", key < f"{execution_id}/")  # '/' follows '.'
+        rows = self._connection.execute(named.order_by(executions.c.submitted_at)).all()
         self._connection.rollback()
         suffix = re.compile(re.escape(execution_id) + r"\.[0-9a-f]{12}")
         return [_record(row) for row in rows if suffix.fullmatch(row.id)]
 
     def health(self, account: str) -> HostHealth | None:
         """How a host stood when a process last told; `account` is `memory.account`'s. Raises StoreError."""
-        row = self._connection.execute(sql.select(_host_health).where(_host_health.c.account == account)).one_or_none()
+        row = self._connection.execute(sql.select(host_health).where(host_health.c.account == account)).one_or_none()
         self._connection.rollback()
         return None if row is None else _health(row)
 
@@ -311,20 +313,20 @@ class Store:
 
     def forget_health(self, accounts: Sequence[str] | None = None) -> int:
         """Forgets how these hosts stood, or all; of how many something was known. Raises StoreError."""
-        where = sql.true() if accounts is None else _host_health.c.account.in_(accounts)
-        return self._write(sql.delete(_host_health).where(where), {})
+        where = sql.true() if accounts is None else host_health.c.account.in_(accounts)
+        return self._write(sql.delete(host_health).where(where), {})
 
     def recent(self, limit: int = 50) -> list[Record]:
         """The last executions, newest first."""
-        newest = sql.select(_executions).order_by(_executions.c.submitted_at.desc()).limit(limit)
+        newest = sql.select(executions).order_by(executions.c.submitted_at.desc()).limit(limit)
         rows = self._connection.execute(newest).all()
         self._connection.rollback()
         return [_record(row) for row in rows]
 
     def payloads_in_use(self) -> set[str]:
         """The SHA-256s of payloads of which an execution has no result yet. Raises StoreError."""
-        unfinished = sql.select(_executions.c.payload_sha256).where(
-            _executions.c.result.is_(None), _executions.c.state.not_in(_NOTHING_STARTED)
+        unfinished = sql.select(executions.c.payload_sha256).where(
+            executions.c.result.is_(None), executions.c.state.not_in(_NOTHING_STARTED)
         )
         return {row.payload_sha256 for row in self._connection.execute(unfinished)}
 
@@ -372,40 +374,40 @@ class Store:
 
 _NOTHING_STARTED: Final = ("rejected", "refused")
 _REPLACEABLE: Final = ("rejected", "lost", "unknown")
-_insert = sqlite.insert(_executions)
+_insert = sqlite.insert(executions)
 _RECORD = _insert.on_conflict_do_update(
-    index_elements=[_executions.c.id],
+    index_elements=[executions.c.id],
     # Everything that is not given is as in a new row: no result, no time of the end.
-    set_={column.name: _insert.excluded[column.name] for column in _executions.c if column.name != "id"},
-    where=_executions.c.state.in_(_NOTHING_STARTED),
+    set_={column.name: _insert.excluded[column.name] for column in executions.c if column.name != "id"},
+    where=executions.c.state.in_(_NOTHING_STARTED),
 )
-_BY_KEY = _executions.c.id == sql.bindparam("key")
+_BY_KEY = executions.c.id == sql.bindparam("key")
 _NOTE_STATE = (
-    sql.update(_executions).where(_BY_KEY, _executions.c.result.is_(None)).values(state=sql.bindparam("new_state"))
+    sql.update(executions).where(_BY_KEY, executions.c.result.is_(None)).values(state=sql.bindparam("new_state"))
 )
 _FINISH = (
-    sql.update(_executions)
-    .where(_BY_KEY, sql.or_(_executions.c.result.is_(None), _executions.c.state.in_(_REPLACEABLE)))
+    sql.update(executions)
+    .where(_BY_KEY, sql.or_(executions.c.result.is_(None), executions.c.state.in_(_REPLACEABLE)))
     .values(state=sql.bindparam("new_state"), finished_at=sql.bindparam("now"), result=sql.bindparam("json"))
 )
 _NOTE_DELIVERED = (
-    sql.update(_executions)
-    .where(_BY_KEY, _executions.c.state == sql.bindparam("new_state"))
+    sql.update(executions)
+    .where(_BY_KEY, executions.c.state == sql.bindparam("new_state"))
     .values(result=sql.bindparam("json"))
 )
-_insert_health = sqlite.insert(_host_health)
+_insert_health = sqlite.insert(host_health)
 _ADDED: Final = ("total_successes", "total_failures")
 _NOTE_HEALTH = _insert_health.on_conflict_do_update(
-    index_elements=[_host_health.c.account],
+    index_elements=[host_health.c.account],
     set_={
         column.name: column + _insert_health.excluded[column.name]
         if column.name in _ADDED
         else _insert_health.excluded[column.name]
-        for column in _host_health.c
+        for column in host_health.c
         if column.name != "account"
     },
 )
-_NOTE_ACKNOWLEDGED = sql.update(_executions).where(_BY_KEY).values(is_acknowledged=True)
+_NOTE_ACKNOWLEDGED = sql.update(executions).where(_BY_KEY).values(is_acknowledged=True)
 
 
 def _reason(error: Exception) -> str:

@@ -736,7 +736,13 @@ async def test_secrets_of_a_configuration_are_in_no_log_and_no_error(
 async def test_every_example_of_the_documentation_runs(server: OpenSSHServer, home: Path) -> None:
     (home / "hosts.yaml").write_text(f"web01: {{host: {server.target}, key_path: {server.identity}}}\n")
     (home / "project").mkdir()
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/commands.md").read_text(), re.DOTALL)
+    pages = [(ROOT / "docs" / name).read_text() for name in ("commands.md", "background-jobs.md", "files.md")]
+    blocks = [
+        block
+        for page in pages
+        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        if "asyncio.run" not in block  # a program of its own; test_documented_commands runs it
+    ]
     assert len(blocks) == 7
     known: dict[str, Any] = {}
     for block in blocks:
@@ -748,6 +754,6 @@ async def test_every_example_of_the_documentation_runs(server: OpenSSHServer, ho
     assert (home / "back.txt").read_text() == "words"
     assert (home / "logs/train.log").read_text() == "started\n"
     assert known["message"] == "Connected via direct"
-    assert (known["result"].exit_code, [result.exit_code for result in known["results"]]) == (3, [0, 1])
+    assert [result.exit_code for result in known["results"]] == [0, 1]
     assert known["name"]
     await close_all_clients()

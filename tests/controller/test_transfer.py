@@ -171,15 +171,26 @@ async def test_a_partial_file_of_something_else_or_damaged_is_never_believed(
         assert os.listdir(remote.home) == ["x"]
         large.write_bytes(os.urandom(LARGE))  # another content is another copy
         assert (await put(controller, remote, large, f"{remote.home}/x")).sent == LARGE
-        os.truncate(remote.home / "x", 0)
-        os.truncate(remote.home / "x", LARGE)
-        times = (remote.home / "x").stat()
-        back = await get(controller, remote, f"{remote.home}/x", f"{tmp_path}/back")
-        assert Path(back.path).read_bytes() == bytes(LARGE)
-        (remote.home / "x").write_bytes(large.read_bytes())  # of the same size and time
-        os.utime(remote.home / "x", (times.st_mtime, times.st_mtime))
-        back = await get(controller, remote, f"{remote.home}/x", f"{tmp_path}/back")
+
+
+async def test_a_partial_file_here_that_is_damaged_is_never_believed(
+    remote: RemoteHost, tmp_path: Path, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "PAUSES", ())
+    (remote.home / "x").write_bytes(large.read_bytes())
+    async with TcpProxy(remote.server.port) as proxy, remote.controller() as controller:
+        host = replace(remote.host, port=proxy.port)
+        proxy.cut_after(8_000_000)
+        with pytest.raises(ControllerError) as error:
+            await transfer.get(controller.connections, host, "~/x", f"{tmp_path}/back", lambda _: None)
+        assert error.value.code == "channel.lost"
+        [partial] = tmp_path.glob(".back.*.part")
+        with partial.open("r+b") as file:
+            file.write(b"damaged")
+        back = await transfer.get(controller.connections, host, "~/x", f"{tmp_path}/back", lambda _: None)
+        assert back.sent == LARGE
         assert Path(back.path).read_bytes() == large.read_bytes()
+    assert not list(tmp_path.glob(".*.part"))
 
 
 async def test_two_copies_of_the_same_file_to_the_same_place_at_once(remote: RemoteHost, large: Path) -> None:

@@ -245,11 +245,11 @@ def reference(remote: RemoteHost) -> Path:
 
 
 def installed(folder: Path) -> dict[str, bytes]:
-    """Every file of an installed form, by its path; links as what they point to."""
+    """Every file of an installed form, by its path; links as what they point to. Not what scripts' Python has added."""
     return {
         str(path.relative_to(folder)): os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_symlink() or path.is_file()
+        if (path.is_symlink() or path.is_file()) and path.parent.name != "__pycache__"
     }
 
 
