@@ -92,9 +92,9 @@ class BySftp:
         return max(0, ((await self._stat(path)).size or 0) - sftp.WINDOW)
 
     async def write(self, path: str, source: BinaryIO, offset: int, tell: Tell) -> None:
-        """As `Far`."""
+        """As `Far`. Nothing is cut off: another copy of the same bytes may be under way there."""
         attributes = asyncssh.SFTPAttrs(permissions=0o600)
-        flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | (0 if offset else asyncssh.FXF_TRUNC)
+        flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT
         at, done = offset, offset
         descriptor, size = source.fileno(), sftp.piece_of(self._session.limits.max_write_len)
         async with self._session.open(path, flags, attributes, encoding=None, block_size=0) as there:
@@ -219,9 +219,8 @@ class ByShell:
     async def write(self, path: str, source: BinaryIO, offset: int, tell: Tell) -> None:
         """As `Far`. At the offset and not at the end: another copy of the same bytes may be under way there."""
         quoted = shlex.quote(path)
-        begin = f": >> {quoted}" if offset else f"rm -f {quoted} && : > {quoted}"
         seek = f"dd bs=1 seek={offset} count=0 conv=notrunc 2>/dev/null; " if offset else ""
-        script = f"umask 077; {begin} && {{ {seek}cat; }} 1<> {quoted}"
+        script = f"umask 077; : >> {quoted} && {{ {seek}cat; }} 1<> {quoted}"
         process = await self._connection.start(remote_shell.in_sh(script))
         at = offset
         try:

@@ -363,9 +363,10 @@ class Supervisor:
             self._remove(descriptor)
             self._watchers.pop(descriptor, None)
             connection.close()
-            if self._connections == MAX_CONNECTIONS:
-                self._add(self._prepared.helper_socket.fileno(), self._accept)
             self._connections -= 1
+            listening = self._prepared.helper_socket.fileno()
+            if listening not in self._callbacks:  # the last that there was room for may end while it is accepted
+                self._add(listening, self._accept)
             return
         wanted = (0 if connection.is_deaf else select.EPOLLIN) | (select.EPOLLOUT if connection.has_unsent else 0)
         self._epoll.modify(descriptor, wanted)

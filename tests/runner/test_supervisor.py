@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from cronium_runner.supervisor import MAX_CONNECTIONS
 from runner_process import IGNORING_TERM, PATIENCE, ROOT, Host, is_running, processes_with, wait_until
 
 DAEMONS = """
@@ -565,6 +566,22 @@ def test_a_script_cannot_keep_its_end_away_by_taking_all_descriptors(host: Host)
     result = host.run_json(script, "--timeout", "1")
     assert (result["state"], result["signal"], result["exit status"]) == ("timed_out", signal.SIGKILL, 124)
     assert int(result["stdout"]["text"]) > 256
+
+
+def test_the_last_helper_that_there_is_room_for_may_be_gone_before_it_is_met(host: Host) -> None:
+    script = host.script(
+        "import os, signal, socket, subprocess\n"
+        "def connected():\n"
+        "    one = socket.socket(socket.AF_UNIX); one.connect(os.environ['CRONIUM_SOCKET']); return one\n"
+        f"held = [connected() for _ in range({MAX_CONNECTIONS - 1})]\n"
+        "subprocess.check_output(['cronium.event'])  # answered, so all before it were met\n"
+        "os.kill(os.getppid(), signal.SIGSTOP); connected().close(); os.kill(os.getppid(), signal.SIGCONT)\n"
+        "del held\n"
+        "subprocess.check_call(['cronium.output', 'still', 'there'])\n",
+        "full.py",
+    )
+    result = host.run_json(script, "--timeout", "30")
+    assert (result["state"], result["output"]) == ("succeeded", {"still": "there"})
 
 
 def test_a_script_whose_first_thread_has_ended_still_ends_by_its_timeout(host: Host) -> None:
