@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import signal
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +14,7 @@ from . import progress
 from .cli_hosts import many_hosts
 from .cli_reaching import HELP, reaching, run_on_many
 from .errors import ControllerError
+from .interrupts import Interrupts
 
 if TYPE_CHECKING:
     from .dispatch import Controller
@@ -122,18 +122,13 @@ async def _on_many(
 
 async def interruptible(work: Coroutine[Any, Any, int], said: str = "what ran was told to end on its host") -> int:
     """What `work` returns, which the first SIGINT or SIGTERM ends in good order; `said` is what is said then."""
-    loop = asyncio.get_running_loop()
     working = asyncio.ensure_future(work)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, working.cancel)
-    try:
-        return await working
-    except asyncio.CancelledError:
-        progress.say(f"cronium: interrupted; {said}")
-        return EXIT_CANCELLED
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+    with Interrupts(working.cancel):
+        try:
+            return await working
+        except asyncio.CancelledError:
+            progress.say(f"cronium: interrupted; {said}")
+            return EXIT_CANCELLED
 
 
 def _read_variables(given: tuple[str, ...]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from .errors import ControllerError
 from .execution import Execution, Piece
 from .hosts import BadTarget, Host, SSHConfig, parse_host
 from .job import Job, asked_mode, new_execution_id
-from .schedule import FORKS, Schedule, Share, Tally, parse_share
+from .schedule import FORKS, Schedule, Tally
 
 if TYPE_CHECKING:
     from .dispatch import Controller
@@ -86,8 +86,9 @@ class FanOut:
         self._output = output
         self._keeps = keep_connections
         self._forks = forks
-        endured = Share(0) if stop_on_failure and max_failures is None else _share(max_failures, "max_failures", 0)
-        self._schedule = Schedule(hosts.values(), forks=forks, serial=_share(serial, "serial", 1), max_failures=endured)
+        self._schedule = Schedule.asked(
+            hosts.values(), forks=forks, serial=serial, max_failures=max_failures, stop_on_failure=stop_on_failure
+        )
         self.tally = Tally()
         self._tasks: set[asyncio.Task[Result]] = set()
         self._ended: asyncio.Queue[asyncio.Task[Result]] = asyncio.Queue()
@@ -292,10 +293,6 @@ def _identity(target: Host | BadTarget) -> object:
     if isinstance(target, BadTarget):
         return target.name
     return (target.address, target.port, target.user, target.tailscale_ip, target.cloudflare_tunnel, target.is_local)
-
-
-def _share(given: int | str | None, option: str, lowest: int) -> Share | None:
-    return None if given is None else parse_share(str(given), option, lowest=lowest)
 
 
 def _too_long(execution_id: str) -> str | None:

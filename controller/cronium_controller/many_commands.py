@@ -16,7 +16,7 @@ from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result, Strea
 from .errors import ControllerError
 from .executing import Executed, timeout_sentence
 from .hosts import BadTarget, Host
-from .schedule import Schedule, Tally, parse_share
+from .schedule import Schedule, Tally
 
 if TYPE_CHECKING:
     from .dispatch import Controller
@@ -51,13 +51,8 @@ class ManyCommands:
         output: Callable[[str, int, bytes], Awaitable[None]] | None = None,
     ) -> None:
         """As `cronium exec` says; `output` gets the host's name, too. Raises ControllerError for impossible numbers."""
-        if stop_on_failure and max_failures is None:
-            max_failures = "0"
-        self._schedule: Schedule[Host | BadTarget] = Schedule(
-            targets,
-            forks=forks,
-            serial=None if serial is None else parse_share(serial, "serial", lowest=1),
-            max_failures=None if max_failures is None else parse_share(max_failures, "max_failures", lowest=0),
+        self._schedule = Schedule.asked(
+            targets, forks=forks, serial=serial, max_failures=max_failures, stop_on_failure=stop_on_failure
         )
         self._controller = controller
         self._command = command

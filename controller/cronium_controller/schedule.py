@@ -68,6 +68,29 @@ class Schedule(Generic[H]):
         self.failures = 0
         self.done = 0
 
+    @classmethod
+    def asked(
+        cls,
+        hosts: Iterable[H],
+        *,
+        forks: int,
+        serial: int | str | None = None,
+        max_failures: int | str | None = None,
+        stop_on_failure: bool = False,
+    ) -> "Schedule[H]":
+        """As a person writes it: numbers, or percentages. `stop_on_failure` endures none, unless told how many.
+
+        Raises ControllerError for what is no such number.
+        """
+        if stop_on_failure and max_failures is None:
+            max_failures = 0
+        return cls(
+            hosts,
+            forks=forks,
+            serial=None if serial is None else parse_share(str(serial), "serial", lowest=1),
+            max_failures=None if max_failures is None else parse_share(str(max_failures), "max_failures", lowest=0),
+        )
+
     def __repr__(self) -> str:
         return f"<Schedule {self.done}/{self.total} running={self.running} failures={self.failures}>"
 

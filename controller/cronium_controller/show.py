@@ -5,7 +5,6 @@ import calendar
 import codecs
 import contextlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -20,6 +19,7 @@ from cronium_runner.wire.results import EXIT_RUNNER_FAILED, TEXT_TAIL, Outcome, 
 from .errors import ChannelLostError
 from .execution import Execution
 from .hosts import Host
+from .interrupts import Interrupts
 from .store import Record
 
 if TYPE_CHECKING:
@@ -37,7 +37,13 @@ async def follow(execution: Execution, *, as_json: bool, verbose: bool = False, 
     With `can_cancel` an interrupt cancels the execution on the host and waits for its end, and a second one stops
     waiting. Without, the first one leaves it running.
     """
-    interrupts = _Interrupts(execution, can_cancel)
+
+    def cancel() -> None:
+        click.echo("cronium: cancelling on the host; interrupt again not to wait for its end", err=True)
+        with contextlib.suppress(ChannelLostError):  # then the output ends, too, and says so
+            execution.cancel()
+
+    interrupts = Interrupts(execution.detach, cancel if can_cancel else None)
     tails = {stream: bytearray() for stream in STREAM_NAMES}
     with interrupts:
         async for piece in execution.pieces():
@@ -248,31 +254,3 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-class _Interrupts:
-    """While it is entered, SIGINT and SIGTERM cancel on the host (`can_cancel`, the first one) or leave."""
-
-    def __init__(self, execution: Execution, can_cancel: bool) -> None:
-        self._execution = execution
-        self._can_cancel = can_cancel
-        self.has_left = False
-
-    def __enter__(self) -> "_Interrupts":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self._hear)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().remove_signal_handler(number)
-
-    def _hear(self) -> None:
-        if self._can_cancel:
-            self._can_cancel = False
-            click.echo("cronium: cancelling on the host; interrupt again not to wait for its end", err=True)
-            with contextlib.suppress(ChannelLostError):  # then the output ends, too, and says so
-                self._execution.cancel()
-        else:
-            self.has_left = True
-            self._execution.detach()

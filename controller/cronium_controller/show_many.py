@@ -3,9 +3,7 @@
 Standard output has what the hosts said, standard error how far it is and what came of it.
 """
 
-import asyncio
 import os
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -20,6 +18,7 @@ from . import progress, show
 from .execution import Piece
 from .fanout import STOPPED, FanOut, Submitted
 from .hosts import BadTarget, Host
+from .interrupts import Interrupts
 from .lines import Folder, PrefixedLines
 from .progress import Progress
 from .schedule import Tally
@@ -87,7 +86,12 @@ class ManyHosts:
         """Shows it all; the exit status. An interrupt ends it on the hosts, a second one leaves them to themselves."""
         if self._style != QUIET:
             click.echo(f"cronium: execution {many.id} on {many.total} hosts", err=True)
-        with _Interrupts(many) as interrupts:
+
+        def cancel() -> None:
+            progress.say(f"cronium: cancelling on {many.running} hosts; interrupt again not to wait for their end")
+            many.cancel()
+
+        with Interrupts(many.detach, cancel) as interrupts:
             await self.show(many, many.id)
         if interrupts.has_left:
             click.echo(
@@ -251,31 +255,3 @@ def _print_submitted(submitted: Submitted, *, as_json: bool) -> None:
         show.print_result(failure, {})
     elif as_json:
         show.print_json({"executionId": submitted.execution_id, "host": submitted.host, "state": "accepted"})
-
-
-class _Interrupts:
-    """While it is entered, the first SIGINT or SIGTERM cancels on the hosts, a second one leaves them to themselves."""
-
-    def __init__(self, many: FanOut) -> None:
-        self._many = many
-        self._is_cancelled = False
-        self.has_left = False
-
-    def __enter__(self) -> "_Interrupts":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self._hear)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().remove_signal_handler(number)
-
-    def _hear(self) -> None:
-        if self._is_cancelled:
-            self.has_left = True
-            self._many.detach()
-            return
-        self._is_cancelled = True
-        sentence = f"cancelling on {self._many.running} hosts; interrupt again not to wait for their end"
-        progress.say(f"cronium: {sentence}")
-        self._many.cancel()
