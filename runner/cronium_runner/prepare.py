@@ -175,6 +175,7 @@ def remember_manifest(path: str) -> None:
     """
     with contextlib.suppress(RunnerError, OSError):
         if os.stat(path).st_size > REMEMBERED_BYTES:
+            strict_yaml.load_parser()
             return
         found: dict[str, bytes] = {}
         with payload.open_payload(path, os.path.basename(path).removesuffix(".tar.gz")) as file:

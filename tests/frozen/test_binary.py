@@ -317,6 +317,15 @@ def test_help_is_there(executable: Path, environment: dict[str, str]) -> None:
     assert len(done.stdout.splitlines()) > 10
 
 
+@pytest.mark.parametrize("words", [["run", "--imput", "{}"], ["stauts"], ["run", "--timeout", "soon", "x.sh"]])
+def test_what_is_mistyped_is_said_plainly(words: list[str], executable: Path, environment: dict[str, str]) -> None:
+    """click loads more when it has something to explain, and the binary must carry that, too."""
+    done = run(executable, *words, environment=environment)
+    assert done.returncode == 125, done.stderr
+    assert words[-1 if words[0] == "stauts" else 1] in done.stderr
+    assert "runner.internal" not in done.stderr
+
+
 def test_a_login_in_another_encoding(executable: Path, environment: dict[str, str]) -> None:
     for locale in ("C", "POSIX", "de_DE.ISO-8859-15", "ja_JP.EUC-JP", "xx_nonsense"):
         done = run(executable, "version", environment=environment | {"LC_ALL": locale})

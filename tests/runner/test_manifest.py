@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -395,3 +398,58 @@ def test_importing_it_does_not_load_yaml() -> None:
     code = "import sys; sys.path[:0] = sys.argv[1:]; import cronium_runner.manifest; sys.exit('yaml' in sys.modules)"
     runner = str(Path(manifest_module.__file__).parents[1])
     assert subprocess.run([sys.executable, "-I", "-c", code, runner]).returncode == 0
+
+
+def _texts() -> Iterator[str]:
+    """All short values, plain and quoted, and whatever else may stand on a line, alone and beside another."""
+    yield from (f"k: {''.join(word)}\n" for size in range(5) for word in product("a1./-: #", repeat=size))
+    yield from (f'k: "{"".join(word)}"\n' for size in range(4) for word in product("a #:\"\\\té'", repeat=size))
+    lines = [
+        "",
+        "# a: b",
+        "#\t",
+        " # a",
+        "---",
+        "...",
+        "  a: b",
+        "- a",
+        "a:",
+        "a:b",
+        "%YAML 1.1",
+        "a: b",
+        "_: no",
+        "a-b: c",
+    ]
+    lines += [
+        "<<: a",
+        "1: a",
+        "a: b #c",
+        "a: b ",
+        "a: [b]",
+        f"{'x' * 1100}: y",
+        "a: &b",
+        "\ta: b",
+        "a: |",
+        "  b",
+        "é: a",
+    ]
+    yield from ("\n".join(chosen) + end for chosen in product(lines, repeat=2) for end in ("\n", "", "\r\n"))
+
+
+def test_unmistakable_lines_are_read_as_yaml_reads_them() -> None:
+    read = 0
+    for text in _texts():
+        quick = strict_yaml._plain_lines(text)
+        if quick is not None:
+            read += 1
+            assert quick == strict_yaml._Builder("manifest.yaml").build(yaml.parse(text, Loader=yaml.SafeLoader)), text
+    assert read > 500  # or this would show nothing
+
+
+def test_the_manifest_of_a_plain_script_needs_no_yaml_parser() -> None:
+    script = "from cronium_runner import manifest; manifest.parse_manifest({!r}, members=('a b.sh',)); import sys; "
+    plain = b'# made by hand\n\nversion: v1\nentrypoint: "a b.sh"\ninterpreter: bash\ntimeout: 60\n'
+    for text, is_loaded in ((plain, False), (plain + b"args: [a]\n", True)):
+        program = script.format(text) + "print('yaml' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert done.stdout == f"{is_loaded}\n", text
