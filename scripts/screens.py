@@ -27,6 +27,7 @@ sys.path.insert(0, str(PROJECT / "tests"))
 from many_hosts import ManyHosts  # noqa: E402
 
 COLUMNS, LINES = 120, 40
+IN_README = "cronium run --on web[01-06] --fold ./uptime.sh"
 PATIENCE = 300.0
 """Seconds for one command: 200 hosts on a small machine that does other things as well."""
 SCRIPTS = {
@@ -241,8 +242,17 @@ def two_hundred(stage: Stage) -> None:
     stage.show("run --on web --quiet --max-failures 5% ./broken.sh")
 
 
+def put_into_readme(page: list[str]) -> None:
+    """The operator's example there is one of these screens."""
+    readme = PROJECT / "README.md"
+    before, begin, rest = readme.read_text().partition("<!-- by scripts/screens -->\n")
+    _, end, after = rest.partition("<!-- /by scripts/screens -->\n")
+    (screen,) = [each for each in page if each.startswith(f"```\n$ {IN_README}\n")]
+    readme.write_text(f"{before}{begin}{screen}\n{end}{after}")
+
+
 def main() -> None:
-    """Writes the page."""
+    """Writes the page, and one of its screens into the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary", type=Path)
     parser.add_argument("--hosts", type=int, default=200, help="of the largest run; fewer for a quick look")
@@ -261,6 +271,8 @@ def main() -> None:
             stage.set_up(options.hosts, refusing=20, hanging=10, changed=10, malformed=1)
             two_hundred(stage)
         options.to.write_text("\n\n".join(page) + "\n")
+        if options.to == parser.get_default("to"):
+            put_into_readme(page)
 
 
 if __name__ == "__main__":

@@ -121,6 +121,11 @@ class OpenSSHServer:
                     waiting += servers
         return found
 
+    def count_connections(self) -> int:
+        """How many connections are open to it, as the kernel counts them: also those that it has not accepted yet."""
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return sum(row[2].endswith(f":{self.port:04X}") and row[3] == "01" for row in rows)
+
     def count_in_log(self, text: str) -> int:
         """How often the server's log says `text`."""
         return self.log.read_text(errors="replace").count(text)

@@ -94,6 +94,7 @@ class RemoteHost:
             "CRONIUM_RUNNER_BINARY": str(self.binary),
             "CRONIUM_RUNNER_ROOT": str(self.root),
             "CRONIUM_KNOWN_HOSTS": str(self.known_hosts),
+            "CRONIUM_TRACEBACK": "1",  # a defect must not look like a refusal
         }
 
     def start_cronium(
@@ -101,7 +102,8 @@ class RemoteHost:
     ) -> "subprocess.Popen[bytes]":
         """Starts `cronium WORDS`, with the key."""
         command, *rest = map(str, words)
-        identity = [] if command in ("version", "payload", "metrics") else ["--identity", str(self.server.identity)]
+        is_for_hosts = command not in ("version", "payload", "metrics", "hosts")
+        identity = ["--identity", str(self.server.identity)] if is_for_hosts else []
         options = {"stdin": subprocess.DEVNULL, **options}
         arguments = [sys.executable, "-c", _MAIN, command, *identity, *rest]
         return subprocess.Popen(arguments, env={**self.environment, **(env or {})}, **options)

@@ -38,3 +38,9 @@ def test_every_promise_links_to_tests() -> None:
 def test_the_life_cycle_in_the_documentation_has_every_state() -> None:
     drawn = (PROJECT / "ARCHITECTURE.md").read_text().split("## The life of an execution")[1].split("1. **")[0]
     assert {state for state in MOVES if state.value not in drawn} == set()
+
+
+def test_the_screen_in_the_readme_is_one_of_those_that_were_made() -> None:
+    shown = (PROJECT / "README.md").read_text().partition("<!-- by scripts/screens -->\n")[2].partition("<!-- /by")[0]
+    assert shown.startswith("```\n$ cronium run ")
+    assert shown in (PROJECT / "docs/screens.md").read_text()

@@ -1,7 +1,11 @@
-"""Files and standard input for the words of the command line (`cronium_runner.wire.words`)."""
+"""Numbers, files and standard input for the words of the command line (`cronium_runner.wire.words`)."""
 
+import math
 import sys
 from pathlib import Path
+from typing import Any
+
+import click
 
 from cronium_runner.wire.words import WordError
 
@@ -16,3 +20,13 @@ def read(path: str) -> bytes | None:
         if error.filename is None or not Path(path).name:
             return None
         raise WordError(f"cannot read {path[:60]}: {error.strerror}", "input.invalid") from None
+
+
+class Number(click.FloatRange):
+    """A number that can be counted to: `nan` passes every comparison, and no JSON has `inf`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number

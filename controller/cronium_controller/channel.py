@@ -9,6 +9,7 @@ import itertools
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 import asyncssh
@@ -16,8 +17,9 @@ import asyncssh
 from cronium_runner.wire import frames
 from cronium_runner.wire.frames import Frame, Kind, ProtocolError
 
-from .connection import Connection, acknowledge_quickly
+from .connection import acknowledge_quickly
 from .errors import ChannelLostError, ControllerError, DeployError, reason
+from .sessions import Channel, Connection, Session
 
 GREETING_SECONDS: Final = 20.0
 """From starting the agent to its magic line: heavy rc files and a cold disk included."""
@@ -25,6 +27,8 @@ SESSION_SECONDS: Final = 10.0
 """For the server to open a session: no program of the account runs before, so one that takes longer is gone."""
 _STDERR_KEPT: Final = 4096
 _LAST_WORD: Final = b"last word"
+_GATHERED: Final = 16 * 1024
+"""Bytes of frames that wait for others of the same turn of the event loop: a packet less for each."""
 
 _log = logging.getLogger("cronium.channel")
 
@@ -55,6 +59,7 @@ class Conversation:
     def send(self, kind: Kind, body: dict[str, Any]) -> None:
         """Sends one JSON frame."""
         self._channel.send(frames.encode_json(kind, self._number, body))
+        self._channel.unanswered = self._number if kind == Kind.ACKNOWLEDGE else 0
 
     async def send_payload(self, pieces: Any) -> None:
         """Sends a payload's pieces and its end, as fast as the connection takes them."""
@@ -117,6 +122,10 @@ class AgentChannel:
         self.was_silent = False
         """Whether it was lost because nothing came any more; its connection may not know that yet."""
         self.frames_sent = 0
+        self.quiet_since = time.monotonic()
+        """When the last conversation ended, while there is none."""
+        self.became_quiet: Callable[[], None] = lambda: None
+        """Told then."""
         self._reader = frames.FrameReader()
         self._greeting: frames.GreetingReader | None = frames.GreetingReader()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -124,7 +133,13 @@ class AgentChannel:
         self._conversations: dict[int, Conversation] = {}
         self._writable = asyncio.Event()
         self._writable.set()
-        self._ssh: asyncssh.SSHClientChannel[bytes] | None = None
+        self._ssh: Channel | None = None
+        self._unsent = bytearray()
+        self._sending: asyncio.Handle | None = None
+        self.unanswered = 0
+        """The conversation whose acknowledgement was the last frame that was sent; 0 when that was another frame."""
+        self._is_heard = False
+        """Whether the agent is known to have read all that was sent."""
         self._stderr = bytearray()
         self._last_heard = self._last_sent = self._last_pinged = time.monotonic()
         self._pinging: asyncio.Task[None] | None = None
@@ -163,6 +178,9 @@ class AgentChannel:
                 f"the connection opens no session ({reason(error)}); does the server allow one (MaxSessions)?",
                 host=connection.host.name,
             ) from None
+        except asyncio.CancelledError:  # the connection may be others' too: its session must not stay
+            channel.close("left while it was opened")
+            raise
         finally:
             hurrying.cancel()
         match channel.agent.get("protocol"):
@@ -178,22 +196,25 @@ class AgentChannel:
                 f"the agent speaks protocol {lowest} to {highest}, we speak {frames.PROTOCOL}; update the {older}",
                 host=connection.host.name,
             )
-        channel.send(frames.encode_json(Kind.HELLO, 0, {"protocol": frames.PROTOCOL}))
+        channel._unsent += frames.encode_json(Kind.HELLO, 0, {"protocol": frames.PROTOCOL})  # goes with what comes next
         channel._pinging = asyncio.ensure_future(channel._ping())
         return channel
 
     async def _open_session(self, connection: Connection, command: str) -> None:
         """Raises ChannelLostError when the server doesn't answer: the connection may be gone without knowing it."""
-        opening = connection.open_session(
-            lambda: connection.ssh.create_session(lambda: _Session(self), command, encoding=None, request_pty=False)
-        )
+        opening = connection.open_session(lambda: connection.create_session(lambda: _Session(self), command))
         try:
-            self._ssh, _ = await asyncio.wait_for(opening, SESSION_SECONDS)
+            self._ssh = await asyncio.wait_for(opening, SESSION_SECONDS)
         except TimeoutError:
             self.close("the server opened no session")
             raise ChannelLostError(
                 f"the connection does not answer: no session within {SESSION_SECONDS:g} s", host=connection.host.name
             ) from None
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody converses with it."""
+        return not self._conversations
 
     def converse(self) -> Conversation:
         """A new conversation."""
@@ -203,7 +224,9 @@ class AgentChannel:
 
     def forget(self, number: int) -> None:
         """Drops a conversation."""
-        self._conversations.pop(number, None)
+        if self._conversations.pop(number, None) is not None and not self._conversations:
+            self.quiet_since = time.monotonic()
+            self.became_quiet()
 
     def send(self, frame: bytes) -> None:
         """Queues bytes for the agent. Raises ChannelLostError when there is none any more."""
@@ -211,11 +234,26 @@ class AgentChannel:
             raise ChannelLostError(self.lost or "the channel is not open", host=self.host_name)
         self.frames_sent += 1
         self._last_sent = time.monotonic()
+        self._is_heard, self.unanswered = False, 0
+        self._unsent += frame
+        if len(self._unsent) >= _GATHERED:
+            self._send_gathered()
+            if self.lost is not None:
+                raise ChannelLostError(self.lost, host=self.host_name)
+        elif self._sending is None:
+            self._sending = asyncio.get_running_loop().call_soon(self._send_gathered)
+
+    def _send_gathered(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+        if self._ssh is None or not self._unsent:
+            return
+        gathered, self._unsent = bytes(self._unsent), bytearray()
         try:
-            self._ssh.write(frame)
+            self._ssh.write(gathered)
         except (asyncssh.Error, OSError) as error:
             self.lose(str(error))
-            raise ChannelLostError(str(error), host=self.host_name) from None
 
     async def wait_writable(self) -> None:
         """Waits until the connection takes more."""
@@ -226,6 +264,8 @@ class AgentChannel:
 
         A server that is told to disconnect may drop what it has not yet passed on: a cancel, an acknowledgement.
         """
+        if self._is_heard:
+            return
         if self._heard is None or self._heard.done():
             self._heard = asyncio.get_running_loop().create_future()
         self.send(frames.encode(Kind.PING, 0, _LAST_WORD))
@@ -233,6 +273,7 @@ class AgentChannel:
 
     def close(self, why: str = "closed by us") -> None:
         """Ends the channel. The agent stays as guardian until its executions have ended."""
+        self._send_gathered()
         self.lose(why)
         if self._ssh is not None:
             with contextlib.suppress(asyncssh.Error, OSError):
@@ -295,6 +336,7 @@ class AgentChannel:
 
     def _take(self, frame: Frame) -> None:
         if frame.channel != 0:
+            self._is_heard |= frame.channel == self.unanswered and frame.kind == Kind.STATUS
             conversation = self._conversations.get(frame.channel)
             if conversation is not None:
                 conversation.deliver(frame)
@@ -333,8 +375,8 @@ class AgentChannel:
                     self.send(frames.encode(Kind.PING, 0))
 
 
-class _Session(asyncssh.SSHClientSession[bytes]):
-    """What asyncssh calls; passes everything on."""
+class _Session(Session):
+    """What the connection calls; passes everything on."""
 
     def __init__(self, channel: AgentChannel) -> None:
         self._channel = channel

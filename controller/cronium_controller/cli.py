@@ -4,17 +4,19 @@ A thin user of `dispatch`. The one place on the controller's side that turns out
 Heavy imports happen in the commands, so that `--help` and completion stay quick.
 """
 
+import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
 from cronium_runner import __version__
-from cronium_runner.wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, EXIT_UNREACHABLE
+from cronium_runner.wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED
 
-from . import cli_executions, cli_kept
+from . import cli_executions, cli_kept, standard_streams
 from .api.cli import api
+from .arguments import Number
 from .cli_commands import execute
 from .cli_deploy import deploy
 from .cli_files import get, put
@@ -22,11 +24,15 @@ from .cli_hosts import hosts, many_hosts, one_host
 from .cli_metrics import metrics
 from .cli_payload import payload
 from .cli_reaching import HELP, reaching, run_on, run_on_many, tunnelling
+from .completing import completion, files
 from .errors import ControllerError
 
 if TYPE_CHECKING:
     from .dispatch import Controller
     from .hosts import BadTarget, Host
+
+
+_DEFECT: Final = "controller.internal"
 
 
 @click.group(context_settings=HELP)
@@ -48,7 +54,13 @@ def cronium() -> None:
 @many_hosts
 @reaching
 @tunnelling
-@click.option("--input", "input_text", metavar="FILE|JSON", help="What cronium.input reads; - is standard input.")
+@click.option(
+    "--input",
+    "input_text",
+    metavar="FILE|JSON",
+    shell_complete=files,
+    help="What cronium.input reads; - is standard input.",
+)
 @click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable; repeatable.")
 @click.option(
     "--secret",
@@ -65,8 +77,8 @@ def cronium() -> None:
     help="Mask values of variables and environment variables of such names in the output, like *_TOKEN and *PASSWORD* "
     "by default; repeatable, replaces the defaults, '' masks none.",
 )
-@click.option("--event", "event_text", metavar="FILE|JSON", help="What cronium.event reads.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="For the script alone; one hour by default.")
+@click.option("--event", "event_text", metavar="FILE|JSON", shell_complete=files, help="What cronium.event reads.")
+@click.option("--timeout", type=Number(), metavar="SECONDS", help="For the script alone; one hour by default.")
 @click.option(
     "--limit",
     "limits",
@@ -135,6 +147,8 @@ def run(
     from .arguments import read
     from .job import Job, new_execution_id
 
+    if not script:  # an unset variable of the caller's; the path '' would mean the folder that we are in
+        raise ControllerError("payload.not_found", "'' is no script, directory or payload; name one")
     input_text, event_text = options["input_text"], options["event_text"]
     if options["execution_id"] is None:  # known from here on, to be told should we be interrupted
         options["execution_id"] = new_execution_id()
@@ -241,6 +255,7 @@ def version() -> None:
 
 
 cronium.add_command(api)
+cronium.add_command(completion)
 cronium.add_command(deploy)
 cronium.add_command(execute)
 cronium.add_command(get)
@@ -254,16 +269,54 @@ for command in (*cli_executions.COMMANDS, *cli_kept.COMMANDS):
 
 def main() -> None:
     """The `cronium` command."""
+    standard_streams.prepare()
     try:
         cronium.main(standalone_mode=False, prog_name="cronium")
+    except SystemExit as leaving:
+        _leave(leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None))
     except click.exceptions.Exit as leaving:
-        sys.exit(leaving.exit_code)
+        _leave(leaving.exit_code)
+    except ControllerError as error:
+        _leave(_told(error))
     except click.ClickException as error:
         # Misuse is never mistaken for a script that ended with 2.
         error.show()
         sys.exit(EXIT_RUNNER_FAILED)
     except click.Abort:
         sys.exit(EXIT_CANCELLED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone
-        sys.exit(EXIT_UNREACHABLE)
+    except Exception as error:  # the last resort: a defect must not look like a script that ended with 1
+        told = _internal(error)
+        if told.code == _DEFECT and os.environ.get("CRONIUM_TRACEBACK"):
+            raise
+        _leave(_told(told))
+    _leave(0)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends with this status, unless what should have been printed could not be."""
+    with contextlib.suppress(ControllerError):
+        sys.stdout.flush()
+    lost = standard_streams.failure()
+    sys.exit(status if status or lost is None else lost.exit_status)
+
+
+def _told(error: ControllerError) -> int:
+    click.echo(f"cronium: {error.message} [{error.code}]", err=True)
+    return error.exit_status
+
+
+def _internal(error: Exception) -> ControllerError:
+    """What nobody translated. Bytes that are no text fail where they are first used: the command line is to blame."""
+    word = next(filter(_is_no_text, sys.argv), None)
+    if word is not None:
+        return ControllerError("usage.invalid", f"{word[:80]!r} is not UTF-8, and must be; write it otherwise")
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return ControllerError(
+        _DEFECT,
+        f"a defect in cronium: {said[:300]}; please report it with what the same command says under "
+        "CRONIUM_TRACEBACK=1; what was submitted is in cronium history",
+    )
+
+
+def _is_no_text(word: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in word)

@@ -11,6 +11,7 @@ from cronium_runner.wire.names import STREAM_NAMES
 from cronium_runner.wire.results import EXIT_CANCELLED, TEXT_TAIL, exit_status
 
 from . import progress
+from .arguments import Number
 from .cli_hosts import many_hosts
 from .cli_reaching import HELP, reaching, run_on_many
 from .errors import ControllerError
@@ -31,7 +32,7 @@ COMMAND_SECONDS: Final = 30.0
 @reaching
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=COMMAND_SECONDS,
     show_default=True,
     metavar="SECONDS",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .cli_executions import MOST_LISTED
 from .cli_hosts import chosen_host, one_host
 from .cli_reaching import HELP, reaching, run_on
 from .errors import ControllerError
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 @click.option(
     "--history", is_flag=True, help="Only list what was deployed from here, newest first; of all without a host."
 )
-@click.option("-n", "count", type=click.IntRange(min=1), default=20, show_default=True, help="How many at most.")
+@click.option(
+    "-n", "count", type=click.IntRange(1, MOST_LISTED), default=20, show_default=True, help="How many at most."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object (a line, with --history).")
 def deploy(
     host: str | None, rollback: bool, version: str | None, history: bool, count: int, as_json: bool, **options: Any

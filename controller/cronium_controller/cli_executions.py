@@ -11,6 +11,7 @@ import click
 
 from cronium_runner.wire.results import Outcome, Result, exit_status
 
+from . import completing
 from .cli_reaching import HELP, finish, reaching, recorded_each, tunnelling, with_controller
 from .errors import ControllerError
 
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
     from .execution import Execution
     from .store import Record
 
-_ids = click.argument("execution_ids", metavar="ID...", nargs=-1, required=True)
+_ids = click.argument(
+    "execution_ids", metavar="ID...", nargs=-1, required=True, shell_complete=completing.execution_ids
+)
+MOST_LISTED: Final = 1_000_000
+"""Far more than anybody reads, far less than a database can count to."""
 _GOES_ON: Final = "the executions go on; ask again for those that are not told of"
 
 
@@ -82,7 +87,7 @@ def wait(execution_ids: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
     The id of a run on many hosts stands for all of them.
 
-    A line for each as it ends. One: its exit status is ours; several: a table of those that failed, and 0 when all
+    A line for each as it ends. One: its exit status is ours; several: a table of all at the end, and 0 when all
     succeeded, 100 + failures when some did, else the largest.
 
     \b
@@ -234,7 +239,9 @@ async def _end(controller: "Controller", record: "Record") -> Result:
 
 
 @click.command(context_settings=HELP)
-@click.option("-n", "count", type=click.IntRange(min=1), default=20, show_default=True, help="How many at most.")
+@click.option(
+    "-n", "count", type=click.IntRange(1, MOST_LISTED), default=20, show_default=True, help="How many at most."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def history(count: int, as_json: bool) -> None:
     """List the executions that were submitted from here, newest first. It asks no host.

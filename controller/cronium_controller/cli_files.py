@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import progress
+from . import completing, progress
 from .cli_commands import interruptible
 from .cli_hosts import some_hosts
 from .cli_reaching import HELP, reaching, run_on_many
@@ -24,7 +24,7 @@ _INTERRUPTED = "nothing was replaced; the same command again goes on from what h
 
 
 @click.command(context_settings=HELP)
-@click.argument("source", metavar="SRC")
+@click.argument("source", metavar="SRC", shell_complete=completing.files)
 @click.argument("target", metavar="DST")
 @some_hosts
 @reaching
@@ -57,7 +57,7 @@ def put(hosts_given: tuple[str, ...], source: str, target: str, as_json: bool, *
 
 @click.command(context_settings=HELP)
 @click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST")
+@click.argument("target", metavar="DST", shell_complete=completing.files)
 @some_hosts
 @reaching
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a host.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from . import completing
 from .errors import ControllerError
 from .schedule import FORKS
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from .health import HostHealth
     from .hosts import BadTarget, Host
     from .inventory import Inventory
+    from .transport import Route
 
 _COLUMNS: Final = ("NAME", "ADDRESS", "USER", "PORT", "ROUTES", "GROUPS", "HEALTH", "USED", "SUCCESS", "LAST ERROR")
 
@@ -25,9 +27,18 @@ _SHOWN: Final = 60
 def one_host(function: Any) -> Any:
     """The options that say on which host a command works."""
     options = [
-        click.option("--host", metavar="[USER@]ADDR[:PORT]", help="Where; an alias of ~/.ssh/config will do."),
         click.option(
-            "--on", multiple=True, metavar="NAME|GROUP|SET", help="Where, by the hosts file, like web01 or web[01-20]."
+            "--host",
+            metavar="[USER@]ADDR[:PORT]",
+            shell_complete=completing.ssh_aliases,
+            help="Where; an alias of ~/.ssh/config; local: is here.",
+        ),
+        click.option(
+            "--on",
+            multiple=True,
+            metavar="NAME|GROUP|SET",
+            shell_complete=completing.host_names,
+            help="Where, by the hosts file, like web01 or web[01-20].",
         ),
         _hosts_file,
     ]
@@ -44,10 +55,15 @@ def some_hosts(function: Any) -> Any:
             "hosts_given",
             multiple=True,
             metavar="[USER@]ADDR[:PORT]",
-            help="Where; an alias of ~/.ssh/config will do. Repeatable.",
+            shell_complete=completing.ssh_aliases,
+            help="Where; an alias of ~/.ssh/config, or local: for here. Repeatable.",
         ),
         click.option(
-            "--on", multiple=True, metavar="NAME|GROUP|SET", help="Where, by the hosts file, like web01 or web[01-20]."
+            "--on",
+            multiple=True,
+            metavar="NAME|GROUP|SET",
+            shell_complete=completing.host_names,
+            help="Where, by the hosts file, like web01 or web[01-20].",
         ),
         _hosts_file,
         click.option("--forks", type=click.IntRange(min=1), default=FORKS, show_default=True, help="Hosts at once."),
@@ -102,7 +118,11 @@ def chosen_targets(given: Sequence[str], options: dict[str, Any]) -> "list[Host 
 
 def _hosts_file(function: Any) -> Any:
     return click.option(
-        "--hosts", "hosts_file", metavar="FILE", help="Instead of hosts.yaml here or in ~/.config/cronium."
+        "--hosts",
+        "hosts_file",
+        metavar="FILE",
+        shell_complete=completing.files,
+        help="Instead of hosts.yaml here or in ~/.config/cronium.",
     )(function)
 
 
@@ -126,7 +146,7 @@ def chosen_host(host: str | None, options: dict[str, Any]) -> "Host":
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--on", multiple=True, metavar="NAME|GROUP|SET", help="Only these.")
+@click.option("--on", multiple=True, metavar="NAME|GROUP|SET", shell_complete=completing.host_names, help="Only these.")
 @_hosts_file
 @click.option("--reset", is_flag=True, help="Forget how they stood: a host that is left alone is tried again.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -208,24 +228,26 @@ def _health_row(known: "HostHealth | None") -> tuple[str, ...]:
 
 
 def _as_json(host: "Host", inventory: "Inventory") -> dict[str, Any]:
-    from . import transport
-
     return {
         "name": host.name,
         "address": host.address,
         "user": host.user,
         "port": host.port,
-        "routes": [{"transport": way.transport, "address": way.address} for way in transport.routes(host)],
+        "routes": [{"transport": way.transport, "address": way.address} for way in _routes(host)],
         "groups": inventory.groups_of(host.name),
         "local": host.is_local,
         "labels": dict(inventory.entries[host.name].labels),
     }
 
 
-def _row(host: "Host", inventory: "Inventory") -> tuple[str, ...]:
+def _routes(host: "Host") -> "list[Route]":
     from . import transport
 
-    ways = "local" if host.is_local else ",".join(way.transport for way in transport.routes(host))
+    return [transport.Route("local", host.address)] if host.is_local else transport.routes(host)
+
+
+def _row(host: "Host", inventory: "Inventory") -> tuple[str, ...]:
+    ways = ",".join(way.transport for way in _routes(host))
     groups = ",".join(inventory.groups_of(host.name))
     return (host.name, host.address, host.user or "-", str(host.port or "-"), ways, groups or "-")
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from .arguments import Number
 from .cli_hosts import some_hosts
 from .cli_reaching import HELP, reaching, run_on_many
 from .errors import ControllerError
@@ -80,11 +81,13 @@ def ps(
 @some_hosts
 @reaching
 @_run_as
-@click.option("--older-than", type=float, metavar="DAYS", help="Instead of the host's own age, 7 days by default.")
+@click.option(
+    "--older-than", type=Number(min=0), metavar="DAYS", help="Instead of the host's own age, 7 days by default."
+)
 @click.option("--budget", metavar="SIZE", help="Bytes or like 10GiB: instead of the host's own.")
 @click.option(
     "--unacknowledged-older-than",
-    type=float,
+    type=Number(min=0),
     metavar="DAYS",
     help="Also results that nobody fetched. By default never.",
 )

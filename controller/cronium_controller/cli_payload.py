@@ -2,11 +2,12 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .arguments import Number
 from .cli_reaching import HELP
 from .errors import ControllerError
 
@@ -29,7 +30,7 @@ def payload() -> None:
 @click.option("--interpreter", metavar="NAME", help="For a script: instead of what its name or first line says.")
 @click.option("--arg", "args", multiple=True, metavar="TEXT", help="For a script: an argument; repeatable.")
 @click.option("--env", "environment", multiple=True, metavar="NAME=VALUE", help="For a script; repeatable, no secrets.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="For a script.")
+@click.option("--timeout", type=Number(), metavar="SECONDS", help="For a script.")
 @click.option("--limit", "limits", multiple=True, metavar="KEY=VALUE", help="For a script, as for `run`; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def build(event_id: str, source: str, as_json: bool, **options: Any) -> None:
@@ -70,7 +71,9 @@ def list_versions(event_id: str | None, as_json: bool) -> None:
     from . import show
 
     def tell(versions: "PayloadVersions") -> int:
-        for version in versions.versions(event_id):
+        found = versions.versions(event_id)
+        _say_when_none(found, event_id)
+        for version in found:
             if as_json:
                 show.print_json(version.to_json())
             else:
@@ -96,7 +99,9 @@ def verify(event_id: str | None, as_json: bool) -> None:
 
     def look(versions: "PayloadVersions") -> int:
         is_ill = False
-        for path, problems in versions.verify(event_id):
+        found = list(versions.verify(event_id))
+        _say_when_none(found, event_id)
+        for path, problems in found:
             is_ill = is_ill or bool(problems)
             if as_json:
                 show.print_json({"path": path, "problems": problems})
@@ -143,6 +148,17 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
         "limits": words.limits(options["limits"]).to_json(),
     }
     return {key: value for key, value in given.items() if value}
+
+
+def _say_when_none(found: "Sequence[object]", event_id: str | None) -> None:
+    """None at all is said; none of an event that was asked for raises ControllerError."""
+    if not found and event_id is not None:
+        raise ControllerError(
+            "payload.not_found",
+            f"there is no payload event:{event_id[:80]}; build it with: cronium payload build {event_id[:80]} SCRIPT",
+        )
+    if not found:
+        click.echo("cronium: no payload was built yet; see: cronium payload build --help", err=True)
 
 
 def _metadata(event_id: str, name: str | None) -> dict[str, Any]:

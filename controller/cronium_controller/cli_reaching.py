@@ -15,6 +15,7 @@ from cronium_runner.wire.access import BUNDLED
 from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result
 from cronium_runner.wire.words import WordError
 
+from . import completing
 from .cli_hosts import chosen_host, chosen_targets
 from .errors import ControllerError
 
@@ -27,8 +28,16 @@ HELP: Final = {"help_option_names": ["-h", "--help"]}
 def reaching(function: Any) -> Any:
     """Options that say how hosts are reached."""
     options = [
-        click.option("--identity", "-i", metavar="KEY", help="Private key; else the agent's and SSH's usual ones."),
-        click.option("--known-hosts", metavar="FILE", help="Instead of ~/.ssh/known_hosts."),
+        click.option(
+            "--identity",
+            "-i",
+            metavar="KEY",
+            shell_complete=completing.files,
+            help="Private key; else the agent's and SSH's usual ones.",
+        ),
+        click.option(
+            "--known-hosts", metavar="FILE", shell_complete=completing.files, help="Instead of ~/.ssh/known_hosts."
+        ),
         click.option(
             "--host-keys",
             type=click.Choice(["accept-new", "strict", "off"]),
@@ -39,7 +48,12 @@ def reaching(function: Any) -> Any:
         click.option(
             "--ignore-health", is_flag=True, help="Try a host that could not be reached lately all the same, at once."
         ),
-        click.option("--binary", metavar="FILE", help="The runner to deploy, instead of the one in dist/."),
+        click.option(
+            "--binary",
+            metavar="FILE",
+            shell_complete=completing.files,
+            help="The runner to deploy, instead of the one in dist/.",
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -90,7 +104,7 @@ def recorded(execution_id: str) -> "Record":
     if record is None:
         raise ControllerError(
             "execution.not_found",
-            f"no execution '{execution_id}' was submitted from here; its host may know it: cronium-runner status",
+            f"no execution {execution_id[:80]!r} was submitted from here; its host may know it: cronium-runner status",
         )
     return record
 
@@ -113,6 +127,8 @@ def recorded_each(execution_ids: Sequence[str]) -> "list[Record]":
 
 async def with_controller(find: Callable[[], Any], options: dict[str, Any], work: Any) -> int:
     """What `work` returns, called with a controller and with what `find` found."""
+    import logging
+
     from . import progress
     from .connection import Access
     from .dispatch import Controller
@@ -126,6 +142,8 @@ async def with_controller(find: Callable[[], Any], options: dict[str, Any], work
         passphrase=_ask_passphrase if sys.stdin.isatty() else None,
         warn=lambda sentence: progress.say(f"cronium: warning: {sentence}"),
     )
+    # Records are for programs; what a person needs is told in sentences.
+    logging.getLogger("cronium").addHandler(logging.NullHandler())
     found = find()
     runners, allow_tcp_tunnel = Runners(options["binary"]), options.get("allow_tcp_tunnel", False)
     async with Controller(access=access, runners=runners, allow_tcp_tunnel=allow_tcp_tunnel) as controller:
@@ -159,7 +177,7 @@ def finish(
         except WordError as error:
             raise ControllerError(error.code, error.message) from None
     except ControllerError as error:
-        if as_json:
+        if as_json and error.code != "output.unwritable":
             # Where nothing could be asked, what became of an id that was used before isn't known.
             state = Outcome.UNKNOWN if error.exit_status == EXIT_UNREACHABLE else Outcome.REJECTED
             told = Result(execution_id, state, host=error.host, error_code=error.code, error_message=error.message)

@@ -28,8 +28,7 @@ from .executing import CHECK_SECONDS, Executed, HostCommands, timeout_sentence
 from .health import SSHHealth
 from .hostkeys import default_known_hosts
 from .hosts import Host, SSHConfig
-from .memory import Memory
-from .pool import Limits
+from .own_store import own_memory
 from .raw_command import Output
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ _T = TypeVar("_T")
 class SSHResult:
     """What became of one call. `returncode` is -1, and `error` a sentence, when there is no exit status.
 
-    `transport_used` is tailscale, direct or cloudflare; None when no connection was made. `elapsed_ms` includes making
-    one. Bytes that aren't UTF-8 are replaced in `stdout` and `stderr`.
+    `transport_used` is tailscale, direct, cloudflare or local; None when no connection was made. `elapsed_ms` includes
+    making one. Bytes that aren't UTF-8 are replaced in `stdout` and `stderr`.
     """
 
     success: bool
@@ -79,18 +78,21 @@ class SSHClient:
         access: Access | None = None,
         controller: "Controller | None" = None,
         host: Host | None = None,
+        max_age: float | None = None,
     ) -> None:
         """`name` is what the host is called in logs and known_hosts, its address by default. `access` has the rest:
         host keys, and who is asked for a passphrase; its timeouts are the configuration's. With `controller` its
-        connections to `host` are used, in one event loop, and left open (`Controller.client`)."""
+        connections to `host` are used, in one event loop, and left open (`Controller.client`). A connection older than
+        `max_age` seconds gets no further call, and is closed when the last one on it has ended."""
         self._config = config
         self._name = name or config.host
         self._access = access or _default_access()
         self._controller = controller
         self._shared_host = host
+        self._max_age = max_age
         self._known_host: tuple[SSHConfig, Host] | None = None
         """What the settings were when they were read last, and the host that they make."""
-        self._memory = Memory() if controller is None else controller.memory
+        self._memory = own_memory() if controller is None else controller.memory
         self._owned: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Connections] = weakref.WeakKeyDictionary()
         self._commands = HostCommands(self._name, config, lambda: self._host, self._connections)
 
@@ -278,7 +280,8 @@ class SSHClient:
         if self._shared_host is not None:
             return self._shared_host
         if self._known_host is None or self._known_host[0] != self._config:
-            self._known_host = replace(self._config), self._config.to_host(self._name)
+            host = replace(self._config.to_host(self._name), max_age=self._max_age)
+            self._known_host = replace(self._config), host
         return self._known_host[1]
 
     def _connections(self) -> Connections:
@@ -286,8 +289,7 @@ class SSHClient:
             return self._controller.connections
         loop = asyncio.get_running_loop()
         if loop not in self._owned:
-            limits = Limits(idle=self._config.control_persist)
-            self._owned[loop] = Connections(self._access, self._memory, limits=limits)
+            self._owned[loop] = Connections(self._access, self._memory)
         return self._owned[loop]
 
     def _controlling(self) -> "contextlib.AbstractAsyncContextManager[Controller]":

@@ -8,27 +8,33 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 import asyncssh
 
 from .errors import AuthenticationError, ControllerError, UnreachableError, reason
 from .hostkeys import DEFAULT_PORT, HostKeyCheck, HostKeyPolicy, default_known_hosts
-from .hosts import Host
+from .hosts import IDLE_SECONDS, Host
+from .jumps import jumps
 from .service_token import with_token
+from .sessions import Channel, Connection, Session
+from .ssh_config import may_mention
 from .transport import ATTEMPTS, CLOUDFLARE, Remembered, Route, opened, reach
 
 CONNECT_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 30.0
 KEEPALIVE_COUNT: Final = 4
 """Contracts §8. asyncssh gives a silent peer up after interval × (count + 1): here, two and a half minutes."""
-_SESSION_PAUSES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
-"""Seconds between attempts to open a session: sshd cleans up within milliseconds, on a busy machine within a second."""
-_QUICK_ACK_ROUNDS: Final = 25
+_QUICK_ACK_PAUSES: Final = (0.001, 0.001, 0.002, 0.002, 0.004, 0.004, 0.008, 0.008)
+"""Seconds, the first ones short: on a quiet network the server's answers come within milliseconds."""
+_CIPHERS: Final = "^aes256-gcm@openssh.com,aes128-gcm@openssh.com"
+"""Before asyncssh's own: one call of OpenSSL for a packet, where it puts chacha20-poly1305 together from six (0017)."""
+_Opened = TypeVar("_Opened")
+_CLOSE_SECONDS: Final = 5.0
+"""For a host to take its leave; one that hangs never does."""
 
-_Session = TypeVar("_Session")
 _log = logging.getLogger("cronium.connection")
 
 
@@ -43,6 +49,10 @@ class Access:
     """Silence after which the host is asked whether it is there, and how long each answer is awaited."""
     keepalive_count: int = KEEPALIVE_COUNT
     """Questions without an answer before the connection counts as lost."""
+    idle_seconds: float = IDLE_SECONDS
+    """How long a connection, or an agent, that nobody uses is kept."""
+    max_age: float | None = None
+    """A connection that is older gets no further call and is closed once nobody uses it; None: however old it is."""
     attempts: int = ATTEMPTS
     """Over all routes of a host, with pauses between them, before it counts as unreachable."""
     ignores_health: bool = False
@@ -51,81 +61,87 @@ class Access:
     warn: Callable[[str], None] = _log.warning
 
 
-@dataclass(frozen=True, slots=True)
-class CommandOutput:
-    """What a raw command on the host said. `exit_status` is None when the connection ended before it did."""
+class _Opening:
+    """A session that is being opened. One that was left meanwhile ends as soon as it is open, and runs nothing."""
 
-    exit_status: int | None
-    stdout: bytes
-    stderr: bytes
+    def __init__(self, make: Callable[[], Session]) -> None:
+        self._make = make
+        self.is_left = False
+
+    def session(self) -> asyncssh.SSHClientSession[bytes]:
+        return _Left() if self.is_left else self._make()
 
 
-class Connection:
-    """An open connection. `transport` names the route it took."""
+class _Left(asyncssh.SSHClientSession[bytes]):
+    def connection_made(self, chan: "asyncssh.SSHClientChannel[bytes]") -> None:
+        chan.abort()  # before the command is sent
+
+
+class SSHConnection(Connection):
+    """An open connection over SSH. `transport` names the route it took."""
 
     transport = "direct"
 
     def __init__(self, host: Host, ssh: asyncssh.SSHClientConnection) -> None:
-        self.host = host
+        super().__init__(host)
         self.ssh = ssh
-
-    def __repr__(self) -> str:
-        return f"<Connection {self.host} {'closed' if self.is_closed() else 'open'}>"
+        self._opening: set[asyncio.Task[Any]] = set()
+        """Sessions that nobody waits for any more."""
 
     def is_closed(self) -> bool:
         """Whether it can be used no longer."""
         return bool(self.ssh.is_closed())
 
-    async def run(self, command: str, *, timeout: float = 30.0) -> CommandOutput:
-        """Runs a short command without input or terminal. Raises UnreachableError when the connection fails midway.
-
-        Raises ControllerError for a NUL: a server ends the whole connection when it meets one.
-        """
+    async def create_session(self, make: Callable[[], Session], command: str) -> Channel:
+        """Starts a command that a session of ours hears of. Raises asyncssh's errors."""
+        opening = _Opening(make)
+        creating = self.ssh.create_session(opening.session, command, encoding=None, request_pty=False)
         try:
-            process = await self.start(command)
-            try:
-                process.stdin.write_eof()
-                done = await asyncio.wait_for(process.wait(), timeout)
-            finally:
-                process.close()  # not waited for: a command that doesn't end keeps its channel open
-        except TimeoutError:
-            raise UnreachableError(
-                "host.unreachable", f"a command took longer than {timeout:g} s", host=self.host.name
-            ) from None
-        except (asyncssh.Error, OSError) as error:
-            raise UnreachableError("host.unreachable", reason(error), host=self.host.name) from None
-        return CommandOutput(done.exit_status, _bytes(done.stdout), _bytes(done.stderr))
+            channel, _ = await self._whole(creating, lambda created: created[0].close())
+        except asyncio.CancelledError:
+            opening.is_left = True
+            raise
+        return channel
 
-    async def start(self, command: str) -> "asyncssh.SSHClientProcess[bytes]":
-        """Starts a command, its streams as bytes. Raises asyncssh's errors, and ControllerError for a NUL."""
-        if "\0" in command:
-            raise ControllerError("host.config", "a command cannot contain a NUL byte; remove it", host=self.host.name)
-        return await self.open_session(lambda: self.ssh.create_process(command, encoding=None, request_pty=False))
+    async def start_sftp(self) -> asyncssh.SFTPClient:
+        """An SFTP session. Raises asyncssh.SFTPError or ChannelOpenError where there is none."""
+        return await self._whole(self.ssh.start_sftp_client(), lambda sftp: sftp.exit())
 
-    async def open_session(self, opening: Callable[[], Awaitable[_Session]]) -> _Session:
-        """What `opening` opens. Waits a little where the server has no room for another session.
+    async def _start_process(self, command: str) -> "asyncssh.SSHClientProcess[bytes]":
+        creating = self.ssh.create_process(command, encoding=None, request_pty=False)
+        return await self._whole(creating, lambda process: process.close())
 
-        A server counts a session until it has cleaned up after it, and may allow one only (MaxSessions 1).
+    async def _whole(self, opening: Awaitable[_Opened], drop: Callable[[_Opened], None]) -> _Opened:
+        """What is opened. When we are cancelled meanwhile, it is dropped once it is open.
+
+        asyncssh would forget it, and the server count it among the sessions of a connection that others use.
         """
-        for pause in _SESSION_PAUSES:
-            try:
-                return await opening()
-            except asyncssh.ChannelOpenError as error:
-                if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED:  # opened, but it won't do what we asked for
-                    raise
-                if self.is_closed():  # it will never have room
-                    raise
-            await asyncio.sleep(pause)
-        return await opening()
+        task = asyncio.ensure_future(opening)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+            task.add_done_callback(lambda done: None if done.cancelled() or done.exception() else drop(done.result()))
+            raise
+
+    def abort(self) -> None:
+        """Ends the connection without a farewell; executions on the host go on."""
+        self.ssh.abort()
 
     async def close(self) -> None:
         """Ends the connection; executions on the host go on."""
-        self.ssh.close()
-        with contextlib.suppress(TimeoutError, asyncssh.Error, OSError):
-            await asyncio.wait_for(self.ssh.wait_closed(), 5)
+        await _closed(self.ssh)
 
 
-async def connect(host: Host, access: Access, remembered: Remembered, *, is_hurried: bool = False) -> Connection:
+async def _closed(ssh: asyncssh.SSHClientConnection) -> None:
+    """Ends a connection and those that it goes through."""
+    ssh.close()
+    with contextlib.suppress(TimeoutError, asyncssh.Error, OSError):
+        await asyncio.wait_for(ssh.wait_closed(), _CLOSE_SECONDS)
+
+
+async def connect(host: Host, access: Access, remembered: Remembered, *, is_hurried: bool = False) -> SSHConnection:
     """A connection by the first of the host's routes that works, tried as contracts §8 says.
 
     `is_hurried`: no further attempt begins once the connect timeout has gone by since the first one began.
@@ -135,7 +151,7 @@ async def connect(host: Host, access: Access, remembered: Remembered, *, is_hurr
 
     timeout = host.connect_timeout or access.connect_timeout
 
-    async def attempt(way: Route) -> Connection:
+    async def attempt(way: Route) -> SSHConnection:
         through = with_token(host) if way.transport == CLOUDFLARE else host
         async with opened(way, through, host.port or DEFAULT_PORT, timeout) as sock:
             connection = await open_connection(host, access, sock=sock)
@@ -146,12 +162,54 @@ async def connect(host: Host, access: Access, remembered: Remembered, *, is_hurr
     return await reach(host, attempt, remembered, attempts=access.attempts, retry_seconds=retry_seconds)
 
 
-async def open_connection(host: Host, access: Access, *, sock: socket.socket | None = None) -> Connection:
+async def open_connection(host: Host, access: Access, *, sock: socket.socket | None = None) -> SSHConnection:
     """Connects and authenticates. Raises HostKeyError, AuthenticationError or UnreachableError, each with the fix.
 
-    One attempt. `sock` is a connected socket to speak SSH over, which is then ours.
-    Jump hosts of ~/.ssh/config are checked by asyncssh: strictly, against ~/.ssh/known_hosts.
+    One attempt. `sock` is a connected socket to speak SSH over, which is then ours; without one it goes through the
+    jump hosts that ~/.ssh/config asks for. Their keys are checked as the host's own is.
     """
+    if sock is not None:
+        return SSHConnection(host, await _log_in(host, access, sock=sock))
+    chain = await jumps(host)
+    if not chain:
+        return SSHConnection(host, await _log_in(host, access))
+    tunnel = await _through(chain, host, access)
+    through = f"through {', '.join(jump.name for jump in chain)}: "
+    return SSHConnection(host, await _log_in_behind(tunnel, host, access, host.name, through))
+
+
+async def _through(chain: Sequence[Host], host: Host, access: Access) -> asyncssh.SSHClientConnection:
+    """A connection to the last of the jump hosts, which the others end with."""
+    tunnel: asyncssh.SSHClientConnection | None = None
+    for jump in chain:
+        timed = replace(jump, connect_timeout=host.connect_timeout)
+        tunnel = await _log_in_behind(tunnel, timed, access, host.name, f"at the jump host {jump}: ")
+    assert tunnel is not None, "asked for one jump host at least"
+    return tunnel
+
+
+async def _log_in_behind(
+    tunnel: asyncssh.SSHClientConnection | None,
+    host: Host,
+    access: Access,
+    name: str,
+    before: str,
+) -> asyncssh.SSHClientConnection:
+    """Connects through a tunnel, which ends with what is returned, or now. Errors are told of the host `name`."""
+    try:
+        ssh = await _log_in(host, access, tunnel=tunnel)
+    except BaseException as error:
+        if tunnel is not None:
+            await _closed(tunnel)
+        if isinstance(error, ControllerError):
+            raise error.about(name, before) from None
+        raise
+    ssh.set_tunnel(tunnel)
+    return ssh
+
+
+async def _log_in(host: Host, access: Access, **over: Any) -> asyncssh.SSHClientConnection:
+    """Connects and authenticates over a socket, a tunnel, or directly."""
     check = HostKeyCheck(access.host_keys, access.known_hosts, access.warn, host=host.name)
 
     class Client(asyncssh.SSHClient):
@@ -167,8 +225,9 @@ async def open_connection(host: Host, access: Access, *, sock: socket.socket | N
         "keepalive_interval": host.keepalive_seconds or access.keepalive_seconds,
         "keepalive_count_max": host.keepalive_count or access.keepalive_count,
     }
-    if sock is not None:
-        options["sock"] = sock
+    options |= {"tunnel": None, **over}
+    if not may_mention("ciphers"):
+        options["encryption_algs"] = _CIPHERS
     if host.port is not None:
         options["port"] = host.port
     if host.user is not None:
@@ -187,7 +246,7 @@ async def open_connection(host: Host, access: Access, *, sock: socket.socket | N
     elif os.environ.get("SSH_AUTH_SOCK"):
         options["ignore_encrypted"] = True  # as with `ssh -i`: the agent may hold the same key, open
     try:
-        ssh = await _connect(host, options, check)
+        return await _connect(host, options, check)
     except asyncssh.PermissionDenied as error:
         raise AuthenticationError(
             "host.auth_failed",
@@ -206,13 +265,12 @@ async def open_connection(host: Host, access: Access, *, sock: socket.socket | N
         raise ControllerError(
             "host.config", f"~/.ssh/config cannot be used: {error}; mend it", host=host.name
         ) from None
-    except (TimeoutError, asyncssh.Error, OSError) as error:
+    except (TimeoutError, asyncssh.Error, OSError, UnicodeError) as error:
         raise UnreachableError(
             "host.unreachable",
             f"cannot connect to {host.address}: {reason(error)}; check the address, and that SSH answers there",
             host=host.name,
         ) from None
-    return Connection(host, ssh)
 
 
 def _is_encrypted(path: str) -> bool:
@@ -245,16 +303,14 @@ async def acknowledge_quickly(connection: Connection) -> None:
     sshd keeps Nagle's algorithm on until a session has started; with our delayed acknowledgements the first channel of
     a connection would wait 40 ms. The kernel switches quick acknowledgements off again by itself, hence the repetition.
     """
+    if not isinstance(connection, SSHConnection):
+        return
     sock = connection.ssh.get_extra_info("socket")
     if not isinstance(sock, socket.socket) and not hasattr(sock, "setsockopt"):
         return
-    for _ in range(_QUICK_ACK_ROUNDS):
+    for pause in _QUICK_ACK_PAUSES:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         except OSError:  # not TCP, or closed
             return
-        await asyncio.sleep(0.001)
-
-
-def _bytes(output: Any) -> bytes:
-    return bytes(output) if output else b""
+        await asyncio.sleep(pause)

@@ -9,17 +9,48 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
 from typing import Final
 
-from .connection import Access, Connection, acknowledge_quickly, connect
-from .errors import AuthenticationError, HostKeyError, UnreachableError
+from .connection import Access, acknowledge_quickly, connect
+from .errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError
 from .hosts import Host
 from .memory import Memory
 from .pool import Lease, Limits, Pool
+from .sessions import Connection
 
 _log = logging.getLogger("cronium.connections")
 REFUSALS: Final = 5
 """Times that a server may have no room for another session: each teaches the pool how many it has room for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What a connection leads to and over what: the account, the routes, the key. Who asks may call it by any name."""
+
+    account: tuple[object, ...]
+    identity: str | None
+    host: Host = field(compare=False)
+    """As it was asked for: a Cloudflare token, timeouts and a name are no reason for another connection."""
+
+    def __str__(self) -> str:
+        return self.host.name
+
+
+def way_to(host: Host) -> Way:
+    """What connections to a host go by: hosts for which it is equal share them."""
+    return Way(host.account, host.identity, host)
+
+
+@contextlib.contextmanager
+def asked_for(host: Host) -> Iterator[None]:
+    """Errors in the block name the host as it was asked for: its connection may have been made under another name."""
+    try:
+        yield
+    except ControllerError as error:
+        if error.host is None or error.host == host.name:
+            raise
+        raise error.about(host.name) from None
 
 
 class Connections:
@@ -30,12 +61,14 @@ class Connections:
         access: Access,
         memory: Memory,
         *,
-        limits: Limits = Limits(),  # noqa: B008 - immutable
+        limits: Limits | None = None,
     ) -> None:
+        """`limits` None: as `access` says. What a host says of itself counts more than either."""
         self.access = access
         self.memory = memory
         self.opened = 0
-        self._pool: Pool[Host, Connection] = Pool(self.open, limits=limits)
+        self._limits = limits or Limits(idle=access.idle_seconds, max_age=access.max_age)
+        self._pool: Pool[Way, Connection] = Pool(lambda way: self.open(way.host), limits=self._limits_of)
         self._chores: set[asyncio.Task[None]] = set()
         self._hurried: Counter[Host] = Counter()
 
@@ -50,16 +83,18 @@ class Connections:
     @contextlib.asynccontextmanager
     async def lease(self, host: Host) -> AsyncIterator[Lease[Connection]]:
         """One session's worth of a connection. Raises UnreachableError."""
-        async with self._pool.lease(host) as lease:
-            yield lease
+        with asked_for(host):
+            async with self._pool.lease(way_to(host)) as lease:
+                yield lease
 
     async def acquire(self, host: Host, *, is_resident: bool = False) -> Lease[Connection]:
         """The same until it is given back; an agent is resident: nobody shall wait for its end."""
-        return await self._pool.acquire(host, is_resident=is_resident)
+        with asked_for(host):
+            return await self._pool.acquire(way_to(host), is_resident=is_resident)
 
     def log_reuse(self, host: Host) -> None:
         """A call goes over what another has opened, without a session of its own."""
-        self._pool.log_reuse(host, asyncio.get_running_loop().time())
+        self._pool.log_reuse(way_to(host), asyncio.get_running_loop().time())
 
     @contextlib.contextmanager
     def hurried(self, host: Host) -> Iterator[None]:
@@ -79,7 +114,7 @@ class Connections:
         self.memory.check(host)
         began = time.monotonic()
         try:
-            connection = await connect(host, self.access, self.memory.remembered, is_hurried=host in self._hurried)
+            connection = await self._made(host)
         except (HostKeyError, AuthenticationError):  # it is there
             self.memory.of(host).breaker.release()
             raise
@@ -101,9 +136,22 @@ class Connections:
         chore.add_done_callback(self._chores.discard)
         return connection
 
+    async def _made(self, host: Host) -> Connection:
+        if host.is_local:
+            from .local_connection import LocalConnection
+
+            return LocalConnection(host)
+        return await connect(host, self.access, self.memory.remembered, is_hurried=host in self._hurried)
+
     async def leave(self, host: Host) -> None:
-        """Closes one host's connections, in use or not."""
-        await self._pool.close_connections(host)
+        """Closes one host's connections, those that somebody uses excepted."""
+        await self._pool.close_idle_connections(way_to(host))
+
+    def _limits_of(self, way: Way) -> Limits:
+        host, limits = way.host, self._limits
+        if host.idle_seconds is None and host.max_age is None:
+            return limits
+        return limits._replace(idle=host.idle_seconds or limits.idle, max_age=host.max_age or limits.max_age)
 
     async def close_all_connections(self) -> None:
         """Closes every connection, in use or not, and writes down how the hosts stand."""

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, Final
 import asyncssh
 
 from . import remote_shell, sftp
-from .connection import Connection
 from .errors import UnreachableError, reason
+from .sessions import Connection, Ended
 from .sftp import Leaving, explained, in_parallel, open_sftp, refused
 
 Copy = Callable[[Connection, str, str], Coroutine[Any, Any, None]]
@@ -135,7 +135,7 @@ async def _download_through_shell(connection: Connection, remote: str, file: Bin
     _check(connection, remote, done)
 
 
-def _check(connection: Connection, remote: str, done: asyncssh.SSHCompletedProcess) -> None:
+def _check(connection: Connection, remote: str, done: Ended) -> None:
     if done.exit_status is None and done.exit_signal is None:
         raise UnreachableError("channel.lost", "the connection ended during the copy", host=connection.host.name)
     if done.exit_status != 0:

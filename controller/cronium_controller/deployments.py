@@ -4,6 +4,7 @@
 for a day; after an hour it is confirmed by what the host's agent says of itself, which costs nothing.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,8 +96,7 @@ class Deployments:
 
     def known(self, host: Host, root: str) -> list[Known]:
         """The runners that were seen below an install root of the host, last used first."""
-        found = sql.select(runner_cache).where(runner_cache.c.account == account(host), runner_cache.c.root == root)
-        rows = self._store.read(found.order_by(runner_cache.c.checked_at.desc()))
+        rows = self._store.read(_KNOWN, {"of_account": account(host), "below": root})
         return [
             Known(
                 row.folder, row.version, row.sha256, row.architecture, row.said_version, row.tree_sha256,
@@ -177,16 +177,28 @@ class Deployments:
                 where = (_is_at(host, root), runner_cache.c.folder == folder)
                 connection.execute(sql.update(runner_cache).where(*where).values(**values))
                 return
-            connection.execute(
-                sqlite.insert(runner_cache)
-                .values(**row)
-                .on_conflict_do_update(index_elements=["account", "root", "folder"], set_=values)
-            )
+            connection.execute(_upsert(tuple(sorted(values))), row)
+
+
+@functools.cache
+def _upsert(columns: tuple[str, ...]) -> "sqlite.Insert":
+    """Writes these of a runner's columns, the others only where there is no row. Built once: it takes a millisecond."""
+    inserted = sqlite.insert(runner_cache)
+    return inserted.on_conflict_do_update(
+        index_elements=["account", "root", "folder"], set_={name: inserted.excluded[name] for name in columns}
+    )
+
+
+_KNOWN = (  # built once: every first job on a host asks
+    sql.select(runner_cache)
+    .where(runner_cache.c.account == sql.bindparam("of_account"), runner_cache.c.root == sql.bindparam("below"))
+    .order_by(runner_cache.c.checked_at.desc())
+)
 
 
 def account(host: Host) -> str:
     """Whose runners these are: whoever logs in there, at that address."""
-    return f"{host.user or ''}@{host.address}:{host.port or 22}"
+    return "local:" if host.is_local else f"{host.user or ''}@{host.address}:{host.port or 22}"
 
 
 def _is_at(host: Host, root: str) -> "sql.ColumnElement[bool]":

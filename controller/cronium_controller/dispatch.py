@@ -26,8 +26,8 @@ from cronium_runner.wire.names import invalid_id_sentence, is_execution_id
 from cronium_runner.wire.results import Result
 
 from . import asking
-from .connection import Access, Connection
-from .connections import Connections
+from .connection import Access
+from .connections import Connections, asked_for
 from .deployments import Deployments
 from .errors import ControllerError, TunnelError
 from .execution import Execution
@@ -41,6 +41,7 @@ from .reaching import ACKNOWLEDGE_SECONDS, Reachable, Reached, settled
 from .rolling_back import roll_back
 from .runners import Runners
 from .schedule import FORKS
+from .sessions import Connection
 from .store import Reason, Store
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ class Controller:
             ) from None
         run_as = _other_account(host, job.run_as)
         try:
-            execution = await self._submit(host, job, execution_id, submission, run_as)
+            with self.reachable.kept(host, run_as):
+                execution = await self._submit(host, job, execution_id, submission, run_as)
         except ControllerError:
             self.count_unsubmitted()
             raise
@@ -288,13 +290,14 @@ class Controller:
         here. Raises RefusedError when the host knows nothing of it.
         """
         account = self._account(execution_id, host, run_as)
-        reached = await self.reachable.reach(host, account)
-        access = await self._readmit(execution_id, reached, account) if follow else None
         asked: dict[str, Any] = {"executionId": execution_id, "offsets": list(offsets), "follow": follow}
-        if access is not None:
-            asked["api"] = access.to_json()
-        conversation = reached.agent.converse()
-        conversation.send(Kind.ATTACH, asked)
+        with self.reachable.kept(host, account), asked_for(host):
+            reached = await self.reachable.reach(host, account)
+            access = await self._readmit(execution_id, reached, account) if follow else None
+            if access is not None:
+                asked["api"] = access.to_json()
+            conversation = reached.agent.converse()
+            conversation.send(Kind.ATTACH, asked)
         transport = reached.connection.transport
         record = self.store.find(execution_id)
         fallback = None if record is None else record.fallback
@@ -323,7 +326,8 @@ class Controller:
         Raises RefusedError when the host knows nothing of it, and ChannelLostError when it doesn't say.
         """
         reached = await self.reachable.reach(host, self._account(execution_id, host, run_as))
-        return await asking.status(reached.agent, execution_id)
+        with asked_for(host):
+            return await asking.status(reached.agent, execution_id)
 
     async def wait(self, execution_id: str, host: Host, *, run_as: str | None = None) -> Result:
         """Waits for an execution's end, stores the result and lets the host know. No output is sent; the host keeps it.
@@ -342,7 +346,8 @@ class Controller:
         record was collected.
         """
         reached = await self.reachable.reach(host, _other_account(host, run_as))
-        return await asking.statuses(reached.agent, wants_all=wants_all)
+        with asked_for(host):
+            return await asking.statuses(reached.agent, wants_all=wants_all)
 
     async def collect(
         self, host: Host, asked: Mapping[str, Any] | None = None, *, run_as: str | None = None
@@ -353,7 +358,8 @@ class Controller:
         what it hasn't is as the host is set up. Raises RefusedError.
         """
         reached = await self.reachable.reach(host, _other_account(host, run_as))
-        return await asking.collect(reached.agent, asked or {})
+        with asked_for(host):
+            return await asking.collect(reached.agent, asked or {})
 
     def client(self, host: Host) -> "SSHClient":
         """Raw commands and copies on a host, over the connections that its jobs use."""

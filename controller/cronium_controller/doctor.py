@@ -15,10 +15,11 @@ import asyncssh
 
 from cronium_runner.wire import exactjson
 
-from .connection import Connection
+from .connection import SSHConnection
 from .errors import ControllerError, reason
 from .install import deploy
 from .runners import Runners
+from .sessions import Connection
 
 ASK_SECONDS: Final = 15.0
 MANY_SESSIONS: Final = 11
@@ -44,6 +45,19 @@ class Finding(NamedTuple):
 
 async def examine(connection: Connection, runners: Runners) -> AsyncIterator[Finding]:
     """Findings as they come; the last ones are the host's own."""
+    if isinstance(connection, SSHConnection):
+        async for finding in _server(connection):
+            yield finding
+    else:
+        from .local_connection import described
+
+        yield Finding("connection", OK, described())
+    async for finding in _runner(connection, runners):
+        yield finding
+
+
+async def _server(connection: SSHConnection) -> AsyncIterator[Finding]:
+    """What SSH and the account's shell there let us do."""
     version = connection.ssh.get_extra_info("server_version", "an unknown server")
     user = connection.ssh.get_extra_info("username")
     yield Finding("connection", OK, f"{version} as {user}, route {connection.transport}")
@@ -53,8 +67,6 @@ async def examine(connection: Connection, runners: Runners) -> AsyncIterator[Fin
                 yield await check(connection)
         except (TimeoutError, asyncssh.Error, OSError, ControllerError) as error:
             yield Finding(check.__name__.strip("_").replace("_", " "), NOTE, f"no answer: {reason(error)}")
-    async for finding in _runner(connection, runners):
-        yield finding
 
 
 async def _login_shell(connection: Connection) -> Finding:
@@ -73,7 +85,7 @@ async def _login_shell(connection: Connection) -> Finding:
 
 async def _file_transfer(connection: Connection) -> Finding:
     try:
-        sftp = await connection.open_session(connection.ssh.start_sftp_client)
+        sftp = await connection.open_session(connection.start_sftp)
     except (asyncssh.ChannelOpenError, asyncssh.SFTPError):
         return Finding("file transfer", NOTE, "no SFTP", "files go through the shell instead")
     version = sftp.version
@@ -101,7 +113,7 @@ async def _sessions(connection: Connection) -> Finding:
     return Finding("sessions", OK if len(held) > 1 else NOTE, f"{seen} (MaxSessions)")
 
 
-async def _forwarding(connection: Connection) -> Finding:
+async def _forwarding(connection: SSHConnection) -> Finding:
     path = f"/tmp/cronium-doctor-{os.urandom(8).hex()}"  # noqa: S108 - removed at once, nothing listens behind it
     try:
         listener = await connection.ssh.forward_remote_path(path, "/nonexistent")

@@ -6,6 +6,7 @@ Exceptions of asyncssh, the operating system and the database are translated onc
 
 import os
 import re
+from typing import Self
 
 from cronium_runner.wire.codes import CODES
 from cronium_runner.wire.results import EXIT_RUNNER_FAILED, EXIT_UNREACHABLE
@@ -26,6 +27,15 @@ class ControllerError(Exception):
         self.code = code
         self.message = str(self)
         self.host = host
+
+    def about(self, host: str, before: str = "") -> Self:
+        """The same of a host as it was asked for, or of one behind this one; `before` stands in front of the reason."""
+        again = type(self).__new__(type(self))
+        again.__dict__.update(self.__dict__)
+        sentence = self.message if self.host is None else self.message.removeprefix(f"{self.host}: ")
+        again.message, again.host = f"{host}: {before}{sentence}", host
+        again.args = (again.message,)
+        return again
 
 
 class UnreachableError(ControllerError):

@@ -18,12 +18,12 @@ from typing import Any, Final
 import asyncssh
 
 from . import raw_command, remote_shell
-from .connection import Connection
-from .connections import REFUSALS, Connections
+from .connections import REFUSALS, Connections, asked_for
 from .errors import ControllerError, UnreachableError
 from .hosts import Host, SSHConfig
 from .pool import MAX_CONNECTIONS, Lease
 from .raw_command import Completed, NotStartedError, Output
+from .sessions import Connection
 
 CHECK_SECONDS: Final = 10.0
 """For a question that any living host answers at once."""
@@ -71,26 +71,27 @@ class HostCommands:
         With `in_sh` the command is POSIX sh whatever the login shell is. With `output` that is awaited with each piece
         of output, and nothing is kept. Raises ControllerError when there is no exit status and no timeout.
         """
-        remote_shell.check(command, cwd, env)
-        began = time.monotonic()
-        command_id = secrets.token_hex(16)
-        before = remote_shell.prepared(cwd or self._config.work_dir, self._config.venv_activate, env, command_id)
-        limit = self._config.command_timeout if timeout is None else timeout
-        lease, running = await self._start(command_id, before, command, in_sh, output)
-        connection = lease.connection
-        try:
-            done = await self._wait(connection, running, limit, command_id)
-            if done.exit_status is None and not done.timed_out:
-                lease.retire()
-                raise raw_command.dropped(connection, "no exit status came")
-        finally:
-            lease.give_back()
-        duration = time.monotonic() - began
-        _log_end(self._name, command, done, duration)
-        if self.is_posix is None and not done.timed_out:
-            self.is_posix = False  # until known; asked once
-            self.later(self._learn_shell())
-        return Executed(done, connection.transport, duration)
+        with asked_for(self._host()):
+            remote_shell.check(command, cwd, env)
+            began = time.monotonic()
+            command_id = secrets.token_hex(16)
+            before = remote_shell.prepared(cwd or self._config.work_dir, self._config.venv_activate, env, command_id)
+            limit = self._config.command_timeout if timeout is None else timeout
+            lease, running = await self._start(command_id, before, command, in_sh, output)
+            connection = lease.connection
+            try:
+                done = await self._wait(connection, running, limit, command_id)
+                if done.exit_status is None and not done.timed_out:
+                    lease.retire()
+                    raise raw_command.dropped(connection, "no exit status came")
+            finally:
+                lease.give_back()
+            duration = time.monotonic() - began
+            _log_end(self._name, command, done, duration)
+            if self.is_posix is None and not done.timed_out:
+                self.is_posix = False  # until known; asked once
+                self.later(self._learn_shell())
+            return Executed(done, connection.transport, duration)
 
     def no_room(self, why: str) -> UnreachableError:
         """The server has room for no further session, also after having been asked on several connections."""
@@ -145,7 +146,7 @@ class HostCommands:
                     raise self.no_room(error.reason) from None
             except NotStartedError as error:
                 lease.suspect()
-                lease.connection.ssh.abort()
+                lease.connection.abort()
                 lease.give_back()
                 dead += 1
                 if dead > MAX_CONNECTIONS:

@@ -178,7 +178,7 @@ class Execution:
             try:
                 return await self._receive()
             except ChannelLostError as error:
-                self._lose(error.code, error.message)
+                self._lose(error.code, error.about(self.host.name).message)
                 return None
 
     async def _receive(self) -> Piece | None:

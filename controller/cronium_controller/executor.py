@@ -16,7 +16,7 @@ from .client import SSHClient
 from .connection import Access
 from .errors import ControllerError, UnreachableError
 from .executing import Executed, timeout_sentence
-from .hosts import Host, SSHConfig
+from .hosts import LOCAL, Host, SSHConfig
 
 COMMAND_SECONDS: Final = 30.0
 IDLE_SECONDS: Final = 300.0
@@ -195,7 +195,7 @@ def _address(machine: Any) -> str | None:
     if isinstance(machine, SSHConfig):
         return machine.host
     if isinstance(machine, Host):
-        return machine.address
+        return LOCAL if machine.is_local else machine.address
     found = getattr(machine, "tailscale_hostname", None)
     return None if found is None else str(found)
 

@@ -25,7 +25,7 @@ from .errors import ControllerError
 from .execution import Execution, Piece
 from .hosts import BadTarget, Host, SSHConfig, parse_host
 from .job import Job, asked_mode, new_execution_id
-from .schedule import FORKS, Schedule, Tally
+from .schedule import FORKS, Schedule, Tally, counted
 
 if TYPE_CHECKING:
     from .dispatch import Controller
@@ -237,6 +237,7 @@ class FanOut:
         finally:
             del self._connecting[host]
             connecting.cancel()
+            await asyncio.wait([connecting])  # until then it keeps the host
         if connecting.cancelled():
             return False
         try:
@@ -259,7 +260,7 @@ class FanOut:
         )
 
     def _not_begun(self, target: Host | BadTarget) -> Result:
-        reason = "it was interrupted" if self._is_cancelled else f"{self._schedule.failures} hosts failed before"
+        reason = "it was interrupted" if self._is_cancelled else f"{counted(self._schedule.failures)} failed before"
         execution_id = self.execution_id(target) if isinstance(target, Host) else ""
         return Result(
             execution_id,
@@ -290,9 +291,7 @@ def _read(target: Target) -> Host | BadTarget:
 
 def _identity(target: Host | BadTarget) -> object:
     """Equal for what is the same account on the same machine, whatever it is called."""
-    if isinstance(target, BadTarget):
-        return target.name
-    return (target.address, target.port, target.user, target.tailscale_ip, target.cloudflare_tunnel, target.is_local)
+    return target.name if isinstance(target, BadTarget) else target.account
 
 
 def _too_long(execution_id: str) -> str | None:

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, Final, NamedTuple, Protocol
 import asyncssh
 
 from . import remote_shell, sftp
-from .connection import Connection
 from .errors import ControllerError, UnreachableError
+from .sessions import Connection
 
 Tell = Callable[[int], None]
 """Called with how many bytes of the file are there."""
@@ -85,6 +85,8 @@ class BySftp:
             found = await self._stat(path)
         if found.is_folder:
             raise _folder(self._connection, path)
+        if found.is_special:
+            raise _special(self._connection, path)
         return Found(path, found.size, found.changed, found.mode)
 
     async def size(self, path: str) -> int:
@@ -168,17 +170,19 @@ class BySftp:
         try:
             found = await self._session.stat(path)
         except asyncssh.SFTPNoSuchFile:
-            return _Stat(None, 0, 0o600, False)
+            return _Stat(None, 0, 0o600)
         mode = found.permissions or 0o600
         is_folder = found.type == asyncssh.FILEXFER_TYPE_DIRECTORY or stat.S_ISDIR(mode)
-        return _Stat(found.size or 0, found.mtime or 0, mode & 0o777, is_folder)
+        is_special = not is_folder and stat.S_IFMT(mode) not in (0, stat.S_IFREG)
+        return _Stat(found.size or 0, found.mtime or 0, mode & 0o777, is_folder, is_special)
 
 
 class _Stat(NamedTuple):
     size: int | None
     changed: int
     mode: int
-    is_folder: bool
+    is_folder: bool = False
+    is_special: bool = False
 
 
 class ByShell:
@@ -198,7 +202,8 @@ class ByShell:
         script = (
             f't={remote_shell.path(remote)}; {into} && t="${{t%/}}"/{shlex.quote(name or "")}; '
             'case $t in /*) ;; *) t=$(pwd)/$t;; esac; r=$(readlink -f "$t" 2>/dev/null) && t=$r; '
-            'if test -d "$t"; then k=folder; elif test -e "$t"; then k=file; else k=none; fi; '
+            'if test -d "$t"; then k=folder; elif test -f "$t"; then k=file; '
+            'elif test -e "$t"; then k=special; else k=none; fi; test $k = special || '
             's=$(stat -L -c "%s %Y %a" "$t" 2>/dev/null || echo "$(wc -c < "$t" 2>/dev/null) 0 644"); '
             'printf "%s\\n%s\\n%s" "$k" "$s" "$t"'
         )
@@ -206,6 +211,8 @@ class ByShell:
         kind, numbers, path = told.split("\n", 2)
         if kind == "folder":
             raise _folder(self._connection, path)
+        if kind == "special":
+            raise _special(self._connection, path)
         if kind == "none":
             return Found(path, None)
         size, changed, mode = numbers.split()
@@ -329,6 +336,11 @@ class _NoShellError(ControllerError):
 
 def _folder(connection: Connection, path: str) -> ControllerError:
     return sftp.refused(connection, path, "it is a folder, and one file is copied at a time; pack it: tar czf …")
+
+
+def _special(connection: Connection, path: str) -> ControllerError:
+    """A device has no end, and one that is replaced is none any more."""
+    return sftp.refused(connection, path, "it is not a regular file; name another")
 
 
 def _check(connection: Connection, path: str, status: int | None, stderr: Any) -> None:

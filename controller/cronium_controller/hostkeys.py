@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import asyncssh
 
-from .errors import ControllerError, HostKeyChangedError, HostKeyError, HostKeyUnknownError
+from .errors import ControllerError, HostKeyChangedError, HostKeyError, HostKeyUnknownError, reason
 
 DEFAULT_PORT: Final = 22
 
@@ -104,8 +104,8 @@ class HostKeyCheck:
             self._refuse_changed("is marked as revoked", remove=False)
         else:
             self.refusal = HostKeyUnknownError(
-                f"a jump host on the way could not be verified ({reason}); its key must be in ~/.ssh/known_hosts: "
-                "connect to it once with ssh",
+                f"the host's key could not be verified ({reason}); compare it with the host's own, and look at "
+                f"{self._path}",
                 host=self._host,
             )
         assert self.refusal is not None
@@ -132,7 +132,7 @@ class HostKeyCheck:
             return None
         except (OSError, ValueError) as error:
             raise ControllerError(
-                "host.config", f"{self._path} cannot be read as known_hosts: {error}; mend it", host=self._host
+                "host.config", f"{self._path} cannot be read as known_hosts: {reason(error)}; mend it", host=self._host
             ) from None
 
     def _read(self, name: str) -> tuple[list[asyncssh.SSHKey], list[asyncssh.SSHKey], list[asyncssh.SSHKey]]:

@@ -11,9 +11,13 @@ from typing import Any, Final, NamedTuple
 
 from .errors import ControllerError
 
+IDLE_SECONDS: Final = 300.0
+"""How long a connection that nobody uses is kept (contracts §8: five minutes)."""
 _SHOWN: Final = 100
 """Characters of what was written that an error repeats."""
 LOCALHOST: Final = "localhost"
+LOCAL: Final = "local:"
+"""This machine and account, as it is written in place of an address. No host name ends in a colon."""
 
 SPELLINGS: Final[dict[str, tuple[str, ...]]] = {
     "host": ("host", "address", "ssh_host", "hostname"),
@@ -29,8 +33,9 @@ class Host:
     """One account on one machine. What is None is left to ~/.ssh/config and then to SSH's own defaults.
 
     `name` is what a person calls it, and an alias of ~/.ssh/config may be one. `identity` is a private key's path.
-    The Tailscale address and the Cloudflare tunnel are further ways to the same SSH server. `connect_timeout` and
-    `keepalive_seconds` are seconds; None leaves them to `Access`.
+    The Tailscale address and the Cloudflare tunnel are further ways to the same SSH server. `connect_timeout`,
+    `keepalive_seconds`, `idle_seconds` (how long an unused connection is kept) and `max_age` (how old it may become)
+    are seconds; None leaves them to `Access`.
     """
 
     name: str
@@ -45,6 +50,8 @@ class Host:
     connect_timeout: float | None = None
     keepalive_seconds: float | None = None
     keepalive_count: int | None = None
+    idle_seconds: float | None = None
+    max_age: float | None = None
     is_local: bool = False
     """This machine and account: SSH is not needed."""
     secrets_in: str | None = field(default=None, compare=False)
@@ -52,6 +59,14 @@ class Host:
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def account(self) -> tuple[object, ...]:
+        """Equal for what is the same account on the same machine by the same ways, whatever it is called."""
+        return (self.address, self.port, self.user, self.tailscale_ip, self.cloudflare_tunnel, self.is_local)
+
+
+LOCAL_HOST: Final = Host("local", LOCALHOST, is_local=True)
 
 
 @dataclass(slots=True)
@@ -70,7 +85,7 @@ class SSHConfig:
     connect_timeout: float = 10
     command_timeout: float = 60
     use_control_master: bool = True
-    control_persist: float = 300
+    control_persist: float = IDLE_SECONDS
     server_alive_interval: float = 30
     server_alive_count_max: int = 4
     tailscale_ip: str | None = None
@@ -106,6 +121,8 @@ class SSHConfig:
     @classmethod
     def from_host(cls, host: Host) -> "SSHConfig":
         """The settings that make this host again."""
+        if host.is_local:
+            return cls(LOCAL)
         defaults = cls(host.address)
         return replace(
             defaults,
@@ -115,6 +132,7 @@ class SSHConfig:
             connect_timeout=host.connect_timeout or defaults.connect_timeout,
             server_alive_interval=host.keepalive_seconds or defaults.server_alive_interval,
             server_alive_count_max=host.keepalive_count or defaults.server_alive_count_max,
+            control_persist=host.idle_seconds or defaults.control_persist,
             tailscale_ip=host.tailscale_ip,
             cloudflare_tunnel=host.cloudflare_tunnel,
             cloudflare_service_token_id=host.cloudflare_service_token_id,
@@ -124,6 +142,8 @@ class SSHConfig:
     def to_host(self, name: str | None = None) -> Host:
         """The host that this reaches, called `name` or by its address. Raises ControllerError for a bad address."""
         where = parse_host(self.host, identity=self.key_path)
+        if where.is_local:
+            return replace(where, name=name or where.name)
         return Host(
             name=name or self.host,
             address=where.address,
@@ -137,6 +157,8 @@ class SSHConfig:
             connect_timeout=self.connect_timeout,
             keepalive_seconds=self.server_alive_interval,
             keepalive_count=self.server_alive_count_max,
+            # Where nobody has chosen, Access may: its own default is the same.
+            idle_seconds=None if self.control_persist == IDLE_SECONDS else self.control_persist,
         )
 
 
@@ -158,8 +180,15 @@ class BadTarget(NamedTuple):
 
 
 def parse_host(text: str, *, identity: str | None = None) -> Host:
-    """A host from `[user@]address[:port]`; IPv6 with a port is written `[::1]:22`. Raises ControllerError."""
+    """A host from `[user@]address[:port]`; IPv6 with a port is written `[::1]:22`. `local:` is here, without SSH.
+
+    Raises ControllerError.
+    """
     user, at, rest = text.rpartition("@")
+    if rest == LOCAL:
+        if at:
+            raise ControllerError("host.config", f"{text[:_SHOWN]!r}: {LOCAL} is this account; see --run-as for others")
+        return LOCAL_HOST
     address, port = _split_port(rest, text)
     if (
         not address

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from . import node_sets
 from .errors import ControllerError
-from .hosts import LOCALHOST, SPELLINGS, SSHConfig, parse_host
+from .hosts import LOCAL, LOCALHOST, SPELLINGS, SSHConfig, parse_host
 
 MAX_BYTES: Final = 1 << 20
 """Some 10,000 hosts. PyYAML takes seconds for more; a larger estate has node sets."""
@@ -37,6 +37,8 @@ class HostEntry:
     line: int
     mistake: ControllerError | None = None
     """What is wrong with its row: then it is a host that cannot be reached, and a member of its groups all the same."""
+    max_age: float | None = None
+    """Seconds that a connection may become old."""
 
 
 class Members(NamedTuple):
@@ -83,6 +85,7 @@ class _Reader:
         self._environment = environment
         self._file = HostsFile(path)
         self._defaults: dict[str, Any] = {}
+        self._own_defaults: dict[str, Any] = {}
         self._seen: set[int] = set()
 
     def read(self, content: bytes) -> HostsFile:
@@ -193,7 +196,9 @@ class _Reader:
 
     def _read_defaults(self, node: Any) -> None:
         if not _is_null(node):
-            self._defaults, _ = self._settings(self._mapping(node, "defaults"), "defaults", {"host": None})
+            self._defaults, self._own_defaults = self._settings(
+                self._mapping(node, "defaults"), "defaults", {"host": None}
+            )
 
     def _read_hosts(self, nodes: Mapping[str, Any]) -> None:
         for key, node in nodes.items():
@@ -257,8 +262,33 @@ class _Reader:
                     merged[part] = found
             # A bare IPv6 address stays as it is; host:port is taken apart here, once.
             config = SSHConfig(**{**merged, "host": where.address})
-            is_local = own.get("local", name == LOCALHOST and not settings)
-            yield name, HostEntry(name, config, own.get("groups", ()), is_local, own.get("labels", {}), line)
+            is_local = own.get("local", where.is_local or (name == LOCALHOST and not settings))
+            if is_local:
+                config = self._local_config(config, {**settings, "user": where.user or settings.get("user")}, key, line)
+            of_ours = {**self._own_defaults, **own}
+            yield (
+                name,
+                HostEntry(
+                    name,
+                    config,
+                    own.get("groups", ()),
+                    is_local,
+                    own.get("labels", {}),
+                    line,
+                    max_age=of_ours.get("max_age"),
+                ),
+            )
+
+    def _local_config(self, config: SSHConfig, own: Mapping[str, Any], key: str, line: int) -> SSHConfig:
+        """This machine and account: what the defaults say of the way to hosts, and of accounts there, is not for it."""
+        if own.get("user") is not None:
+            raise self._mistake(line, f"{key}: user: a local host is this account's; take it out, and see --run-as")
+        return SSHConfig(
+            LOCAL,
+            command_timeout=config.command_timeout,
+            work_dir=config.work_dir,
+            venv_activate=config.venv_activate,
+        )
 
     def _names(self, key: str, line: int) -> list[str]:
         try:
@@ -293,14 +323,14 @@ class _Reader:
     def _settings(
         self, nodes: Mapping[str, Any], where: str, left_out: Mapping[str, None] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """SSHConfig's fields, and what is ours alone (groups, local, labels); absent and null ones left out."""
+        """SSHConfig's fields, and what is ours alone (max_age, groups and so on); absent and null ones left out."""
         fields = {
             spelling: name
             for name in SSHConfig.__dataclass_fields__
             for spelling in SPELLINGS.get(name, (name,))
             if name not in (left_out or {})
         }
-        extra = () if left_out else ("groups", "local", "labels")
+        extra = ("max_age",) if left_out else ("max_age", "groups", "local", "labels")
         self._refuse_unknown(nodes, (*fields, *extra), f"{where}: ")
         settings: dict[str, Any] = {}
         spelled: dict[str, str] = {}
@@ -384,6 +414,7 @@ _OWN: Final[dict[str, Callable[[_Reader, Any, str], Any]]] = {
     "groups": _Reader._read_own_groups,
     "local": _Reader._read_local,
     "labels": _Reader._read_labels,
+    "max_age": lambda reader, node, key: reader._setting("max_age", node, key),
 }
 
 
@@ -407,6 +438,7 @@ _CHECKS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "connect_timeout": _SECONDS,
     "command_timeout": _SECONDS,
     "control_persist": _SECONDS,
+    "max_age": _SECONDS,
     "server_alive_interval": _SECONDS,
     "server_alive_count_max": ("a number from 1 to 1000", lambda text: _whole(text, 1, 1000)),
     "use_control_master": ("true or false", _truth),

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from .connection import Connection
 from .deployments import FAILED, INSTALLED, PRESENT, Deployments, Known, Made
 from .errors import (
     AuthenticationError,
@@ -26,6 +25,7 @@ from .errors import (
     UnreachableError,
 )
 from .runners import RunnerBinary, Runners
+from .sessions import Connection
 from .uploading import MARK, shell, upload, verify
 
 INSTALL_SECONDS: Final = 60.0

@@ -48,7 +48,7 @@ class Inventory:
             raise entry.mistake
         has_secrets = entry.config.cloudflare_service_token_secret is not None
         secrets_in = os.path.abspath(self.path) if has_secrets else None
-        return replace(entry.config.to_host(name), is_local=entry.is_local, secrets_in=secrets_in)
+        return replace(entry.config.to_host(name), max_age=entry.max_age, secrets_in=secrets_in)
 
     def config(self, name: str) -> SSHConfig:
         """A copy of one host's settings. Raises KeyError, and ControllerError for a malformed row."""

@@ -18,7 +18,8 @@ def get_ssh_client(name: str) -> SSHClient:
     """
     with _lock:
         if name not in _clients:
-            _clients[name] = SSHClient(_known_config(name), name=name)
+            config, max_age = _known_config(name)
+            _clients[name] = SSHClient(config, name=name, max_age=max_age)
         return _clients[name]
 
 
@@ -31,12 +32,13 @@ async def close_all_clients() -> None:
         await client.close()
 
 
-def _known_config(name: str) -> SSHConfig:
+def _known_config(name: str) -> tuple[SSHConfig, float | None]:
+    """The settings of a host, and how old its connections may become."""
     found = inventory.load() if inventory.find() is not None else None
     if found is not None and name in found.entries:
-        return found.config(name)
+        return found.config(name), found.entries[name].max_age
     if name in inventory.ssh_aliases():
-        return SSHConfig(name)
+        return SSHConfig(name), None
     if found is not None:
         found.select([name])  # says what is wrong with it, and what may be meant
         raise ControllerError("hosts.not_found", f"{found.path}: {name!r:.80} is not the name of one host; name one")

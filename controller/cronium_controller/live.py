@@ -77,20 +77,21 @@ class Live:
         foreign = self._foreign()
         if foreign is not None:
             return foreign.endpoint
+        from .connection import SSHConnection
         from .tunnel import Tunnels, account_refused
 
         service = await self._opened()
         sockets = reached.agent.agent.get("sockets")
-        if reached.connection.host.is_local:
+        connection = reached.connection
+        if connection.host.is_local:
             if is_other_account:
                 raise account_refused(reached.agent.host_name)
             async with self._opening:
                 return await service.listen_here(sockets)
         if self._tunnels is None:
             self._tunnels = Tunnels(allow_tcp=self._allow_tcp_tunnel)
-        return await self._tunnels.endpoint(
-            reached.connection, sockets, service.answering, is_other_account=is_other_account
-        )
+        assert isinstance(connection, SSHConnection), "every host that is not this machine"
+        return await self._tunnels.endpoint(connection, sockets, service.answering, is_other_account=is_other_account)
 
     async def admit(self, execution_id: str, job: Job, host: Host, endpoint: str) -> Access:
         """Makes an execution known to the platform, with what is handed over for it, and gives it a token.

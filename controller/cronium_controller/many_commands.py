@@ -16,7 +16,7 @@ from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result, Strea
 from .errors import ControllerError
 from .executing import Executed, timeout_sentence
 from .hosts import BadTarget, Host
-from .schedule import Schedule, Tally
+from .schedule import Schedule, Tally, counted
 
 if TYPE_CHECKING:
     from .dispatch import Controller
@@ -173,5 +173,5 @@ def _failed(host: str, error: ControllerError) -> Result:
 
 
 def _not_begun(host: str, failures: int) -> Result:
-    sentence = f"{host}: not begun, because {failures} hosts failed before; run it again there"
+    sentence = f"{host}: not begun, because {counted(failures)} failed before; run it again there"
     return Result("", Outcome.REJECTED, host=host, error_code="fanout.stopped", error_message=sentence)

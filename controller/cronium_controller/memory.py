@@ -8,15 +8,12 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from .errors import StoreError, UnreachableError
 from .health import HostHealth
 from .hosts import Host
 from .transport import Remembered
-
-if TYPE_CHECKING:
-    from .store import Store
 
 WRITTEN_AFTER: Final = 2.0
 """Seconds between two writes of mere counts: a warm job must not pay for a commit each. What the breaker decides is
@@ -33,10 +30,20 @@ def account(host: Host) -> str:
     return f"{user}{host.address}{f':{host.port}' if host.port else ''}"
 
 
+class HealthStore(Protocol):
+    """Where it is kept. Its calls raise StoreError."""
+
+    def health(self, account: str) -> HostHealth | None:
+        """What is known of an account; None when nothing is."""
+
+    def note_health(self, account: str, known: HostHealth, successes: int, failures: int) -> None:
+        """Writes it down; of calls it adds so many to those of other processes."""
+
+
 class Memory:
     """The hosts of one controller or client. `remembered` has their routes."""
 
-    def __init__(self, store: "Store | None" = None, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: "HealthStore | None" = None, *, clock: Callable[[], float] = time.time) -> None:
         self.remembered = Remembered()
         self._store = store
         self._clock = clock
@@ -96,8 +103,9 @@ class Memory:
 
     def save(self) -> None:
         """Writes down all that was not yet."""
-        for key in self._known:
-            self._write_key(key)
+        for key, known in self._known.items():
+            if (known.calls.total_successes, known.calls.total_failures) != self._written[key][:2]:
+                self._write_key(key)
 
     def _load(self, key: str) -> HostHealth:
         if self._store is not None:

@@ -15,11 +15,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterab
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
+from .alarm import Alarm
 from .errors import UnreachableError
 
 MAX_CONNECTIONS: Final = 10
 """Open connections to one account over one route: what OpenSSH's MaxStartups lets in at once without refusing any."""
-IDLE_SECONDS: Final = 300.0
 MAX_SESSIONS: Final = 10
 """Sessions on one connection until the server has shown that it allows fewer: OpenSSH's default."""
 
@@ -66,10 +66,13 @@ class Entry(Generic[C]):
 
 
 class Limits(NamedTuple):
-    """How many and how long. Seconds; `max_age` None keeps a connection however old it is."""
+    """How many and how long. Seconds; `max_age` None keeps a connection however old it is.
+
+    One that is older gets no further lease, and ends with its last one.
+    """
 
     connections: int = MAX_CONNECTIONS
-    idle: float = IDLE_SECONDS
+    idle: float = 300.0
     max_age: float | None = None
     queue: float = QUEUE_SECONDS
 
@@ -105,19 +108,29 @@ def assign(
 
 
 def _is_over(entry: Entry[C], now: float, limits: Limits) -> bool:
-    return entry.is_retiring or now - entry.idle_since >= limits.idle or _is_too_old(entry, now, limits)
+    return entry.is_retiring or now >= _ends_at(entry, limits)
 
 
 def _is_too_old(entry: Entry[C], now: float, limits: Limits) -> bool:
     return limits.max_age is not None and now - entry.opened_at >= limits.max_age
 
 
+def _ends_at(entry: Entry[C], limits: Limits) -> float:
+    """When one that nobody uses is to be closed."""
+    oldest = float("inf") if limits.max_age is None else entry.opened_at + limits.max_age
+    return min(entry.idle_since + limits.idle, oldest)
+
+
 @dataclass(eq=False, slots=True)
 class _Shelf(Generic[C]):
     """All connections of one key."""
 
+    limits: Limits
+    """As whoever asked last wants them."""
     entries: list[Entry[C]] = field(default_factory=list)
     opening: "asyncio.Task[None] | None" = None
+    waiting: int = 0
+    """Callers that have no lease yet."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set, and replaced, whenever somebody who waits should look again."""
     moved_at: float = float("-inf")
@@ -132,12 +145,18 @@ class Lease(Generic[C]):
     """One session's worth of a connection. `was_reused`: it was open before."""
 
     def __init__(
-        self, shelf: _Shelf[C], entry: Entry[C], taken_at: float, give_back: Callable[[], None], *, was_reused: bool
+        self,
+        shelf: _Shelf[C],
+        entry: Entry[C],
+        taken_at: float,
+        give_back: Callable[[float | None], None],
+        *,
+        was_reused: bool,
     ) -> None:
         self._shelf = shelf
         self._entry = entry
         self._taken_at = taken_at
-        self._give_back: Callable[[], None] | None = give_back
+        self._give_back: Callable[[float | None], None] | None = give_back
         self.was_reused = was_reused
 
     @property
@@ -149,6 +168,16 @@ class Lease(Generic[C]):
     def is_alone(self) -> bool:
         """Whether nobody else uses the connection."""
         return self._entry.leases == 1
+
+    def is_over_age(self, now: float) -> bool:
+        """Whether whoever comes now is to get another connection: this one is too old, or can't be trusted."""
+        return self._entry.is_retiring or _is_too_old(self._entry, now, self._shelf.limits)
+
+    def ends_at(self, idle_since: float) -> float:
+        """When it is to be given back by somebody who has not used it since then, but keeps it."""
+        entry, limits = self._entry, self._shelf.limits
+        oldest = float("inf") if limits.max_age is None else entry.opened_at + limits.max_age
+        return min(idle_since + limits.idle, oldest)
 
     def note_refused(self) -> None:
         """The server opened no further session on it: that many, without this one, are what it takes."""
@@ -164,29 +193,33 @@ class Lease(Generic[C]):
             if entry is self._entry or entry.opened_at <= self._taken_at:
                 entry.is_retiring = True
 
-    def give_back(self) -> None:
-        """Ends it. Once is enough."""
+    def give_back(self, idle_since: float | None = None) -> None:
+        """Ends it. Once is enough. `idle_since` is when it was used last, for one that was kept for a while after."""
         give_back, self._give_back = self._give_back, None
         if give_back is not None:
-            give_back()
+            give_back(idle_since)
 
 
 class Pool(Generic[K, C]):
-    """Connections by key. `open` makes one for a key; what it raises, every caller that waited for it gets."""
+    """Connections by key. `open` makes one for a key; what it raises, every caller that waited for it gets.
+
+    `limits` are the same for every key, or what a function says of one.
+    """
 
     def __init__(
         self,
         open: Callable[[K], Awaitable[C]],
         *,
-        limits: Limits = Limits(),  # noqa: B008 - immutable
+        limits: Limits | Callable[[K], Limits] = Limits(),  # noqa: B008 - immutable
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._open = open
         self._limits = limits
+        """Of a key; see `_limits_of`."""
         self._clock = clock or asyncio.get_running_loop().time
         self._shelves: dict[K, _Shelf[C]] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweeper = Alarm(self._sweep, self._clock)
         self.reused = 0
         """How many calls went over a connection that was made for another."""
 
@@ -206,8 +239,14 @@ class Pool(Generic[K, C]):
     async def acquire(self, key: K, *, is_resident: bool = False) -> Lease[C]:
         """The same until it is given back; `is_resident` for one that nobody shall wait for."""
         began = self._clock()
-        shelf = self._shelves.setdefault(key, _Shelf())
-        entry = await self._entry(key, shelf)
+        limits = self._limits if isinstance(self._limits, Limits) else self._limits(key)
+        shelf = self._shelves.setdefault(key, _Shelf(limits))
+        shelf.limits = limits
+        shelf.waiting += 1
+        try:
+            entry = await self._entry(key, shelf)
+        finally:
+            shelf.waiting -= 1
         was_reused, entry.is_fresh = not entry.is_fresh, False
         entry.leases += 1
         entry.residents += is_resident
@@ -217,7 +256,7 @@ class Pool(Generic[K, C]):
             shelf,
             entry,
             self._clock(),
-            lambda: self._take_back(key, shelf, entry, is_resident),
+            lambda idle_since: self._take_back(key, shelf, entry, is_resident, idle_since),
             was_reused=was_reused,
         )
 
@@ -238,30 +277,38 @@ class Pool(Generic[K, C]):
             self._drop(key, shelf, entry)
         await asyncio.gather(*self._closing, return_exceptions=True)
 
+    async def close_idle_connections(self, key: K) -> None:
+        """Closes those connections of a key that nobody uses and nobody waits for, and waits until they are closed."""
+        shelf = self._shelves.get(key)
+        if shelf is None:
+            return
+        if shelf.opening is not None and not shelf.waiting:
+            shelf.opening.cancel()
+        for entry in [entry for entry in shelf.entries if not entry.leases]:
+            self._drop(key, shelf, entry)
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
     async def close_all_connections(self) -> None:
         """Closes every connection, in use or not, and waits until they are closed. The pool stays usable."""
         for key in list(self._shelves):
             await self.close_connections(key)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
+        self._sweeper.stop()
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def _entry(self, key: K, shelf: _Shelf[C]) -> Entry[C]:
         while True:
             now = self._clock()
-            decided = assign(shelf.entries, shelf.opening is not None, now, self._limits, shelf.moved_at)
+            decided = assign(shelf.entries, shelf.opening is not None, now, shelf.limits, shelf.moved_at)
             for entry in decided.close:
                 self._drop(key, shelf, entry)
             if decided.use is not None:
                 return decided.use
             if decided.must_open:
-                self._shelves[key] = shelf  # it may have been swept away while it was empty
                 shelf.opening = asyncio.ensure_future(self._add(key, shelf))
                 shelf.opening.add_done_callback(_retrieve)
             if shelf.opening is None:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(shelf.changed.wait(), self._limits.queue)
+                    await asyncio.wait_for(shelf.changed.wait(), shelf.limits.queue)
                 continue
             opening, changed = shelf.opening, asyncio.ensure_future(shelf.changed.wait())
             # Whoever stops waiting doesn't stop the others' connection; who gets room meanwhile needs none.
@@ -281,20 +328,26 @@ class Pool(Generic[K, C]):
         try:
             connection = await self._open(key)
             now = self._clock()
-            shelf.entries.append(Entry(connection, opened_at=now, idle_since=now))
+            entry = Entry(connection, opened_at=now, idle_since=now)
+            shelf.entries.append(entry)
+            self._sweeper.ring_by(_ends_at(entry, shelf.limits))  # nobody may be left who waits for it
         finally:
             shelf.opening = None
             shelf.moved_at = self._clock()  # also after a failure: whoever can queue does, and tries again later
             shelf.wake()
 
-    def _take_back(self, key: K, shelf: _Shelf[C], entry: Entry[C], is_resident: bool) -> None:
+    def _take_back(
+        self, key: K, shelf: _Shelf[C], entry: Entry[C], is_resident: bool, idle_since: float | None
+    ) -> None:
         entry.leases -= 1
         entry.residents -= is_resident
-        entry.idle_since = shelf.moved_at = self._clock()
-        if entry.leases == 0 and (entry.is_retiring or entry.connection.is_closed()):
+        now = shelf.moved_at = self._clock()
+        entry.idle_since = now if idle_since is None else max(entry.idle_since, idle_since)
+        if entry.leases == 0 and (entry.connection.is_closed() or _is_over(entry, now, shelf.limits)):
             self._drop(key, shelf, entry)
+        elif entry.leases == 0:
+            self._sweeper.ring_by(_ends_at(entry, shelf.limits))
         shelf.wake()
-        self._sweep_later()
 
     def _drop(self, key: K, shelf: _Shelf[C], entry: Entry[C]) -> None:
         if entry in shelf.entries:
@@ -309,21 +362,17 @@ class Pool(Generic[K, C]):
             "ssh_connection_closed", extra={"host": str(key), "duration": round(self._clock() - entry.opened_at, 3)}
         )
 
-    def _sweep_later(self) -> None:
-        """Idle connections end by themselves, also when nobody asks for one of their key again."""
-        if self._sweeper is None:
-            loop = asyncio.get_running_loop()
-            self._sweeper = loop.call_later(self._limits.idle, self._sweep)
-
     def _sweep(self) -> None:
-        self._sweeper = None
+        """Idle connections end by themselves, also when nobody asks for one of their key again."""
         for key, shelf in list(self._shelves.items()):
-            for entry in assign(shelf.entries, 0, self._clock(), self._limits).close:
+            for entry in assign(shelf.entries, 0, self._clock(), shelf.limits).close:
                 self._drop(key, shelf, entry)
-            if not shelf.entries and shelf.opening is None:
+            if not shelf.entries and shelf.opening is None and not shelf.waiting:
                 del self._shelves[key]
-        if self._shelves:
-            self._sweep_later()
+        idle = ((entry, shelf) for shelf in self._shelves.values() for entry in shelf.entries if not entry.leases)
+        first = min((_ends_at(entry, shelf.limits) for entry, shelf in idle), default=None)
+        if first is not None:
+            self._sweeper.ring_by(first)
 
 
 def _is_worth_waiting(shelf: _Shelf[C]) -> bool:

@@ -7,6 +7,7 @@ needs no library, and rich would be a dependency for this alone.
 
 import asyncio
 import contextlib
+import os
 import shutil
 import sys
 import time
@@ -32,7 +33,7 @@ class Progress:
 
     def __init__(self, told: Callable[[], str], *, is_wanted: bool = True) -> None:
         self._told = told
-        self._is_shown = is_wanted and sys.stderr.isatty()
+        self._is_shown = is_wanted and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"  # it erases nothing
         self._began = time.monotonic()
         self._drawing: asyncio.Task[None] | None = None
         self._asides = 0

@@ -17,8 +17,8 @@ import asyncssh
 from cronium_runner.wire.names import STDERR, STDOUT
 
 from . import remote_shell
-from .connection import Connection
 from .errors import UnreachableError, reason
+from .sessions import Channel, Connection, Session
 
 GRACE_SECONDS: Final = 5
 """Between SIGTERM and SIGKILL (contracts §8)."""
@@ -69,7 +69,7 @@ class _Passing:
         self._size = 0
         self._task: asyncio.Task[None] | None = None
         self._is_held_back = False
-        self.channel: asyncssh.SSHClientChannel[bytes] | None = None
+        self.channel: Channel | None = None
 
     def put(self, stream: int, data: bytes) -> None:
         self._pieces.append((stream, data))
@@ -101,7 +101,7 @@ class _Passing:
         self._task = None
 
 
-class RunningCommand(asyncssh.SSHClientSession[bytes]):
+class RunningCommand(Session):
     """A command that was started. What it has written so far is in `stdout` and `stderr`, or was given to `output`."""
 
     def __init__(self, output: Output | None = None) -> None:
@@ -113,9 +113,9 @@ class RunningCommand(asyncssh.SSHClientSession[bytes]):
         self._error: Exception | None = None
         self._end_of_input: asyncio.TimerHandle | None = None
         self._over = asyncio.Event()
-        self._channel: asyncssh.SSHClientChannel[bytes] | None = None
+        self._channel: Channel | None = None
 
-    def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
+    def connection_made(self, chan: Channel) -> None:
         """From here on the command may have been started."""
         self.is_open = True
         self._channel = chan
@@ -179,7 +179,7 @@ async def start(connection: Connection, text: str, timeout: float, output: Outpu
     running = RunningCommand(output)
     try:
         async with asyncio.timeout(timeout):
-            await connection.ssh.create_session(lambda: running, text, encoding=None)
+            await connection.create_session(lambda: running, text)
     except asyncssh.ChannelOpenError as error:
         if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED:
             raise UnreachableError(

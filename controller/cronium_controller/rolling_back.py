@@ -2,11 +2,11 @@
 
 import time
 
-from .connection import Connection
 from .deployments import CHOSEN, PRESENT, ROLLED_BACK, Deployments, Made
 from .errors import DeployError
 from .install import Deployment, Site, installed, look, put_on, version_of
 from .runners import MACHINES, RunnerBinary, Runners
+from .sessions import Connection
 
 
 async def roll_back(connection: Connection, runners: Runners, ledger: Deployments, version: str | None) -> Deployment:
@@ -59,7 +59,7 @@ def _other_runner(
 
 def _no_version(site: Site, version: str | None, listing: list[str]) -> DeployError:
     there = ", ".join(listing) or "none"
-    wanted = "earlier runner" if version is None else f"runner {version}, nor is one beside our own"
+    wanted = "earlier runner" if version is None else f"runner {version!r:.80}, nor is one beside our own"
     return DeployError("deploy.no_version", f"the host has no {wanted}; it has {there}", host=site.host)
 
 

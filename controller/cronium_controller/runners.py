@@ -81,9 +81,11 @@ class Runners:
 
     def of_version(self, version: str, architecture: str) -> RunnerBinary | None:
         """The newest binary of that version beside the one that is deployed by default; None when there is none."""
+        name = f"cronium-runner-{version}-linux-{architecture}"
+        if os.path.basename(name) != name:  # from a command line; a version leads nowhere else
+            return None
         with contextlib.suppress(ControllerError):
             usual = self._find(architecture, "")
-            name = f"cronium-runner-{version}-linux-{architecture}"
             beside = usual.with_name(name)
             if beside.is_file():
                 return read_binary(beside)

@@ -17,6 +17,8 @@ from .errors import ControllerError
 FORKS: Final = 50
 """Hosts at once, unless told otherwise. At 200 hosts, one run each on a busy machine (docs/benchmarks.md), 50 took
 a fifth less time than 10, and 100 only 4 % less than 50, with more memory."""
+STOPPED: Final = "fanout.stopped"
+"""The code of a host that was not begun."""
 MOST_FAILED: Final = 255
 """An exit status holds no more."""
 
@@ -50,6 +52,11 @@ def parse_share(text: str, option: str, *, lowest: int) -> Share:
         if not share.is_percentage or share.amount <= 100:
             return share
     raise ControllerError("usage.invalid", f"{option} {text[:40]!r}: write a number from {lowest} on, or a percentage")
+
+
+def counted(number: int, noun: str = "hosts") -> str:
+    """`1 host`, `2 hosts`."""
+    return f"{number} {noun.removesuffix('s') if number == 1 else noun}"
 
 
 class Schedule(Generic[H]):
@@ -137,9 +144,9 @@ class Tally:
         self._largest = 0
 
     def add(self, result: Result) -> None:
-        """Counts one host's result."""
+        """Counts one host's result. One that was not begun is a failure, and has no exit status that could count."""
         self.states[result.state.value] = self.states.get(result.state.value, 0) + 1
-        self.note(exit_status(result), ok=is_success(result))
+        self.note(0 if result.error_code == STOPPED else exit_status(result), ok=is_success(result))
 
     def note(self, status: int, *, ok: bool) -> None:
         """Counts a host that has no result, but an exit status."""

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import asyncssh
 
-from .connection import Connection
 from .errors import ControllerError, UnreachableError, reason
+from .sessions import Connection
 
 PIECE: Final = 32 * 1024
 """Bytes of one request: what every SFTP server takes."""
@@ -34,7 +34,7 @@ class Leaving:
 async def open_sftp(connection: Connection) -> asyncssh.SFTPClient | None:
     """A session; None where the server has no SFTP. Raises asyncssh.ChannelOpenError when it has no room."""
     try:
-        return await connection.open_session(connection.ssh.start_sftp_client)
+        return await connection.open_session(connection.start_sftp)
     except asyncssh.SFTPError:
         return None
     except asyncssh.ChannelOpenError as error:

@@ -16,6 +16,7 @@ from cronium_runner.wire import exactjson, masks
 from cronium_runner.wire.names import STDERR, STDOUT, STREAM_NAMES
 from cronium_runner.wire.results import EXIT_RUNNER_FAILED, TEXT_TAIL, Outcome, Result, exit_status
 
+from . import standard_streams
 from .errors import ChannelLostError
 from .execution import Execution
 from .hosts import Host
@@ -98,8 +99,11 @@ async def write(stream: int, data: bytes) -> None:
         return
     try:
         await asyncio.to_thread(_write_all, descriptor, data)
-    except OSError:
+    except OSError as error:
         _gone.add(descriptor)
+        lost = standard_streams.failed(error) if stream == STDOUT else None
+        if lost is not None:
+            click.echo(f"cronium: {lost.message} [{lost.code}]", err=True)
 
 
 def print_start(execution: Execution, *, verbose: bool) -> None:

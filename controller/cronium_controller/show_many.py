@@ -17,12 +17,12 @@ from cronium_runner.wire.results import TEXT_TAIL, Result, exit_status
 from . import progress, show
 from .execution import Piece
 from .fanout import STOPPED, FanOut, Submitted
-from .hosts import BadTarget, Host
+from .hosts import LOCAL, LOCAL_HOST, BadTarget, Host
 from .interrupts import Interrupts
 from .lines import Folder, PrefixedLines
 from .progress import Progress
-from .schedule import Tally
-from .table import SHOWN_SUCCESSES, Table
+from .schedule import Tally, counted
+from .table import Table
 
 if TYPE_CHECKING:
     from .attached import Attached
@@ -70,9 +70,7 @@ class ManyHosts:
         self._tails: dict[str, dict[int, bytearray]] = {}
         self._folder = Folder()
         words = {target.name: _words(target) for target in targets}
-        self._table = Table(
-            0 if style == ENDINGS else SHOWN_SUCCESSES, where=lambda name: words.get(name, f"--host {name}")
-        )
+        self._table = Table(where=lambda name: words.get(name, f"--host {name}"), label=self._label)
         self._stopped = 0
         self._many: Followed | None = None
         self._progress = Progress(self._standing, is_wanted=style not in (JSON, JSON_ENDINGS, QUIET))
@@ -85,10 +83,10 @@ class ManyHosts:
     async def follow(self, many: FanOut) -> int:
         """Shows it all; the exit status. An interrupt ends it on the hosts, a second one leaves them to themselves."""
         if self._style != QUIET:
-            click.echo(f"cronium: execution {many.id} on {many.total} hosts", err=True)
+            click.echo(f"cronium: execution {many.id} on {counted(many.total)}", err=True)
 
         def cancel() -> None:
-            progress.say(f"cronium: cancelling on {many.running} hosts; interrupt again not to wait for their end")
+            progress.say(f"cronium: cancelling on {counted(many.running)}; interrupt again not to wait for their end")
             many.cancel()
 
         with Interrupts(many.detach, cancel) as interrupts:
@@ -180,6 +178,8 @@ def _words(target: Host | BadTarget) -> str:
     """What means this host on the command line: its name in the hosts file, or its address."""
     if isinstance(target, BadTarget):
         return f"--on {target.name}"
+    if target.is_local and target.name == LOCAL_HOST.name:
+        return f"--host {LOCAL}"
     if target.name not in (target.address, f"{target.address}:{target.port}", f"[{target.address}]:{target.port}"):
         return f"--on {target.name}"
     return f"--host {f'{target.user}@' if target.user else ''}{target.name}"
@@ -225,7 +225,7 @@ async def follow_attached(many: "Attached", records: "Sequence[Record]", style: 
 
 async def leave_running(many: FanOut, *, as_json: bool) -> int:
     """Submits on all hosts and says where that failed, how to come back, and the id; the exit status."""
-    click.echo(f"cronium: execution {many.id} on {many.total} hosts", err=True)
+    click.echo(f"cronium: execution {many.id} on {counted(many.total)}", err=True)
     tally, needs_us = Tally(), False
     async for submitted in many.submit_only():
         tally.note(0 if submitted.failure is None else exit_status(submitted.failure), ok=submitted.failure is None)
@@ -238,7 +238,8 @@ async def leave_running(many: FanOut, *, as_json: bool) -> int:
             err=True,
         )
     click.echo(
-        f"cronium: submitted on {tally.succeeded} of {many.total} hosts; results with: cronium wait {many.id}", err=True
+        f"cronium: submitted on {tally.succeeded} of {counted(many.total)}; results with: cronium wait {many.id}",
+        err=True,
     )
     if as_json:
         show.print_json({"summary": True, "executionId": many.id, "hosts": many.total, "accepted": tally.succeeded})

@@ -14,11 +14,11 @@ from typing import Final
 from cronium_runner.wire import codes
 
 from .channel import AgentChannel, AgentNotStartedError
-from .connection import Connection
 from .deployments import Deployments, Known
 from .errors import DeployError, RefusedError
 from .install import Deployment, Site, put_on, tree_command
 from .runners import RunnerBinary, Runners
+from .sessions import Connection
 from .uploading import excerpt
 
 HAND_OVER_SECONDS: Final = 180.0

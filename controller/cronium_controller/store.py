@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,6 +22,7 @@ from cronium_runner.wire.results import Result
 from .errors import ControllerError, StoreError
 from .health import Breaker, HostHealth, SSHHealth
 from .hosts import Host
+from .state_path import default_path as default_path
 from .version_tables import CREATED as _VERSION_TABLES
 from .version_tables import metadata as _versions
 
@@ -119,15 +120,6 @@ class Record:
     def may_write(self) -> bool:
         """Whether the platform may yet get something from it."""
         return self.mode == API and (self.result is None or self.result.undelivered > 0)
-
-
-def default_path() -> Path:
-    """CRONIUM_CONTROLLER_STATE, else the user's state folder."""
-    chosen = os.environ.get("CRONIUM_CONTROLLER_STATE")
-    if chosen:
-        return Path(chosen) / "controller.db"
-    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(base) / "cronium" / "controller.db"
 
 
 def create_privately(path: Path) -> None:
@@ -270,7 +262,7 @@ class Store:
 
     def find(self, execution_id: str) -> Record | None:
         """What is known of an execution."""
-        row = self._connection.execute(sql.select(executions).where(executions.c.id == execution_id)).one_or_none()
+        row = self._connection.execute(_FIND, {"key": execution_id}).one_or_none()
         self._connection.rollback()
         return None if row is None else _record(row)
 
@@ -285,7 +277,7 @@ class Store:
 
     def health(self, account: str) -> HostHealth | None:
         """How a host stood when a process last told; `account` is `memory.account`'s. Raises StoreError."""
-        row = self._connection.execute(sql.select(host_health).where(host_health.c.account == account)).one_or_none()
+        row = self._connection.execute(_HEALTH, {"key": account}).one_or_none()
         self._connection.rollback()
         return None if row is None else _health(row)
 
@@ -330,10 +322,10 @@ class Store:
         )
         return {row.payload_sha256 for row in self._connection.execute(unfinished)}
 
-    def read(self, statement: "sql.Select[Any]") -> Sequence[Any]:
-        """The rows that a statement finds. Raises StoreError."""
+    def read(self, statement: "sql.Select[Any]", values: Mapping[str, Any] | None = None) -> Sequence[Any]:
+        """The rows that a statement finds, with its `bindparam`s' values. Raises StoreError."""
         try:
-            rows = self._connection.execute(statement).all()
+            rows = self._connection.execute(statement, values).all()
             if not self._is_writing:
                 self._connection.rollback()
             return rows
@@ -382,6 +374,9 @@ _RECORD = _insert.on_conflict_do_update(
     where=executions.c.state.in_(_NOTHING_STARTED),
 )
 _BY_KEY = executions.c.id == sql.bindparam("key")
+# Built once: putting a statement together costs more than SQLite takes to answer it.
+_FIND = sql.select(executions).where(_BY_KEY)
+_HEALTH = sql.select(host_health).where(host_health.c.account == sql.bindparam("key"))
 _NOTE_STATE = (
     sql.update(executions).where(_BY_KEY, executions.c.result.is_(None)).values(state=sql.bindparam("new_state"))
 )
@@ -437,7 +432,7 @@ def _stored_ways(stored: str | None) -> dict[str, Any]:
 
 def _account(host: Host) -> tuple[str | int | None, ...]:
     """What makes two hosts the same to an execution id: the machine and the account on it."""
-    return host.address, host.port, host.user
+    return ("local:",) if host.is_local else (host.address, host.port, host.user)
 
 
 def _health(row: Any) -> HostHealth:

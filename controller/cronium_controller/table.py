@@ -13,7 +13,7 @@ from typing import Final
 from cronium_runner.wire.results import Outcome, Result
 
 from .progress import elapsed
-from .schedule import Tally, is_success
+from .schedule import STOPPED, Tally, counted, is_success
 
 SHOWN_SUCCESSES: Final = 20
 """With more, those that succeeded are a count: a screen has 24 lines, and the failures are what is looked for."""
@@ -24,14 +24,14 @@ ALIKE: Final = 4
 _LONGEST_HOSTS: Final = 48
 """Characters of a row's hosts: beside the other columns they leave a line of 80 whole."""
 _COLOURS: Final = {Outcome.SUCCEEDED: "green", Outcome.UNKNOWN: "yellow", Outcome.CANCELLED: "yellow"}
-_STOPPED: Final = "fanout.stopped"
-_HEADER: Final = ("HOST", "STATE", "EXIT", "TIME", "WAY")
+_HEADER: Final = ("STATE", "EXIT", "TIME", "WAY")
 
 
 @dataclass(slots=True)
 class Row:
     """A line of the table, and the sentences below it."""
 
+    label: str
     host: str
     state: Outcome
     ending: str
@@ -43,12 +43,12 @@ class Row:
     @property
     def kind(self) -> tuple[object, ...]:
         """Equal for failures of one kind: words with a digit are addresses, ports, fingerprints, times."""
-        why = None if self.why is None else re.sub(r"\S*\d\S*", "#", self.why.replace(self.host, "#"))
-        return (self.state, self.ending, why)
+        why = self.why and self.why.replace(self.host, "#").replace(self.label, "#")
+        return (self.state, self.ending, why and re.sub(r"\S*\d\S*", "#", why))
 
     def cells(self) -> tuple[str, ...]:
         """The line's words."""
-        return (self.host, self.state.value, self.ending, _took([self]), self.way)
+        return (self.label, self.state.value, self.ending, _took([self]), self.way)
 
 
 @dataclass(slots=True)
@@ -59,14 +59,14 @@ class _Kind:
 
     def lines(self) -> Iterator[tuple[tuple[str, ...], Row]]:
         """The words of each line, and whose reason stands below it."""
-        self.rows.sort(key=lambda each: natural(each.host))
+        self.rows.sort(key=lambda each: natural(each.label))
         if len(self.rows) < ALIKE:
             yield from ((each.cells(), each) for each in self.rows)
             return
         from .node_sets import folded
 
         first = self.rows[0]
-        hosts = folded([each.host for each in self.rows])
+        hosts = folded([each.label for each in self.rows])
         if len(hosts) > _LONGEST_HOSTS:
             hosts = f"{hosts[: _LONGEST_HOSTS - 1]}…"
         ways = {each.way for each in self.rows}
@@ -77,14 +77,20 @@ class _Kind:
 class Table:
     """Takes results as they come. `successes`: of how many hosts that succeeded each gets a line.
 
-    `where` are the words that mean a host on the command line.
+    `where` are the words that mean a host on the command line; `label` is what a result goes by, its host by default.
     """
 
     def __init__(
-        self, successes: int = SHOWN_SUCCESSES, *, where: Callable[[str], str] = lambda name: f"--host {name}"
+        self,
+        successes: int = SHOWN_SUCCESSES,
+        *,
+        where: Callable[[str], str] = lambda name: f"--host {name}",
+        label: Callable[[Result], str] = lambda result: result.host or "-",
     ) -> None:
         self._successes = successes
         self._where = where
+        self._label = label
+        self._head = "HOST"
         self._succeeded: list[Row] = []
         self._kinds: dict[tuple[object, ...], _Kind] = {}
         self._more = 0
@@ -93,9 +99,15 @@ class Table:
         """Notes what has to be shown of one host."""
         if is_success(result):
             if len(self._succeeded) <= self._successes:
-                self._succeeded.append(row(result, self._where))
-        elif result.error_code != _STOPPED:
-            self._add_failure(row(result, self._where))
+                self._succeeded.append(self._row(result))
+        elif result.error_code != STOPPED:
+            self._add_failure(self._row(result))
+
+    def _row(self, result: Result) -> Row:
+        label = self._label(result)
+        if label == result.execution_id:
+            self._head = "EXECUTION"
+        return row(result, self._where, label)
 
     def _add_failure(self, failed: Row) -> None:
         if failed.kind not in self._kinds and len(self._kinds) >= SHOWN_KINDS:
@@ -108,11 +120,11 @@ class Table:
     ) -> Iterator[str]:
         """All of it; `paint(text, colour)` colours, `total` is seconds, `stopped` hosts were never begun."""
         succeeded = self._succeeded if len(self._succeeded) <= self._successes else []
-        lines = [(each.cells(), each) for each in sorted(succeeded, key=lambda each: natural(each.host))]
+        lines = [(each.cells(), each) for each in sorted(succeeded, key=lambda each: natural(each.label))]
         for kind in self._kinds.values():
             lines += kind.lines()
         if lines:
-            yield from _table(lines, paint)
+            yield from _table(self._head, lines, paint)
         if self._more:
             yield f"… and {self._more} more failures: cronium history"
         yield summary(tally, total, stopped=stopped, noun=noun)
@@ -123,14 +135,14 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name) if part]
 
 
-def row(result: Result, where: Callable[[str], str]) -> Row:
-    """One host's line."""
+def row(result: Result, where: Callable[[str], str], label: str) -> Row:
+    """One host's line, or one execution's."""
     ending = "-" if result.exit_code is None else str(result.exit_code)
     if result.signal is not None:
         ending = f"sig {result.signal}"
     why = None if result.error_message is None else f"{_without_host(result)} [{result.error_code}]"
     way, next_step = result.transport or "-", _next_step(result, where)
-    return Row(result.host or "-", result.state, ending, result.duration_ms, way, why, next_step)
+    return Row(label, result.host or "-", result.state, ending, result.duration_ms, way, why, next_step)
 
 
 def _took(rows: list[Row]) -> str:
@@ -148,16 +160,18 @@ def summary(tally: Tally, seconds: float, *, stopped: int, noun: str = "hosts") 
         told.append(f"{tally.failed - stopped} failed")
     if stopped:
         told.append(f"{stopped} not begun")
-    return f"{tally.verdict.value}: {', '.join(told)} of {tally.succeeded + tally.failed} {noun} in {elapsed(seconds)}"
+    of_all = counted(tally.succeeded + tally.failed, noun)
+    return f"{tally.verdict.value}: {', '.join(told)} of {of_all} in {elapsed(seconds)}"
 
 
-def _table(lines: list[tuple[tuple[str, ...], Row]], paint: Callable[[str, str], str]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(_HEADER, *(cells for cells, _ in lines), strict=True)]
-    yield _line(_HEADER, widths)
+def _table(head: str, lines: list[tuple[tuple[str, ...], Row]], paint: Callable[[str, str], str]) -> Iterator[str]:
+    header = (head, *_HEADER)
+    widths = [max(map(len, column)) for column in zip(header, *(cells for cells, _ in lines), strict=True)]
+    yield _line(header, widths)
     for cells, each in lines:
         yield paint(_line(cells, widths), _COLOURS.get(each.state, "red"))
         # Of several hosts, the reason is the first one's.
-        whose = "" if cells[0] == each.host or each.why is None else f"{each.host}: "
+        whose = "" if cells[0] == each.label or each.why is None else f"{each.label}: "
         for sentence in (each.why and f"{whose}{each.why}", each.next_step and f"→ {each.next_step}"):
             if sentence:
                 yield f"  {sentence}"

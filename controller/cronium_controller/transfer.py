@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import posixpath
+import stat
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +19,12 @@ from typing import BinaryIO, Final
 
 import asyncssh
 
-from .connection import Connection
 from .connections import REFUSALS, Connections
 from .errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError, reason
 from .far_files import BySftp, ByShell, Tell, digest, hashed, hashed_aside, way_to
 from .hosts import Host
 from .memory import account
+from .sessions import Connection
 from .sftp import explained, refused
 
 PAUSES: Final = (2.0, 4.0)
@@ -60,6 +61,8 @@ class Source:
                 raise ControllerError(
                     "files.refused", f"{path} is a folder, and one file is copied at a time; pack it: tar czf …"
                 )
+            if not stat.S_ISREG(os.stat(self.path).st_mode):  # a device or a pipe has no end, or no second reading
+                raise ControllerError("files.refused", f"{path} is not a regular file; write it to one first")
             self.file: BinaryIO = open(self.path, "rb")  # noqa: SIM115 - closed by __exit__
             self.size = os.fstat(self.file.fileno()).st_size
             self.mode = os.fstat(self.file.fileno()).st_mode & 0o777
@@ -206,6 +209,8 @@ async def _fetched(connection: Connection, remote: str, local: str, tell: Tell, 
         if found.size is None:
             raise refused(connection, remote, "No such file or directory")
         target = _local_target(local, posixpath.basename(found.path))
+        if target.exists() and not target.is_file():  # /dev/null would be a file from then on
+            raise refused(connection, str(target), "it is not a regular file; name another target")
         key = hashlib.sha256(f"{account(connection.host)}\n{found.path}\n{found.size}\n{found.changed}".encode())
         partial = target.with_name(partial_name(str(target), key.hexdigest()))
         with _here(connection, partial):

@@ -1,15 +1,18 @@
 """Which way leads to a host: Tailscale, then direct, then Cloudflare; only those configured (contracts §8).
 
-A route ends in a connected socket, or in nothing where asyncssh connects by itself (directly, with whatever jump hosts
-~/.ssh/config asks for). SSH is spoken over it to the same host under the same name in every case, so one host key is
-expected whichever way was taken. Trying ways in turn is `reach`'s; what is spoken on them is `connection`'s.
+A route ends in a connected socket, or in nothing where it is direct: `connection` then connects by itself, through
+whatever jump hosts ~/.ssh/config asks for. SSH is spoken over it to the same host under the same name in every case, so
+one host key is expected whichever way was taken. Trying ways in turn is `reach`'s; what is spoken on them is
+`connection`'s.
 """
 
 import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import socket
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import ClassVar, Final, NamedTuple, Protocol, TypeVar
@@ -163,7 +166,7 @@ async def opened(way: Route, host: Routed, port: int, timeout: float) -> AsyncIt
                 sock = carried.sock
     except TimeoutError:
         raise _unreachable(host, f"no answer from {way.address} within {timeout:g} s") from None
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for what is no name of a host, as a..b
         raise _unreachable(host, f"cannot connect to {way.address}: {reason(error)}") from None
     try:
         yield sock
@@ -203,8 +206,8 @@ async def _through_cloudflare(tunnel: str, host: Routed) -> "_Carried":
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     try:
-        process = await asyncio.create_subprocess_exec(
-            program, "access", "ssh", "--hostname", tunnel,
+        carrying, words = await asyncio.get_running_loop().subprocess_exec(
+            _LastWords, program, "access", "ssh", "--hostname", tunnel,
             stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=asyncio.subprocess.PIPE, env=environment,
         )  # fmt: skip
     except BaseException:
@@ -212,7 +215,7 @@ async def _through_cloudflare(tunnel: str, host: Routed) -> "_Carried":
         raise
     finally:
         theirs.close()
-    return _Carried(ours, process)
+    return _Carried(ours, carrying, words)
 
 
 class _Carried:
@@ -220,10 +223,10 @@ class _Carried:
 
     _watching: ClassVar[set["asyncio.Task[None]"]] = set()
 
-    def __init__(self, sock: socket.socket, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, sock: socket.socket, program: asyncio.SubprocessTransport, words: "_LastWords") -> None:
         self.sock = sock
-        self._process = process
-        self._said = bytearray()
+        self._program = program
+        self._words = words
         self._ended = asyncio.ensure_future(self._watch())
         self._watching.add(self._ended)
         self._ended.add_done_callback(self._watching.discard)
@@ -232,19 +235,34 @@ class _Carried:
         """What it has said on standard error, in one line, once it has ended; empty when it goes on."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._ended), LAST_WORDS_SECONDS)
-        return " ".join(self._said.decode("utf-8", "replace").split())
+        return " ".join(self._words.said.decode("utf-8", "replace").split())
 
     async def _watch(self) -> None:
         try:
-            assert self._process.stderr is not None
-            while piece := await self._process.stderr.read(4096):
-                self._said += piece
-                del self._said[:-KEPT_WORDS]
-            await self._process.wait()
+            await self._words.ended
         finally:
-            if self._process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.terminate()
+            process: subprocess.Popen[bytes] | None = self._program.get_extra_info("subprocess")
+            self._program.close()  # ends it, should it still be there: our event loop ends
+            if process is not None and process.returncode is None:
+                process.returncode = -signal.SIGKILL  # asyncio waits for it, and has no event loop left to tell that to
+
+
+class _LastWords(asyncio.SubprocessProtocol):
+    """What a program says on standard error, and its end. asyncio's streams would leave its transport open."""
+
+    def __init__(self) -> None:
+        self.said = bytearray()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        del fd  # there is one
+        self.said += data
+        del self.said[:-KEPT_WORDS]
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """It has ended, and all it said was heard."""
+        if not self.ended.done():
+            self.ended.set_result(None)
 
 
 def _unreachable(host: Routed, sentence: str) -> UnreachableError:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -16,8 +17,9 @@ import asyncssh
 
 from cronium_runner.wire.access import LONGEST_SOCKET_PATH
 
-from .connection import Connection
+from .connection import SSHConnection
 from .errors import TunnelError, UnreachableError, reason
+from .sessions import Connection
 
 LOOPBACK: Final = "127.0.0.1"
 _NAME_BYTES: Final = 4
@@ -40,7 +42,7 @@ class Tunnels:
         self._by_port: _Open = weakref.WeakKeyDictionary()
 
     async def endpoint(
-        self, connection: Connection, sockets: object, answering: Answering, *, is_other_account: bool = False
+        self, connection: SSHConnection, sockets: object, answering: Answering, *, is_other_account: bool = False
     ) -> str:
         """Where executions on the host find the service. `sockets` is the folder that the agent there names.
 
@@ -58,10 +60,10 @@ class Tunnels:
         return await _shared(self._by_port, connection, lambda: _forward_port(connection, answering))
 
 
-_Open = weakref.WeakKeyDictionary[Connection, "asyncio.Task[str]"]
+_Open = weakref.WeakKeyDictionary[SSHConnection, "asyncio.Task[str]"]
 
 
-async def _shared(tunnels: _Open, connection: Connection, opening: Callable[[], Awaitable[str]]) -> str:
+async def _shared(tunnels: _Open, connection: SSHConnection, opening: Callable[[], Awaitable[str]]) -> str:
     """The endpoint that whoever asked first has opened, or is opening. One that failed is tried again."""
     known = tunnels.get(connection)
     if known is None or (known.done() and (known.cancelled() or known.exception() is not None)):
@@ -93,12 +95,12 @@ def socket_path(sockets: object, host: str) -> str:
     return path
 
 
-async def _forward_socket(connection: Connection, sockets: object, answering: Answering) -> str:
+async def _forward_socket(connection: SSHConnection, sockets: object, answering: Answering) -> str:
     host = connection.host.name
     path = socket_path(sockets, host)
 
     def accept() -> "_Session":
-        return _Session(answering(), host)
+        return _Session(answering(), connection)
 
     try:
         await connection.ssh.create_unix_server(accept, path, encoding=None)
@@ -115,11 +117,11 @@ async def _forward_socket(connection: Connection, sockets: object, answering: An
     return f"unix://{path}"
 
 
-async def _forward_port(connection: Connection, answering: Answering) -> str:
+async def _forward_port(connection: SSHConnection, answering: Answering) -> str:
     host = connection.host.name
 
     def accept(_address: str, _port: int) -> Any:  # asyncssh asks for a session of its TCP class, and calls the same
-        return _Session(answering(), host)
+        return _Session(answering(), connection)
 
     try:
         listener = await connection.ssh.create_server(accept, LOOPBACK, 0, encoding=None)
@@ -142,9 +144,10 @@ class _Session(asyncssh.SSHUNIXSession[bytes]):
     What the protocol raises ends this channel: asyncssh would end the whole connection.
     """
 
-    def __init__(self, protocol: asyncio.Protocol, host: str) -> None:
+    def __init__(self, protocol: asyncio.Protocol, connection: Connection) -> None:
         self._protocol = protocol
-        self._host = host
+        self._connection = connection
+        self._host = connection.host.name
         self._transport: _Transport | None = None
 
     def connection_made(self, chan: Any) -> None:
@@ -153,6 +156,7 @@ class _Session(asyncssh.SSHUNIXSession[bytes]):
 
     def data_received(self, data: bytes, datatype: Any) -> None:
         del datatype  # there is one kind of it on such channels
+        self._connection.tunnel_used_at = time.monotonic()
         self._guarded(self._protocol.data_received, data)
 
     def eof_received(self) -> bool:

@@ -13,9 +13,9 @@ from typing import Final
 
 import asyncssh
 
-from .connection import Connection
 from .errors import DeployError, FinalDeployError, reason
 from .runners import RunnerBinary
+from .sessions import Connection, Process
 
 UPLOAD_SECONDS: Final = 300.0
 MARK: Final = "cronium:"
@@ -30,7 +30,7 @@ _IN_FLIGHT: Final = 64
 async def upload(connection: Connection, binary: RunnerBinary, temporary: str) -> str:
     """Sends the file by SFTP, or through `cat` where the server has none. Says which."""
     try:
-        async with await connection.open_session(connection.ssh.start_sftp_client) as sftp:
+        async with await connection.open_session(connection.start_sftp) as sftp:
             await _put(sftp, binary.path, temporary)
             return "sftp"
     except (asyncssh.ChannelOpenError, asyncssh.SFTPError):
@@ -61,7 +61,7 @@ async def _put(sftp: asyncssh.SFTPClient, source: Path, target: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _command_input(connection: Connection, script: str) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
+async def _command_input(connection: Connection, script: str) -> AsyncIterator[Process]:
     """A command that is fed through its standard input. Raises DeployError unless it ends with 0."""
     try:
         process = await connection.start(f"sh -c {shlex.quote(script)}")

@@ -117,6 +117,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     folder = Path(tempfile.mkdtemp(prefix="cronium-bench-"))
     os.environ["HOME"] = str(folder)  # the account's own SSH configuration must not play a part
+    os.environ["CRONIUM_CONTROLLER_STATE"] = str(folder / "state")
     os.environ.pop("SSH_AUTH_SOCK", None)
     print(f"{rounds} rounds, medians; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     try:

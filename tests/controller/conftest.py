@@ -14,6 +14,12 @@ from remote_host import RemoteHost
 from runner_process import ROOT
 
 
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What clients remember of hosts goes into the test's folder: nothing of the account's own plays a part."""
+    monkeypatch.setenv("CRONIUM_CONTROLLER_STATE", str(tmp_path / "remembered"))
+
+
 @pytest.fixture(scope="session")
 def carrier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is deployed: a script by the binary's name that installs itself and starts the runner from source."""

@@ -1,5 +1,7 @@
 """What a connection to a real OpenSSH server survives, and what it says when it doesn't; tests/sshd has the rest."""
 
+from pathlib import Path
+
 import pytest
 
 from cronium_controller.connection import open_connection
@@ -22,3 +24,36 @@ async def test_a_lost_connection_is_an_error_and_no_exit_status(remote: RemoteHo
     connection = await open_connection(remote.host, remote.access())
     done = await connection.run("kill -9 $PPID")
     assert done.exit_status is None
+
+
+@pytest.mark.parametrize(
+    ("written", "cipher"),
+    [
+        (None, "aes256-gcm@openssh.com"),
+        ("Host *\n  Compression no\n", "aes256-gcm@openssh.com"),
+        ("Host *\n  Ciphers aes128-ctr\n", "aes128-ctr"),
+        ("Include own.conf\n", "aes192-ctr"),
+    ],
+)
+async def test_the_cheapest_cipher_unless_the_account_wants_another(
+    written: str | None, cipher: str, remote: RemoteHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "own.conf").write_text("Ciphers aes192-ctr\n")
+    if written is not None:
+        (tmp_path / ".ssh" / "config").write_text(written)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    connection = await open_connection(remote.host, remote.access())
+    told = [connection.ssh.get_extra_info(f"{way}_cipher") for way in ("send", "recv")]
+    await connection.close()
+    assert told == [cipher, cipher]
+
+
+async def test_a_server_without_that_cipher_gets_another(remote: RemoteHost) -> None:
+    remote.server.stop()
+    remote.server._options = ["Ciphers chacha20-poly1305@openssh.com"]
+    remote.server.start()
+    connection = await open_connection(remote.host, remote.access())
+    told = connection.ssh.get_extra_info("send_cipher")
+    await connection.close()
+    assert told == "chacha20-poly1305@openssh.com"

@@ -223,7 +223,7 @@ async def test_versions_live_side_by_side_and_the_way_back_holds(
         (remote.root / folders[0] / "cronium-runner").unlink()
         (remote.root / folders[0]).rmdir()
         assert (await controller.roll_back(remote.host, "1.0.0")).uploaded_bytes > 0
-        with pytest.raises(DeployError, match=r"no runner 3\.0\.0"):
+        with pytest.raises(DeployError, match=r"no runner '3\.0\.0'"):
             await controller.roll_back(remote.host, "3.0.0")
 
 

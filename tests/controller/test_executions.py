@@ -111,6 +111,12 @@ def test_wait_on_two_hosts_and_one_that_cannot_be_reached(
     assert f"there on {second.server.target}: succeeded".encode() in done.stdout, "what is known is not asked for"
     assert f"away on {second.server.target}: unknown".encode() in done.stdout
     assert b"[host.unreachable]" in done.stdout
+    table = [line.split() for line in done.stderr.decode().splitlines()]
+    assert ["EXECUTION", "STATE", "EXIT", "TIME", "WAY"] in table
+    assert [line[1:3] for line in table if line[:1] == [remote.server.target]] == [["succeeded", "0"]]
+    assert [line[:3] for line in table if line[:1] == ["away"]] == [["away", "unknown", "-"]]
+    assert ["→", "cronium", "doctor", "--host", second.server.target] in table
+    assert table[-1][:6] == ["PARTIAL", "SUCCESS:", "2", "succeeded,", "1", "failed"]
     (tmp_path / "away").touch()
     second.server.start()
 

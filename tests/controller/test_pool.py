@@ -219,3 +219,65 @@ def test_assignments_are_sound(entries: list[Entry[Counted]], opening: int, max_
     if decided.use:
         assert decided.use.leases < decided.use.capacity
         assert not decided.use.is_retiring
+
+
+async def test_who_waits_while_the_last_connection_is_swept_away_loses_none() -> None:
+    opener = Opener()
+    pool = make(opener, connections=1, queue=0.01, idle=1000.0)
+    first = await pool.acquire("web01", is_resident=True)
+    first.note_refused()  # one session
+    waiting = asyncio.ensure_future(pool.acquire("web01"))
+    await asyncio.sleep(0)
+    first.connection.has_failed = True
+    pool._sweep()
+    later = await pool.acquire("web01")
+    second = await waiting
+    assert second.connection is later.connection
+    for lease in (first, second, later):
+        lease.give_back()
+    await pool.close_all_connections()
+    assert [connection.closings for connection in opener.opened] == [1, 1]
+
+
+async def test_closing_what_nobody_uses_leaves_what_somebody_uses_or_waits_for() -> None:
+    opener = Opener()
+    pool = make(opener)
+    async with pool.lease("web01") as held:
+        await pool.close_idle_connections("web01")
+        assert not held.connection.is_closed()
+    await pool.close_idle_connections("web01")
+    assert held.connection.is_closed()
+    opener.gate.clear()
+    waiting = asyncio.ensure_future(pool.acquire("web01"))
+    await asyncio.sleep(0)
+    await pool.close_idle_connections("web01")
+    opener.gate.set()
+    lease = await waiting
+    assert not lease.connection.is_closed()
+    lease.give_back()
+    opener.gate.clear()
+    leaving = asyncio.ensure_future(pool.acquire("web02"))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    await pool.close_idle_connections("web02")
+    opener.gate.set()
+    await asyncio.sleep(0)
+    assert len(opener.opened) == 2, "nobody waited for the third"
+
+
+async def test_one_that_is_too_old_ends_with_its_last_lease_and_idle_ones_without_being_asked() -> None:
+    opener = Opener()
+    now = 0.0
+    pool = make(opener, clock=lambda: now, idle=1000.0, max_age=100.0)
+    async with pool.lease("web01") as held:
+        now = 100.0
+        assert not held.connection.is_closed()
+    await asyncio.sleep(0)
+    assert held.connection.is_closed()
+    pool = make(opener, idle=1000.0, max_age=0.05)
+    async with pool.lease("web01") as idle:
+        pass
+    async with asyncio.timeout(5):
+        while not idle.connection.is_closed():
+            await asyncio.sleep(0.005)

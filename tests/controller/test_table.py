@@ -33,6 +33,37 @@ def test_a_failure_says_why_and_what_to_do_next() -> None:
     ]
 
 
+def test_executions_on_one_host_go_by_their_ids() -> None:
+    message = "web01: cannot connect to web01: Connection refused"
+    gone = Result("second", Outcome.UNKNOWN, host="web01", error_code="host.unreachable", error_message=message)
+    table, tally = Table(label=lambda result: result.execution_id), Tally()
+    for result in (Result("first", Outcome.SUCCEEDED, host="web01", exit_code=0), gone):
+        table.add(result)
+        tally.add(result)
+    assert list(table.lines(tally, lambda text, _: text, 2.0, stopped=0, noun="executions")) == [
+        "EXECUTION  STATE      EXIT  TIME  WAY",
+        "first      succeeded  0     -     -",
+        "second     unknown    -     -     -",
+        "  cannot connect to web01: Connection refused [host.unreachable]",
+        "  → cronium doctor --host web01",
+        "PARTIAL SUCCESS: 1 succeeded, 1 failed of 2 executions in 2.0 s",
+    ]
+
+
+def test_what_was_not_begun_fails_the_run_and_has_no_exit_status_of_its_own() -> None:
+    stopped = Result("run.2", Outcome.REJECTED, host="web02", error_code="fanout.stopped", error_message="not begun")
+    for first, expected in [
+        (Result("run.1", Outcome.FAILED, host="web01", exit_code=3), 3),
+        (Result("run.1", Outcome.TIMED_OUT, host="web01", signal=15), 124),
+        (Result("run.1", Outcome.SUCCEEDED, host="web01", exit_code=0), 102),
+        (stopped, 125),
+    ]:
+        tally = Tally()
+        for result in (first, stopped, stopped):
+            tally.add(result)
+        assert tally.exit_status == expected
+
+
 def test_what_is_shown_is_bounded() -> None:
     ok = Result("run.1", Outcome.SUCCEEDED, host="web01", exit_code=0)
     assert shown(*[ok] * (SHOWN_SUCCESSES + 1)) == ["SUCCESS: 21 succeeded of 21 hosts in 2.0 s"]

@@ -6,6 +6,7 @@ environment and carries bytes to a local port, as the real one does to a tunnel.
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import sys
@@ -209,6 +210,23 @@ async def test_cloudflare_is_carried_by_cloudflared_and_the_token_is_in_no_argum
     assert sock is not None
     sock.close()
     wait_until(lambda: not is_running(int(pid)), "cloudflared to end with its connection")
+
+
+def test_an_event_loop_that_ends_ends_cloudflared_and_leaves_nothing_open(
+    echo: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = install_cloudflared(tmp_path, monkeypatch, echo)
+
+    async def leave_it_open() -> socket.socket:
+        async with opened(Route("cloudflare", "web01.example.org"), Somewhere(), 22, 5) as sock:
+            assert await exchange(sock) == b"hello"
+            assert sock is not None
+            return sock
+
+    with asyncio.run(leave_it_open()):
+        pid = int(seen.read_text().split()[0])
+        wait_until(lambda: not is_running(pid), "cloudflared to end with the event loop, its connection open")
+    gc.collect()  # what was left open is warned about when it is forgotten, and a warning fails the test
 
 
 async def test_what_cloudflared_said_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,7 +225,7 @@ async def test_a_connection_that_is_lost_is_replaced_by_attaching_again(
         execution = await controller.submit(shared.host, Job(load(script), mode="api", execution_id="cut"))
         async for piece in execution.pieces():
             assert piece.data == b"one\n"
-            (await controller.reachable.reach(shared.host)).connection.ssh.abort()
+            (await controller.reachable.reach(shared.host)).connection.abort()
         lost = await execution.result()
         assert (lost.state, lost.mode) == (Outcome.UNKNOWN, "api")
         again = await controller.attach("cut", shared.host, offsets=(4, 0))

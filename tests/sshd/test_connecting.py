@@ -215,12 +215,12 @@ async def test_a_jump_host_of_ssh_config_is_used(
         f"Host *\n  IdentityFile {fresh.server.identity}\n"
     )
     (jump.server.folder / "authorized_keys").write_text(fresh.server.identity.with_suffix(".pub").read_text())
-    error = await failure(fresh, parse_host("inner"))
+    error = await failure(fresh, parse_host("inner"), host_keys="strict")
     assert error.code == "host.key_unknown"
-    assert "jump" in error.message
-    key = " ".join((jump.server.folder / "host_key.pub").read_text().split()[:2])
-    (ssh_folder / "known_hosts").write_text(f"[127.0.0.1]:{jump.server.port} {key}\n")
+    assert error.message.startswith("inner: at the jump host jump: the host's key ")
+    assert not fresh.known_hosts.exists()
     connection = await open_connection(parse_host("inner"), fresh.access())
+    assert f"[127.0.0.1]:{jump.server.port} " in fresh.known_hosts.read_text()
     assert (await connection.run("echo there")).stdout == b"there\n"
     await connection.close()
     assert jump.server.count_in_log("Accepted publickey") >= 1
@@ -238,7 +238,6 @@ async def test_a_changed_key_behind_a_jump_host_is_refused(
     )
     (jump.server.folder / "authorized_keys").write_text(fresh.server.identity.with_suffix(".pub").read_text())
     key = " ".join((jump.server.folder / "host_key.pub").read_text().split()[:2])
-    (ssh_folder / "known_hosts").write_text(f"[127.0.0.1]:{jump.server.port} {key}\n")
     fresh.known_hosts.write_text(f"[127.0.0.1]:{fresh.server.port} {key}\n")
     assert (await failure(fresh, parse_host("inner"))).code == "host.key_changed"
     assert fresh.server.count_in_log("Accepted publickey") == 0

@@ -4,10 +4,13 @@ import asyncio
 import os
 from pathlib import Path
 
+import asyncssh
 import pytest
 
 from cronium_controller.job import Job
 from cronium_controller.payloads import load
+from cronium_runner.wire import frames
+from cronium_runner.wire.frames import Kind
 from openssh import OpenSSHServer
 from remote_host import RemoteHost
 
@@ -36,6 +39,26 @@ async def test_a_warm_job_is_one_frame_out_and_no_new_session(shared: RemoteHost
             assert result.exit_code == 0
         assert sessions(shared.server) == before
         assert controller.connections_opened == 1
+
+
+async def test_a_job_of_a_new_controller_is_two_writes(shared: RemoteHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its greeting goes with the submission, and what the host has answered is not asked about once more at the end."""
+    job = Job(load(shared.script("true")))
+    async with shared.controller() as controller:  # the host has runner and payload
+        await (await controller.submit(shared.host, job)).result()
+    written: list[list[Kind]] = []
+    write = asyncssh.SSHClientChannel.write
+
+    def noted(channel: asyncssh.SSHClientChannel[bytes], data: bytes, datatype: int | None = None) -> None:
+        written.append([Kind(frame.kind) for frame in frames.FrameReader().feed(data)])
+        write(channel, data, datatype)
+
+    monkeypatch.setattr(asyncssh.SSHClientChannel, "write", noted)
+    async with shared.controller() as controller:
+        execution = await controller.submit(shared.host, job)
+        await execution.result()
+        await execution.wait_acknowledged()
+    assert written == [[Kind.HELLO, Kind.SUBMIT], [Kind.ACKNOWLEDGE]]
 
 
 async def test_a_payload_travels_once(shared: RemoteHost, tmp_path: Path) -> None:

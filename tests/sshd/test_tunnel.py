@@ -21,7 +21,7 @@ import jwt
 import pytest
 
 from api_process import Answer, Client
-from cronium_controller.connection import Access, Connection, connect
+from cronium_controller.connection import Access, SSHConnection, connect
 from cronium_controller.errors import TunnelError
 from cronium_controller.hosts import Host, parse_host
 from cronium_controller.job import Job
@@ -50,7 +50,7 @@ def sockets() -> Iterator[Path]:
 class Way:
     """A connection to a server, and a live service behind it."""
 
-    def __init__(self, connection: Connection, live: Live, sockets: object, folder: Path) -> None:
+    def __init__(self, connection: SSHConnection, live: Live, sockets: object, folder: Path) -> None:
         self.connection = connection
         self.live = live
         self.script = folder / "script.sh"

@@ -225,10 +225,19 @@ def get_variable(name: str, user_id: str | None, as_json: bool, database: str | 
     with _store(database) as store:
         found = store.variable(_name(name), user_id)
     if found is None:
-        whose = "global variable" if user_id is None else f"variable of user '{user_id}'"
-        raise ControllerError("input.invalid", f"there is no {whose} '{name}'; see: cronium api variables list")
+        raise ControllerError("input.invalid", _no_variable(name, user_id))
     is_plain = isinstance(found.value, str) and not as_json
     click.echo(found.value if is_plain else exactjson.dumps(found.value))
+
+
+def _no_variable(name: str, user_id: str | None) -> str:
+    """Scripts write to a user's variables, a person's first guess is the global ones."""
+    if user_id is None:
+        return (
+            f"there is no global variable {name[:80]!r}; what scripts set: cronium api variables get NAME "
+            "--user default, all names: cronium api variables list"
+        )
+    return f"user {user_id[:80]!r} has no variable {name[:80]!r}; see: cronium api variables list --user {user_id[:80]}"
 
 
 @variables.command("set", context_settings=_HELP)
@@ -278,7 +287,7 @@ def list_variables(user_id: str | None, as_json: bool, database: str | None) -> 
 
 @api.command(context_settings=_HELP)
 @click.argument("execution_id", required=False, metavar="[EXECUTION]")
-@click.option("-n", "count", type=click.IntRange(min=1), default=50, show_default=True, help="How many at most.")
+@click.option("-n", "count", type=click.IntRange(1, 1_000_000), default=50, show_default=True, help="How many at most.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @_database
 @_told
@@ -293,6 +302,9 @@ def audit(execution_id: str | None, count: int, as_json: bool, database: str | N
 
     with _store(database) as store:
         entries = store.audit(count, execution_id)
+    if not entries:
+        whose = "" if execution_id is None else f" of execution {execution_id[:80]!r}; only API mode is audited"
+        click.echo(f"cronium: nothing is recorded{whose}", err=True)
     for entry in entries:
         click.echo(exactjson.dumps(entry.to_json()) if as_json else _line(entry))
 

@@ -85,6 +85,8 @@ CODES: Final[dict[str, str]] = {
     "deploy.digest_mismatch": "the file that arrived on the host is not the file that was sent",
     "deploy.no_version": "no such version of the runner is on the host or here",
     "binary.missing": "there is no runner binary to deploy; scripts/build makes it",
+    "output.unwritable": "standard output cannot be written, as on a full disk; what was done on hosts is done",
+    "controller.internal": "a defect in cronium; please report it with the message",
     "store.unusable": "the controller's database cannot be used; nothing was submitted",
     # The runtime API, which jobs in API mode talk to.
     "api.config": "the runtime API's endpoint or token cannot be used as given; nothing was started",

@@ -1,0 +1,169 @@
+"""Commands on this machine without SSH: streams, ends, what is left, and what names it."""
+
+import asyncio
+import contextlib
+import errno
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cronium_controller import inventory, local_connection
+from cronium_controller.client import SSHClient
+from cronium_controller.connection import Access
+from cronium_controller.connections import Connections
+from cronium_controller.errors import ControllerError
+from cronium_controller.executor import SSHExecutor
+from cronium_controller.hosts import LOCAL, LOCAL_HOST, Host, SSHConfig, parse_host
+from cronium_controller.local_connection import LocalConnection
+from cronium_controller.memory import Memory
+from cronium_controller.sessions import Channel, Session
+from runner_process import unreaped, wait_until
+
+
+async def test_a_client_needs_no_ssh(tmp_path: Path) -> None:
+    async with SSHClient(SSHConfig(LOCAL)) as client:
+        results = await asyncio.gather(*[client.run_async(f"echo {number}") for number in range(30)])
+        assert [result.stdout for result in results] == [f"{number}\n" for number in range(30)]
+        assert {result.transport_used for result in results} == {"local"}
+        assert await client.check_connectivity() == (True, "Connected via local")
+        slow = await client.run_async("echo begun; sleep 600", timeout=0.5)
+        assert (slow.timed_out, slow.stdout) == (True, "begun\n")
+        log = tmp_path / "log" / "background"
+        started = await client.run_background("echo one; echo two >&2", log_file=str(log), with_runner=False)
+        assert started.success, started.error
+        wait_until(lambda: log.exists() and log.read_text() == "one\ntwo\n", "the background command to end")
+    wait_until(lambda: not unreaped(), "all commands to be reaped")
+
+
+async def test_a_machine_without_room_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    spawn, refusals = local_connection._spawn, [errno.EAGAIN, errno.EMFILE]
+
+    def refuse_twice(*given: Any) -> "subprocess.Popen[bytes]":
+        if refusals:
+            raise OSError(refusals.pop(), "no room")
+        return spawn(*given)
+
+    monkeypatch.setattr(local_connection, "_spawn", refuse_twice)
+    connection = LocalConnection(LOCAL_HOST)
+    assert (await connection.run("echo here")).stdout == b"here\n"
+    assert (await connection.run("kill -TERM $$")).exit_status == 128 + 15
+    monkeypatch.setattr(local_connection, "SHELL", "/nonexistent/sh")
+    with pytest.raises(ControllerError, match="no command can be started on this machine"):
+        await connection.run("echo here")
+    await connection.close()
+    assert connection.is_closed()
+    assert not connection._channels
+
+
+async def test_a_command_that_reads_no_more_ends_the_writing() -> None:
+    connection = LocalConnection(LOCAL_HOST)
+    process = await connection.start("head -c 3; exit 4")
+    with contextlib.suppress(BrokenPipeError):
+        for _ in range(1000):
+            process.stdin.write(bytes(100_000))
+            await process.stdin.drain()
+        pytest.fail("it was never told")
+    done = await process.wait()
+    assert (done.exit_status, done.stdout, done.stderr) == (4, bytes(3), b"")
+    process.close()
+    await connection.close()
+
+
+async def test_a_client_copies_files(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"\0" * 1_000_000 + b"end")
+    async with SSHClient(SSHConfig(LOCAL)) as client:
+        sent = await client.scp_to_async(str(source), str(tmp_path / "there"))
+        fetched = await client.scp_from_async(str(tmp_path / "there"), str(tmp_path / "back"))
+        assert (sent.success, fetched.success, sent.transport_used) == (True, True, "local")
+        assert (tmp_path / "back").read_bytes() == source.read_bytes()
+        refused = await client.scp_to_async(str(source), "/nonexistent/folder/file")
+        assert refused.error_code == "files.refused"
+
+
+async def test_the_executor_takes_it_by_name_and_by_host() -> None:
+    async with SSHExecutor() as executor:
+        for machine in (LOCAL, LOCAL_HOST, SSHConfig(LOCAL)):
+            assert (await executor.execute(machine, "echo here")).stdout == "here\n"
+
+
+async def test_what_is_let_go_of_goes_on_and_is_reaped(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    connection = LocalConnection(LOCAL_HOST)
+    process = await connection.start(f"while [ ! -e {gate} ]; do sleep 0.02; done; echo on > {gate}")
+    process.close()
+    await connection.close()
+    gate.touch()
+    wait_until(lambda: gate.read_text() == "on\n", "the command to end")
+    wait_until(lambda: not unreaped(), "it to be reaped")
+    with pytest.raises(ControllerError):
+        await connection.run("echo closed")
+
+
+class Holding(Session):
+    """Holds output back from the first piece on."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+        self.over = asyncio.Event()
+        self.channel: Channel | None = None
+
+    def connection_made(self, chan: Channel) -> None:
+        self.channel = chan
+
+    def data_received(self, data: bytes, datatype: Any) -> None:
+        self.heard += len(data)
+        assert self.channel is not None
+        self.channel.pause_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.over.set()
+
+
+async def test_output_is_held_back_while_nobody_wants_it(tmp_path: Path) -> None:
+    connection, session, size = LocalConnection(LOCAL_HOST), Holding(), 3_000_000
+    channel = await connection.create_session(lambda: session, f"head -c {size} /dev/zero; exit 6")
+    while session.heard < size:
+        before = session.heard
+        channel.resume_reading()
+        while session.heard == before:
+            await asyncio.sleep(0.001)
+        assert session.heard - before < size // 2, "it was not held back"
+    channel.resume_reading()
+    await asyncio.wait_for(session.over.wait(), 20)
+    assert channel.get_exit_status() == 6
+    await connection.close()
+
+
+async def test_a_host_that_is_meant_as_another_account_is_refused() -> None:
+    connections = Connections(Access(), Memory())
+    with pytest.raises(ControllerError, match="not deploy's"):
+        await connections.open(Host("localhost", "localhost", user="deploy", is_local=True))
+    await connections.close_all_connections()
+
+
+def test_how_it_is_written(tmp_path: Path) -> None:
+    assert parse_host(LOCAL) == LOCAL_HOST == SSHConfig(LOCAL).to_host()
+    assert SSHConfig(LOCAL).to_host("build") == Host("build", "localhost", is_local=True)
+    assert SSHConfig.from_host(LOCAL_HOST).to_host() == LOCAL_HOST
+    for other in ("localhost", "local", "127.0.0.1:22", "local:22"):
+        assert not parse_host(other).is_local
+    with pytest.raises(ControllerError, match="--run-as"):
+        parse_host("deploy@local:")
+    file = tmp_path / "hosts.yaml"
+    file.write_text(
+        "defaults: {user: deploy, connect_timeout: 3}\n"
+        "hosts: {localhost: , a: {local: true, work_dir: /srv}, b: 'local:', c: {local: false, host: localhost}}\n"
+    )
+    known = inventory.load(str(file), environment={})
+    assert [known.host(name).is_local for name in ("localhost", "a", "b", "c")] == [True, True, True, False]
+    assert known.host("a") == Host("a", "localhost", is_local=True)
+    assert known.config("a").work_dir == "/srv"
+    assert known.config("a").to_host("a").is_local
+    assert known.host("c").user == "deploy"
+    for text in ("{local: true, user: root}", "{local: true, host: root@web01}"):
+        file.write_text(f"hosts:\n  a: {text}\n")
+        with pytest.raises(ControllerError, match=r"hosts.yaml:2: a: user: a local host"):
+            inventory.load(str(file), environment={})
