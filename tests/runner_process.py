@@ -64,10 +64,10 @@ def processes_with(marker: str) -> list[int]:
     return found
 
 
-def unreaped() -> list[int]:
-    """Our own children that have ended and that nobody has waited for."""
+def unreaped() -> set[int]:
+    """Our own children that have ended and that nobody has waited for; those of other tests among them."""
     ours = [int(word) for path in Path("/proc/self/task").glob("*/children") for word in path.read_text().split()]
-    return [pid for pid in ours if not is_running(pid)]
+    return {pid for pid in ours if not is_running(pid)}
 
 
 def is_running(pid: int) -> bool:

@@ -24,6 +24,15 @@ _SHOWN: Final = 60
 """Characters of an error in a table; --json has all of it."""
 
 
+_on = click.option(
+    "--on",
+    multiple=True,
+    metavar="NAME|GROUP|SET",
+    shell_complete=completing.host_names,
+    help="Where, by the hosts file, like web01 or web[01-20].",
+)
+
+
 def one_host(function: Any) -> Any:
     """The options that say on which host a command works."""
     options = [
@@ -33,13 +42,7 @@ def one_host(function: Any) -> Any:
             shell_complete=completing.ssh_aliases,
             help="Where; an alias of ~/.ssh/config; local: is here.",
         ),
-        click.option(
-            "--on",
-            multiple=True,
-            metavar="NAME|GROUP|SET",
-            shell_complete=completing.host_names,
-            help="Where, by the hosts file, like web01 or web[01-20].",
-        ),
+        _on,
         _hosts_file,
     ]
     for option in reversed(options):
@@ -58,13 +61,7 @@ def some_hosts(function: Any) -> Any:
             shell_complete=completing.ssh_aliases,
             help="Where; an alias of ~/.ssh/config, or local: for here. Repeatable.",
         ),
-        click.option(
-            "--on",
-            multiple=True,
-            metavar="NAME|GROUP|SET",
-            shell_complete=completing.host_names,
-            help="Where, by the hosts file, like web01 or web[01-20].",
-        ),
+        _on,
         _hosts_file,
         click.option("--forks", type=click.IntRange(min=1), default=FORKS, show_default=True, help="Hosts at once."),
     ]

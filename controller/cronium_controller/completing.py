@@ -150,8 +150,7 @@ def completion(shell: str) -> None:
       eval "$(cronium completion zsh)"           in ~/.zshrc, behind compinit
       cronium completion fish | source           in ~/.config/fish/config.fish
     """
-    from .cli import cronium
-
     found = get_completion_class(shell)
     assert found is not None
-    click.echo(found(cronium, {}, "cronium", "_CRONIUM_COMPLETE").source().strip())
+    program = click.get_current_context().find_root().command
+    click.echo(found(program, {}, "cronium", "_CRONIUM_COMPLETE").source().strip())

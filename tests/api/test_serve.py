@@ -245,9 +245,7 @@ def test_an_operator_reads_and_writes_variables(platform: Platform) -> None:
     assert platform.api("variables", "get", "piped") == "secret of several\nlines\n"
     assert platform.api("variables", "get", "plain", "--user", "u") == "the user's\n"
     assert platform.api("variables", "list").split() == ["number", "piped", "plain"]
-    assert "there is no variable of user 'u' 'number'" in platform.api(
-        "variables", "get", "number", "--user", "u", status=125
-    )
+    assert "user 'u' has no variable 'number'" in platform.api("variables", "get", "number", "--user", "u", status=125)
     assert "VALUE is not JSON" in platform.api("variables", "set", "x", "{", "--json", status=125)
     shown = platform.api("audit")
     assert shown.count("variable.set") == 4
