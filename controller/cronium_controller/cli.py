@@ -183,7 +183,7 @@ def run(
         execution = await controller.submit(where, job, follow=not detach)
         if detach:
             if not execution.is_running:  # rejected, or unknown: say so
-                return await show.follow(execution, as_json=as_json)
+                return await show.follow(execution, as_json=as_json, can_cancel=False)
             show.print_start(execution, verbose=verbose)
             if execution.is_served_here:
                 click.echo(
@@ -197,7 +197,6 @@ def run(
             else:
                 click.echo(execution.id)
             return 0
-        show.print_start(execution, verbose=verbose)
         return await show.follow(execution, as_json=as_json, verbose=verbose)
 
     async def on_all(controller: "Controller", targets: "list[Host | BadTarget]") -> int:

@@ -35,8 +35,8 @@ _gone: set[int] = set()
 async def follow(execution: Execution, *, as_json: bool, verbose: bool = False, can_cancel: bool = True) -> int:
     """Shows the output as it comes, then the result; returns the exit status.
 
-    With `can_cancel` an interrupt cancels the execution on the host and waits for its end, and a second one stops
-    waiting. Without, the first one leaves it running.
+    With `can_cancel`, for one that was submitted just now, its start is told, an interrupt cancels it on the host and
+    waits for its end, and a second one stops waiting. Without, the first one leaves it running.
     """
 
     def cancel() -> None:
@@ -47,6 +47,8 @@ async def follow(execution: Execution, *, as_json: bool, verbose: bool = False, 
     interrupts = Interrupts(execution.detach, cancel if can_cancel else None)
     tails = {stream: bytearray() for stream in STREAM_NAMES}
     with interrupts:
+        if can_cancel:
+            print_start(execution, verbose=verbose)  # whoever reads that can interrupt it
         async for piece in execution.pieces():
             if as_json:
                 tails[piece.stream] += piece.data

@@ -82,14 +82,14 @@ class ManyHosts:
 
     async def follow(self, many: FanOut) -> int:
         """Shows it all; the exit status. An interrupt ends it on the hosts, a second one leaves them to themselves."""
-        if self._style != QUIET:
-            click.echo(f"cronium: execution {many.id} on {counted(many.total)}", err=True)
 
         def cancel() -> None:
             progress.say(f"cronium: cancelling on {counted(many.running)}; interrupt again not to wait for their end")
             many.cancel()
 
         with Interrupts(many.detach, cancel) as interrupts:
+            if self._style != QUIET:
+                click.echo(f"cronium: execution {many.id} on {counted(many.total)}", err=True)
             await self.show(many, many.id)
         if interrupts.has_left:
             click.echo(
