@@ -226,7 +226,12 @@ async def test_jobs_that_are_given_up_while_they_are_submitted_keep_nothing_open
 
         async def submit(number: int) -> Outcome:
             job = Job(payload, execution_id=f"job{number}", on_disconnect="cancel" if number % 3 else "continue")
-            return (await (await controller.submit(remote.host, job)).result()).state
+            execution = await controller.submit(remote.host, job)
+            try:
+                return (await execution.result()).state
+            except asyncio.CancelledError:  # who gives up waiting says so: the execution could be waited for again
+                execution.detach()
+                raise
 
         calls = []
         for number in range(60):
