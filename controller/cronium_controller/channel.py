@@ -17,7 +17,6 @@ import asyncssh
 from cronium_runner.wire import frames
 from cronium_runner.wire.frames import Frame, Kind, ProtocolError
 
-from .connection import acknowledge_quickly
 from .errors import ChannelLostError, ControllerError, DeployError, reason
 from .sessions import Channel, Connection, Session
 
@@ -156,7 +155,7 @@ class AgentChannel:
         ChannelLostError when the connection turns out to be gone.
         """
         channel = cls(connection.host.name)
-        hurrying = asyncio.ensure_future(acknowledge_quickly(connection))
+        hurrying = asyncio.ensure_future(connection.acknowledge_quickly())
         patience = patience or GREETING_SECONDS
         try:
             await channel._open_session(connection, command)

@@ -125,6 +125,23 @@ class SSHConnection(Connection):
             task.add_done_callback(lambda done: None if done.cancelled() or done.exception() else drop(done.result()))
             raise
 
+    async def acknowledge_quickly(self) -> None:
+        """Sends TCP acknowledgements at once for a while.
+
+        sshd keeps Nagle's algorithm on until a session has started; with our delayed acknowledgements the first channel
+        of a connection would wait 40 ms. The kernel switches quick acknowledgements off again by itself, hence the
+        repetition.
+        """
+        sock = self.ssh.get_extra_info("socket")
+        if not hasattr(sock, "setsockopt"):  # it goes through a jump host
+            return
+        for pause in _QUICK_ACK_PAUSES:
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            except OSError:  # not TCP, or closed
+                return
+            await asyncio.sleep(pause)
+
     def abort(self) -> None:
         """Ends the connection without a farewell; executions on the host go on."""
         self.ssh.abort()
@@ -295,22 +312,3 @@ async def _connect(host: Host, options: dict[str, Any], check: HostKeyCheck) -> 
         if not check.has_record() or "sock" in options:  # a used socket can't be used again
             raise
     return await asyncssh.connect(host.address, server_host_key_algs="default", **options)
-
-
-async def acknowledge_quickly(connection: Connection) -> None:
-    """Sends TCP acknowledgements at once for a while.
-
-    sshd keeps Nagle's algorithm on until a session has started; with our delayed acknowledgements the first channel of
-    a connection would wait 40 ms. The kernel switches quick acknowledgements off again by itself, hence the repetition.
-    """
-    if not isinstance(connection, SSHConnection):
-        return
-    sock = connection.ssh.get_extra_info("socket")
-    if not isinstance(sock, socket.socket) and not hasattr(sock, "setsockopt"):
-        return
-    for pause in _QUICK_ACK_PAUSES:
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        except OSError:  # not TCP, or closed
-            return
-        await asyncio.sleep(pause)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from .connection import Access, acknowledge_quickly, connect
+from .connection import Access, connect
 from .errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError
 from .hosts import Host
 from .memory import Memory
@@ -70,7 +70,7 @@ class Connections:
         self._limits = limits or Limits(idle=access.idle_seconds, max_age=access.max_age)
         self._pool: Pool[Way, Connection] = Pool(lambda way: self.open(way.host), limits=self._limits_of)
         self._chores: set[asyncio.Task[None]] = set()
-        self._hurried: Counter[Host] = Counter()
+        self._hurried: Counter[Way] = Counter()
 
     def __repr__(self) -> str:
         return f"<Connections {self._pool!r} opened={self.opened}>"
@@ -99,13 +99,14 @@ class Connections:
     @contextlib.contextmanager
     def hurried(self, host: Host) -> Iterator[None]:
         """Meanwhile a host that hangs is not tried again: others are there to be got on with."""
-        self._hurried[host] += 1
+        way = way_to(host)
+        self._hurried[way] += 1
         try:
             yield
         finally:
-            self._hurried[host] -= 1
-            if not self._hurried[host]:
-                del self._hurried[host]
+            self._hurried[way] -= 1
+            if not self._hurried[way]:
+                del self._hurried[way]
 
     async def open(self, host: Host) -> Connection:
         """A connection of its own, which whoever asks closes. Raises UnreachableError."""
@@ -131,7 +132,7 @@ class Connections:
             "ssh_connection_established",
             extra={"host": host.name, "transport": connection.transport, "duration": duration},
         )
-        chore = asyncio.ensure_future(acknowledge_quickly(connection))
+        chore = asyncio.ensure_future(connection.acknowledge_quickly())
         self._chores.add(chore)
         chore.add_done_callback(self._chores.discard)
         return connection
@@ -141,7 +142,7 @@ class Connections:
             from .local_connection import LocalConnection
 
             return LocalConnection(host)
-        return await connect(host, self.access, self.memory.remembered, is_hurried=host in self._hurried)
+        return await connect(host, self.access, self.memory.remembered, is_hurried=way_to(host) in self._hurried)
 
     async def leave(self, host: Host) -> None:
         """Closes one host's connections, those that somebody uses excepted."""

@@ -108,17 +108,17 @@ def assign(
 
 
 def _is_over(entry: Entry[C], now: float, limits: Limits) -> bool:
-    return entry.is_retiring or now >= _ends_at(entry, limits)
+    return entry.is_retiring or now >= _ends_at(entry, limits, entry.idle_since)
 
 
 def _is_too_old(entry: Entry[C], now: float, limits: Limits) -> bool:
     return limits.max_age is not None and now - entry.opened_at >= limits.max_age
 
 
-def _ends_at(entry: Entry[C], limits: Limits) -> float:
-    """When one that nobody uses is to be closed."""
+def _ends_at(entry: Entry[C], limits: Limits, idle_since: float) -> float:
+    """When one that nobody has used since then is to be closed."""
     oldest = float("inf") if limits.max_age is None else entry.opened_at + limits.max_age
-    return min(entry.idle_since + limits.idle, oldest)
+    return min(idle_since + limits.idle, oldest)
 
 
 @dataclass(eq=False, slots=True)
@@ -175,9 +175,7 @@ class Lease(Generic[C]):
 
     def ends_at(self, idle_since: float) -> float:
         """When it is to be given back by somebody who has not used it since then, but keeps it."""
-        entry, limits = self._entry, self._shelf.limits
-        oldest = float("inf") if limits.max_age is None else entry.opened_at + limits.max_age
-        return min(idle_since + limits.idle, oldest)
+        return _ends_at(self._entry, self._shelf.limits, idle_since)
 
     def note_refused(self) -> None:
         """The server opened no further session on it: that many, without this one, are what it takes."""
@@ -330,7 +328,9 @@ class Pool(Generic[K, C]):
             now = self._clock()
             entry = Entry(connection, opened_at=now, idle_since=now)
             shelf.entries.append(entry)
-            self._sweeper.ring_by(_ends_at(entry, shelf.limits))  # nobody may be left who waits for it
+            self._sweeper.ring_by(
+                _ends_at(entry, shelf.limits, entry.idle_since)
+            )  # nobody may be left who waits for it
         finally:
             shelf.opening = None
             shelf.moved_at = self._clock()  # also after a failure: whoever can queue does, and tries again later
@@ -346,7 +346,7 @@ class Pool(Generic[K, C]):
         if entry.leases == 0 and (entry.connection.is_closed() or _is_over(entry, now, shelf.limits)):
             self._drop(key, shelf, entry)
         elif entry.leases == 0:
-            self._sweeper.ring_by(_ends_at(entry, shelf.limits))
+            self._sweeper.ring_by(_ends_at(entry, shelf.limits, entry.idle_since))
         shelf.wake()
 
     def _drop(self, key: K, shelf: _Shelf[C], entry: Entry[C]) -> None:
@@ -370,7 +370,7 @@ class Pool(Generic[K, C]):
             if not shelf.entries and shelf.opening is None and not shelf.waiting:
                 del self._shelves[key]
         idle = ((entry, shelf) for shelf in self._shelves.values() for entry in shelf.entries if not entry.leases)
-        first = min((_ends_at(entry, shelf.limits) for entry, shelf in idle), default=None)
+        first = min((_ends_at(entry, shelf.limits, entry.idle_since) for entry, shelf in idle), default=None)
         if first is not None:
             self._sweeper.ring_by(first)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -108,6 +109,22 @@ async def test_errors_name_the_host_as_it_was_asked_for(remote: RemoteHost) -> N
         go.touch()
         for execution in running:
             remote.wait_result(execution.id)
+
+
+async def test_a_host_that_hangs_is_tried_once_in_a_hurry_whatever_it_is_called() -> None:
+    """Whoever is in a hurry may have found the connection on its way, asked for under another name."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        first = Host("web01", "127.0.0.1", silent.getsockname()[1], connect_timeout=0.2)
+        connections = Connections(Access(known_hosts="/dev/null"), Memory())
+        with connections.hurried(replace(first, name="www")), pytest.raises(UnreachableError):
+            await connections.open(first)
+        silent.setblocking(False)
+        tried = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                silent.accept()[0].close()
+                tried += 1
+    assert tried == 1
 
 
 async def test_a_fan_out_over_two_names_of_one_account_runs_once(remote: RemoteHost) -> None:
