@@ -185,7 +185,8 @@ def _load(hosts_file: str | None, *, keeps_bad_rows: bool = False) -> "Inventory
 def _health(selected: "Sequence[Host]", *, reset: bool) -> "dict[str, HostHealth]":
     """How hosts stood, by name; empty, and no database is made, where none was ever reached from here."""
     from .memory import account
-    from .store import Store, default_path
+    from .state_path import default_path
+    from .store import Store
 
     if not default_path().exists():
         return {}

@@ -4,19 +4,16 @@
 for a day; after an hour it is confirmed by what the host's agent says of itself, which costs nothing.
 """
 
-import functools
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import sqlalchemy as sql
-from sqlalchemy.dialects import sqlite
-
+from .database import assigned, inserting
 from .hosts import Host
 from .runners import RunnerBinary
 from .store import Store
-from .version_tables import runner_cache, runner_deployments
 
 VALID_SECONDS: Final = 24 * 3600.0
 """How long a verified runner counts as unchanged (contracts §8); then its files are hashed again."""
@@ -90,19 +87,19 @@ class Deployments:
     """The ledger. All methods raise StoreError."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._database = store.database
         self.made: Callable[[Made], None] = _nobody
         """Told of each deployment that is written down."""
 
     def known(self, host: Host, root: str) -> list[Known]:
         """The runners that were seen below an install root of the host, last used first."""
-        rows = self._store.read(_KNOWN, {"of_account": account(host), "below": root})
+        where = {"account": account(host), "root": root}
         return [
             Known(
-                row.folder, row.version, row.sha256, row.architecture, row.said_version, row.tree_sha256,
-                row.verified_at, row.checked_at, row.is_chosen,
+                row["folder"], row["version"], row["sha256"], row["architecture"], row["said_version"],
+                row["tree_sha256"], row["verified_at"], row["checked_at"], bool(row["is_chosen"]),
             )
-            for row in rows
+            for row in self._database.read(f"SELECT * FROM runner_cache {_THERE} ORDER BY checked_at DESC", where)
         ]  # fmt: skip
 
     def note_verified(self, host: Host, root: str, binary: RunnerBinary, said_version: str, tree: str | None) -> None:
@@ -128,72 +125,53 @@ class Deployments:
 
     def invalidate(self, host: Host, root: str, folder: str) -> None:
         """Something went wrong with it: nothing that was known of it counts any more, but the choice of it."""
-        with self._store.writing() as connection:
-            connection.execute(
-                sql.update(runner_cache)
-                .where(_is_at(host, root), runner_cache.c.folder == folder)
-                .values(verified_at=None, checked_at=None)
-            )
+        self._note(host, root, folder, verified_at=None, checked_at=None)
 
     def forget(self, host: Host, root: str, folders: Sequence[str]) -> None:
         """These were removed from the host."""
-        with self._store.writing() as connection:
-            connection.execute(sql.delete(runner_cache).where(_is_at(host, root), runner_cache.c.folder.in_(folders)))
+        with self._database.writing():
+            for folder in folders:
+                self._database.write(f"DELETE FROM runner_cache {_THERE} AND folder = :folder", _at(host, root, folder))
 
     def choose(self, host: Host, root: str, folder: str | None) -> None:
         """Has jobs use this runner on the host from now on; None: the controller's own again."""
-        with self._store.writing() as connection:
-            connection.execute(
-                sql.update(runner_cache).where(_is_at(host, root)).values(is_chosen=runner_cache.c.folder == folder)
-                if folder is not None
-                else sql.update(runner_cache).where(_is_at(host, root)).values(is_chosen=False)
-            )
+        self._database.write(
+            f"UPDATE runner_cache SET is_chosen = (folder IS :folder) {_THERE}", _at(host, root, folder)
+        )
 
     def record(self, host: Host, made: Made) -> None:
         """Writes down a deployment, whatever became of it."""
-        values = {column.name: getattr(made, column.name, None) for column in runner_deployments.c}
+        values = {name: getattr(made, name, None) for name in _MADE}
         values |= {"account": account(host), "bytes": made.uploaded_bytes}
-        del values["id"]
-        with self._store.writing() as connection:
-            connection.execute(sql.insert(runner_deployments).values(**values))
+        self._database.write(inserting("runner_deployments", _MADE), values)
         self.made(made)
 
     def history(self, limit: int = 50, host: Host | None = None) -> list[Made]:
         """The last deployments, newest first; of one host, or of all."""
-        where = sql.true() if host is None else runner_deployments.c.account == account(host)
-        found = sql.select(runner_deployments).where(where).order_by(runner_deployments.c.id.desc()).limit(limit)
-        return [
-            Made(
-                row.host, row.version, row.sha256, row.architecture, row.deployed_at, row.duration_ms, row.bytes,
-                row.method, row.attempts, row.outcome, row.error,
-            )
-            for row in self._store.read(found)
-        ]  # fmt: skip
+        where = "" if host is None else "WHERE account = :account"
+        values = {"limit": limit, "account": None if host is None else account(host)}
+        found = f"SELECT * FROM runner_deployments {where} ORDER BY id DESC LIMIT :limit"
+        return [_made(row) for row in self._database.read(found, values)]
 
     def _note(self, host: Host, root: str, folder: str, **values: Any) -> None:
-        row = {"account": account(host), "root": root, "folder": folder, **values}
-        with self._store.writing() as connection:
-            if not {"version", "architecture"} <= values.keys():
-                where = (_is_at(host, root), runner_cache.c.folder == folder)
-                connection.execute(sql.update(runner_cache).where(*where).values(**values))
-                return
-            connection.execute(_upsert(tuple(sorted(values))), row)
+        row = {**_at(host, root, folder), **values}
+        if {"version", "architecture"} <= values.keys():
+            known = f"ON CONFLICT (account, root, folder) DO UPDATE SET {assigned(list(values), 'excluded.')}"
+            self._database.write(f"{inserting('runner_cache', list(row))} {known}", row)
+        else:
+            self._database.write(f"UPDATE runner_cache SET {assigned(list(values))} {_THERE} AND folder = :folder", row)
 
 
-@functools.cache
-def _upsert(columns: tuple[str, ...]) -> "sqlite.Insert":
-    """Writes these of a runner's columns, the others only where there is no row. Built once: it takes a millisecond."""
-    inserted = sqlite.insert(runner_cache)
-    return inserted.on_conflict_do_update(
-        index_elements=["account", "root", "folder"], set_={name: inserted.excluded[name] for name in columns}
-    )
+_THERE: Final = "WHERE account = :account AND root = :root"
+_MADE: Final = (
+    "host", "account", "version", "sha256", "architecture", "deployed_at", "duration_ms", "bytes", "method",
+    "attempts", "outcome", "error",
+)  # fmt: skip
 
 
-_KNOWN = (  # built once: every first job on a host asks
-    sql.select(runner_cache)
-    .where(runner_cache.c.account == sql.bindparam("of_account"), runner_cache.c.root == sql.bindparam("below"))
-    .order_by(runner_cache.c.checked_at.desc())
-)
+def _made(row: sqlite3.Row) -> Made:
+    names = ("bytes" if name == "uploaded_bytes" else name for name in Made.__dataclass_fields__)
+    return Made(*(row[name] for name in names))
 
 
 def account(host: Host) -> str:
@@ -201,5 +179,5 @@ def account(host: Host) -> str:
     return "local:" if host.is_local else f"{host.user or ''}@{host.address}:{host.port or 22}"
 
 
-def _is_at(host: Host, root: str) -> "sql.ColumnElement[bool]":
-    return sql.and_(runner_cache.c.account == account(host), runner_cache.c.root == root)
+def _at(host: Host, root: str, folder: str | None) -> dict[str, str | None]:
+    return {"account": account(host), "root": root, "folder": folder}

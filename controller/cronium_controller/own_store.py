@@ -43,7 +43,7 @@ class OwnStore:
 
     def _on(self, call: "Callable[[Store], _T]") -> _T | None:
         if self._path is None:
-            from .store import default_path
+            from .state_path import default_path
 
             self._path = default_path()
         return _open.on(self._path, call)

@@ -8,26 +8,24 @@ import contextlib
 import hashlib
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
-
-import sqlalchemy as sql
-from sqlalchemy.dialects import sqlite
 
 from cronium_runner.wire import codes
 from cronium_runner.wire.results import EXIT_NOT_FOUND
 
 from . import payloads
+from .database import inserting
 from .errors import PayloadError
 from .payloads import Payload
 from .store import Store
-from .version_tables import events, runner_payloads
 
 SCHEME: Final = "event:"
 """What `cronium run` is given begins with this where it means an event's payload."""
@@ -89,6 +87,7 @@ class PayloadVersions:
 
     def __init__(self, store: Store, folder: Path | None = None) -> None:
         self._store = store
+        self._database = store.database
         self.folder = folder or default_folder(store)
 
     def build(self, event_id: str, payload: Payload, *, name: str | None = None) -> tuple[Version, bool]:
@@ -108,8 +107,8 @@ class PayloadVersions:
             written = self._write(payload)  # before the transaction: others needn't wait for the disk
             try:
                 self._check(event_id, payload, tar_hash, written)
-                with self._store.writing() as connection:
-                    return self._enter(connection, event_id, name, payload, tar_hash, written)
+                with self._database.writing():
+                    return self._enter(event_id, name, payload, tar_hash, written)
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     written.unlink()
@@ -120,10 +119,8 @@ class PayloadVersions:
 
     def _check(self, event_id: str, payload: Payload, tar_hash: str, written: Path) -> None:
         """Raises PayloadError for what no host would take; what is known already was checked when it was new."""
-        known = sql.select(runner_payloads.c.id).where(
-            runner_payloads.c.event_id == event_id, runner_payloads.c.tar_hash == tar_hash
-        )
-        if self._store.read(known):
+        known = "SELECT id FROM runner_payloads WHERE event_id = :event AND tar_hash = :hash"
+        if self._database.read(known, {"event": event_id, "hash": tar_hash}):
             return
         refused = _read_strictly(written, payload.sha256)
         if refused is not None:
@@ -140,60 +137,54 @@ class PayloadVersions:
         return path
 
     def _enter(
-        self,
-        connection: sql.Connection,
-        event_id: str,
-        name: str | None,
-        payload: Payload,
-        tar_hash: str,
-        written: Path,
+        self, event_id: str, name: str | None, payload: Payload, tar_hash: str, written: Path
     ) -> tuple[Version, bool]:
         """In the transaction: the version that this is, its file put in place when it is new or not as it should be."""
-        known = sqlite.insert(events).values(id=event_id, name=name, payload_version=1)
-        renamed = {"name": name} if name is not None else {"id": event_id}
-        connection.execute(known.on_conflict_do_update(index_elements=["id"], set_=renamed))
-        of_event = runner_payloads.c.event_id == event_id
-        rows = connection.execute(sql.select(runner_payloads).where(of_event)).all()
-        active = next((row for row in rows if row.is_active), None)
-        if active is not None and active.tar_hash == tar_hash:
-            return self._restored(connection, active, payload, written), False
-        number = max((row.version for row in rows), default=0) + 1
+        event = {"event": event_id, "name": name}
+        self._database.write(
+            "INSERT INTO events (id, name) VALUES (:event, :name) "
+            "ON CONFLICT (id) DO UPDATE SET name = coalesce(excluded.name, name)",
+            event,
+        )
+        rows = self._database.read("SELECT * FROM runner_payloads WHERE event_id = :event", event)
+        active = next((row for row in rows if row["is_active"]), None)
+        if active is not None and active["tar_hash"] == tar_hash:
+            return self._restored(active, payload, written), False
+        number = max((row["version"] for row in rows), default=0) + 1
         path = self.folder / f"event-{event_id}-v{number}.tar.gz"
         _place(written, path, payload.sha256)
-        connection.execute(sql.update(runner_payloads).where(of_event).values(is_active=False))
-        connection.execute(sql.update(events).where(events.c.id == event_id).values(payload_version=number))
-        row = {
-            "event_id": event_id, "version": number, "hash": payload.sha256, "path": str(path.absolute()),
-            "size": payload.size, "created_at": time.time(), "is_active": True,
-        }  # fmt: skip
-        connection.execute(sql.insert(runner_payloads).values(**row, tar_hash=tar_hash))
-        return Version(**{**row, "path": path.absolute()}), True  # type: ignore[arg-type]
+        self._database.write("UPDATE runner_payloads SET is_active = 0 WHERE event_id = :event", event)
+        self._database.write(
+            "UPDATE events SET payload_version = :number WHERE id = :event", {**event, "number": number}
+        )
+        made = Version(event_id, number, payload.sha256, path.absolute(), payload.size, time.time(), True)
+        row = {name: getattr(made, name) for name in Version.__dataclass_fields__}
+        row |= {"path": str(made.path), "tar_hash": tar_hash}
+        self._database.write(inserting("runner_payloads", list(row)), row)
+        return made, True
 
-    def _restored(self, connection: sql.Connection, row: Any, payload: Payload, written: Path) -> Version:
+    def _restored(self, row: sqlite3.Row, payload: Payload, written: Path) -> Version:
         """An unchanged version, its file mended when it is gone or damaged."""
         version = _version(row)
         if not _problems(version):
             return version
         # Another zlib may have packed the same tar to other bytes: then it is the file that is recorded anew.
         _place(written, version.path, payload.sha256)
-        mended = {"hash": payload.sha256, "size": payload.size}
-        connection.execute(sql.update(runner_payloads).where(runner_payloads.c.id == row.id).values(**mended))
-        return Version(
-            version.event_id, version.version, payload.sha256, version.path, payload.size, version.created_at, True
-        )
+        mended = {"id": row["id"], "hash": payload.sha256, "size": payload.size}
+        self._database.write("UPDATE runner_payloads SET hash = :hash, size = :size WHERE id = :id", mended)
+        return replace(version, hash=payload.sha256, size=payload.size)
 
     def versions(self, event_id: str | None = None) -> list[Version]:
         """All versions, or those of one event; by event, newest first."""
-        where = sql.true() if event_id is None else runner_payloads.c.event_id == event_id
-        found = sql.select(runner_payloads).where(where)
-        rows = self._store.read(found.order_by(runner_payloads.c.event_id, runner_payloads.c.version.desc()))
-        return [_version(row) for row in rows]
+        where = "" if event_id is None else "WHERE event_id = :event"
+        found = f"SELECT * FROM runner_payloads {where} ORDER BY event_id, version DESC"
+        return [_version(row) for row in self._database.read(found, {"event": event_id})]
 
     def event(self, reference: str) -> dict[str, Any]:
         """What a script is to hear of the event that a reference means: id, version, and name when it has one."""
         version = self.find(reference)
-        rows = self._store.read(sql.select(events.c.name).where(events.c.id == version.event_id))
-        named = {"name": rows[0].name} if rows and rows[0].name is not None else {}
+        rows = self._database.read("SELECT name FROM events WHERE id = :id", {"id": version.event_id})
+        named = {"name": rows[0]["name"]} if rows and rows[0]["name"] is not None else {}
         return {"id": version.event_id, "version": version.version, **named}
 
     def find(self, reference: str) -> Version:
@@ -239,15 +230,15 @@ class PayloadVersions:
         """
         removed: list[Path] = []
         try:
-            with self._store.writing() as connection:
-                for row in self._superfluous(connection, keep):
-                    connection.execute(sql.delete(runner_payloads).where(runner_payloads.c.id == row.id))
-                    removed.append(Path(row.path))
+            with self._database.writing():
+                for row in self._superfluous(keep):
+                    self._database.write("DELETE FROM runner_payloads WHERE id = :id", {"id": row["id"]})
+                    removed.append(Path(row["path"]))
             # Files after rows: cut off in between, what is left are files without a version, and never the reverse.
             for path in removed:
                 path.unlink(missing_ok=True)
                 payloads.sidecar(path).unlink(missing_ok=True)
-            with self._store.writing():  # nobody puts a file in place meanwhile
+            with self._database.writing():  # nobody puts a file in place meanwhile
                 strays = self._strays()
                 for path in strays:
                     path.unlink(missing_ok=True)
@@ -257,14 +248,13 @@ class PayloadVersions:
             ) from None
         return removed + strays
 
-    def _superfluous(self, connection: sql.Connection, keep: int) -> list[Any]:
+    def _superfluous(self, keep: int) -> list[sqlite3.Row]:
         used = self._store.payloads_in_use()
-        newest_first = sql.select(runner_payloads).order_by(runner_payloads.c.version.desc())
         seen: dict[str, int] = {}
         found = []
-        for row in connection.execute(newest_first).all():
-            seen[row.event_id] = seen.get(row.event_id, 0) + 1
-            if seen[row.event_id] > keep and not row.is_active and row.hash not in used:
+        for row in self._database.read("SELECT * FROM runner_payloads ORDER BY version DESC"):
+            seen[row["event_id"]] = seen.get(row["event_id"], 0) + 1
+            if seen[row["event_id"]] > keep and not row["is_active"] and row["hash"] not in used:
                 found.append(row)
         return found
 
@@ -273,15 +263,18 @@ class PayloadVersions:
         if not self.folder.is_dir():
             return []
         kept: set[str] = set()
-        for row in self._store.read(sql.select(runner_payloads.c.path)):
-            kept |= {Path(row.path).name, payloads.sidecar(Path(row.path)).name}
+        for row in self._database.read("SELECT path FROM runner_payloads"):
+            kept |= {Path(row["path"]).name, payloads.sidecar(Path(row["path"])).name}
         old = time.time() - _ABANDONED_SECONDS
         ours = [path for path in sorted(self.folder.iterdir()) if _FILE.fullmatch(path.name)]
         return [path for path in ours if path.name not in kept and path.stat().st_mtime < old]
 
 
-def _version(row: Any) -> Version:
-    return Version(row.event_id, row.version, row.hash, Path(row.path), row.size, row.created_at, row.is_active)
+def _version(row: sqlite3.Row) -> Version:
+    return Version(
+        row["event_id"], row["version"], row["hash"], Path(row["path"]), row["size"], row["created_at"],
+        bool(row["is_active"]),
+    )  # fmt: skip
 
 
 def _tar_hash(payload: Payload) -> str:

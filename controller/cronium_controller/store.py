@@ -1,90 +1,24 @@
 """What the controller remembers: each execution, before it is submitted and until it is forgotten; how hosts stood.
 
-SQLAlchemy Core over SQLite. Nothing here talks to a host. Secrets are never stored.
+Nothing here talks to a host. Secrets are never stored.
 """
 
-import contextlib
-import os
 import re
-import stat
-from collections.abc import Iterator, Mapping, Sequence
+import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-
-import sqlalchemy as sql
-from sqlalchemy.dialects import sqlite
 
 from cronium_runner.wire import exactjson
 from cronium_runner.wire.access import API, BUNDLED
 from cronium_runner.wire.results import Result
 
-from .errors import ControllerError, StoreError
+from .database import Database, assigned, inserting
+from .errors import ControllerError
 from .health import Breaker, HostHealth, SSHHealth
 from .hosts import Host
-from .state_path import default_path as default_path
-from .version_tables import CREATED as _VERSION_TABLES
-from .version_tables import metadata as _versions
-
-SCHEMA_VERSION: Final = 5
-
-_metadata = sql.MetaData()
-executions = sql.Table(
-    "executions",
-    _metadata,
-    sql.Column("id", sql.String(64), primary_key=True),
-    sql.Column("host", sql.String, nullable=False),
-    sql.Column("address", sql.String, nullable=False),
-    sql.Column("port", sql.Integer),
-    sql.Column("user", sql.String),
-    sql.Column("identity", sql.String),
-    sql.Column("payload_sha256", sql.String(64), nullable=False),
-    sql.Column("label", sql.String, nullable=False),
-    sql.Column("state", sql.String, nullable=False),
-    sql.Column("submitted_at", sql.Float, nullable=False),
-    sql.Column("finished_at", sql.Float),
-    sql.Column("result", sql.LargeBinary),
-    sql.Column("is_acknowledged", sql.Boolean, nullable=False, default=False),
-    sql.Column("run_as", sql.String),
-    sql.Column("mode", sql.String, nullable=False, server_default=BUNDLED),
-    sql.Column("fallback", sql.LargeBinary),
-    sql.Column("ways", sql.String),
-    sql.Index("executions_by_time", "submitted_at"),
-)
-host_health = sql.Table(
-    "host_health",
-    _metadata,
-    sql.Column("account", sql.String, primary_key=True),
-    sql.Column("last_success", sql.Float),
-    sql.Column("last_failure", sql.Float),
-    sql.Column("consecutive_failures", sql.Integer, nullable=False),
-    sql.Column("consecutive_successes", sql.Integer, nullable=False),
-    sql.Column("total_successes", sql.Integer, nullable=False),
-    sql.Column("total_failures", sql.Integer, nullable=False),
-    sql.Column("unreachable", sql.Integer, nullable=False),
-    sql.Column("next_try", sql.Float, nullable=False),
-    sql.Column("transport", sql.String),
-    sql.Column("transport_at", sql.Float),
-    sql.Column("last_error", sql.String),
-)
-
-
-_MIGRATIONS: Final = {
-    1: ("ALTER TABLE executions ADD COLUMN run_as VARCHAR",),
-    2: (
-        f"ALTER TABLE executions ADD COLUMN mode VARCHAR DEFAULT '{BUNDLED}' NOT NULL",
-        "ALTER TABLE executions ADD COLUMN fallback BLOB",
-    ),
-    3: (
-        "ALTER TABLE executions ADD COLUMN ways VARCHAR",
-        "CREATE TABLE host_health (account VARCHAR NOT NULL, last_success FLOAT, last_failure FLOAT, "
-        "consecutive_failures INTEGER NOT NULL, consecutive_successes INTEGER NOT NULL, "
-        "total_successes INTEGER NOT NULL, total_failures INTEGER NOT NULL, unreachable INTEGER NOT NULL, "
-        "next_try FLOAT NOT NULL, transport VARCHAR, transport_at FLOAT, last_error VARCHAR, PRIMARY KEY (account))",
-    ),
-    4: _VERSION_TABLES,
-}
-"""What makes the next schema of an older one."""
+from .state_path import default_path
 
 
 class Reason(NamedTuple):
@@ -122,69 +56,21 @@ class Record:
         return self.mode == API and (self.result is None or self.result.undelivered > 0)
 
 
-def create_privately(path: Path) -> None:
-    """Makes the file of a database, so that it is never open to others, whatever the umask. One that is there is not
-    touched: closing it would release the locks that SQLite has on it for another connection of this process, and then
-    whoever leaves next takes itself for the last one, and removes the log that we go on writing to. Raises OSError.
-    """
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-
-
 class Store:
-    """The database. One per process; its calls take well under a millisecond and are made inline."""
+    """The tables of executions and of hosts. Its calls take well under a millisecond and are made inline."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Opens or creates it. Raises StoreError."""
-        self.path = path or default_path()
-        self._is_writing = False
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            create_privately(self.path)
-            # Its -wal and -shm get the same mode from SQLite.
-            if stat.S_IMODE(self.path.stat().st_mode) & 0o077:
-                raise StoreError(f"{self.path} is open to other users; make it yours alone with: chmod 600 {self.path}")
-            self._engine = sql.create_engine(f"sqlite:///{self.path}", poolclass=sql.pool.StaticPool)
-            self._connection = self._engine.connect()
-            try:
-                self._prepare()
-            except BaseException:
-                self.close()
-                raise
-        except (OSError, sql.exc.SQLAlchemyError) as error:
-            raise StoreError(
-                f"the database {self.path} cannot be used: {_reason(error)}; mend it or set CRONIUM_CONTROLLER_STATE"
-            ) from None
+        """Opens or creates the database. Raises StoreError."""
+        self.database = Database(path or default_path())
 
-    def _prepare(self) -> None:
-        execute = self._connection.exec_driver_sql
-        execute("PRAGMA busy_timeout = 5000")
-        execute("PRAGMA journal_mode = WAL")
-        # NORMAL survives a crash of ours at any point. A power loss of this machine can take back the last commits, and
-        # then an id was forgotten that the host still knows; the host, not this table, makes a start happen once.
-        execute("PRAGMA synchronous = NORMAL")
-        found = execute("PRAGMA user_version").scalar_one()
-        if found > SCHEMA_VERSION:
-            raise StoreError(
-                f"{self.path} was written by a newer cronium (schema {found}, we know {SCHEMA_VERSION}); "
-                "install that one, or set CRONIUM_CONTROLLER_STATE"
-            )
-        if found < SCHEMA_VERSION:
-            execute("BEGIN IMMEDIATE")  # two first starts at once: the second finds the tables made
-            found = execute("PRAGMA user_version").scalar_one()
-            if found == 0:
-                _metadata.create_all(self._connection)
-                _versions.create_all(self._connection)
-            for older in range(max(found, 1), SCHEMA_VERSION if found else 0):
-                for statement in _MIGRATIONS[older]:
-                    execute(statement)
-            execute(f"PRAGMA user_version = {max(found, SCHEMA_VERSION)}")
-        self._connection.commit()
+    @property
+    def path(self) -> Path:
+        """The database's file."""
+        return self.database.path
 
     def close(self) -> None:
         """Closes the database."""
-        self._connection.close()
-        self._engine.dispose()
+        self.database.close()
 
     def record(
         self,
@@ -223,7 +109,7 @@ class Store:
             "fallback": None if fallback is None else exactjson.encode(list(fallback)),
             "ways": _ways(host),
         }
-        if self._write(_RECORD, row) == 1:
+        if self.database.write(_RECORD, row) == 1:
             return True
         known = self.find(execution_id)
         if known is not None and (_account(known.host), known.run_as) != (_account(host), run_as):
@@ -237,7 +123,7 @@ class Store:
 
     def note_state(self, execution_id: str, state: str) -> None:
         """Writes down how an execution stands while there is no result."""
-        self._write(_NOTE_STATE, {"key": execution_id, "new_state": state})
+        self.database.write(_NOTE_STATE, {"id": execution_id, "state": state})
 
     def finish(self, result: Result, now: float) -> bool:
         """Writes down the result; whether it was news. One that says how the script ended is never replaced by another.
@@ -245,41 +131,39 @@ class Store:
         Told again, it may have delivered more since.
         """
         row = {
-            "key": result.execution_id,
-            "new_state": result.state.value,
-            "json": exactjson.encode(result.to_json()),
+            "id": result.execution_id,
+            "state": result.state.value,
+            "result": exactjson.encode(result.to_json()),
         }
-        is_news = self._write(_FINISH, {**row, "now": now}) == 1
+        is_news = self.database.write(_FINISH, {**row, "finished_at": now}) == 1
         if not is_news and result.mode == API:
             known = self.find(result.execution_id)
             if known is not None and known.result is not None and known.result.undelivered > result.undelivered:
-                self._write(_NOTE_DELIVERED, row)
+                self.database.write(_NOTE_DELIVERED, row)
         return is_news
 
     def note_acknowledged(self, execution_id: str) -> None:
         """The host knows that we have the result."""
-        self._write(_NOTE_ACKNOWLEDGED, {"key": execution_id})
+        self.database.write(_NOTE_ACKNOWLEDGED, {"id": execution_id})
 
     def find(self, execution_id: str) -> Record | None:
         """What is known of an execution."""
-        row = self._connection.execute(_FIND, {"key": execution_id}).one_or_none()
-        self._connection.rollback()
-        return None if row is None else _record(row)
+        rows = self.database.read("SELECT * FROM executions WHERE id = :key", {"key": execution_id})
+        return _record(rows[0]) if rows else None
 
     def fan_out(self, execution_id: str) -> list[Record]:
         """The executions of a run on many hosts that goes by this id, in the order in which they were submitted."""
-        key = executions.c.id
-        named = sql.select(executions).where(key > f"{execution_id}.", key < f"{execution_id}/")  # '/' follows '.'
-        rows = self._connection.execute(named.order_by(executions.c.submitted_at)).all()
-        self._connection.rollback()
+        rows = self.database.read(
+            "SELECT * FROM executions WHERE id > :first AND id < :last ORDER BY submitted_at",
+            {"first": f"{execution_id}.", "last": f"{execution_id}/"},  # '/' follows '.'
+        )
         suffix = re.compile(re.escape(execution_id) + r"\.[0-9a-f]{12}")
-        return [_record(row) for row in rows if suffix.fullmatch(row.id)]
+        return [_record(row) for row in rows if suffix.fullmatch(row["id"])]
 
     def health(self, account: str) -> HostHealth | None:
         """How a host stood when a process last told; `account` is `memory.account`'s. Raises StoreError."""
-        row = self._connection.execute(_HEALTH, {"key": account}).one_or_none()
-        self._connection.rollback()
-        return None if row is None else _health(row)
+        rows = self.database.read("SELECT * FROM host_health WHERE account = :key", {"key": account})
+        return _health(rows[0]) if rows else None
 
     def note_health(self, account: str, known: HostHealth, successes: int, failures: int) -> None:
         """Writes down how a host stands; the calls since the last time are added to what other processes counted.
@@ -301,115 +185,57 @@ class Store:
             "transport_at": known.transport_at,
             "last_error": known.last_error,
         }
-        self._write(_NOTE_HEALTH, row)
+        self.database.write(_NOTE_HEALTH, row)
 
     def forget_health(self, accounts: Sequence[str] | None = None) -> int:
         """Forgets how these hosts stood, or all; of how many something was known. Raises StoreError."""
-        where = sql.true() if accounts is None else host_health.c.account.in_(accounts)
-        return self._write(sql.delete(host_health).where(where), {})
+        if accounts is None:
+            return self.database.write("DELETE FROM host_health")
+        with self.database.writing():
+            return sum(
+                self.database.write("DELETE FROM host_health WHERE account = :key", {"key": key}) for key in accounts
+            )
 
     def recent(self, limit: int = 50) -> list[Record]:
         """The last executions, newest first."""
-        newest = sql.select(executions).order_by(executions.c.submitted_at.desc()).limit(limit)
-        rows = self._connection.execute(newest).all()
-        self._connection.rollback()
+        rows = self.database.read("SELECT * FROM executions ORDER BY submitted_at DESC LIMIT :limit", {"limit": limit})
         return [_record(row) for row in rows]
 
     def payloads_in_use(self) -> set[str]:
         """The SHA-256s of payloads of which an execution has no result yet. Raises StoreError."""
-        unfinished = sql.select(executions.c.payload_sha256).where(
-            executions.c.result.is_(None), executions.c.state.not_in(_NOTHING_STARTED)
+        rows = self.database.read(
+            f"SELECT DISTINCT payload_sha256 FROM executions WHERE result IS NULL AND state NOT IN {_NOTHING_STARTED}"
         )
-        return {row.payload_sha256 for row in self._connection.execute(unfinished)}
-
-    def read(self, statement: "sql.Select[Any]", values: Mapping[str, Any] | None = None) -> Sequence[Any]:
-        """The rows that a statement finds, with its `bindparam`s' values. Raises StoreError."""
-        try:
-            rows = self._connection.execute(statement, values).all()
-            if not self._is_writing:
-                self._connection.rollback()
-            return rows
-        except sql.exc.SQLAlchemyError as error:
-            self._connection.rollback()
-            raise StoreError(f"the database {self.path} cannot be read: {_reason(error)}") from None
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[sql.Connection]:
-        """A transaction that no other process's write can come between; all of it or nothing. Raises StoreError.
-
-        Nothing may be awaited in it: the connection is this process's only one.
-        """
-        try:
-            self._connection.exec_driver_sql("BEGIN IMMEDIATE")
-            self._is_writing = True
-            yield self._connection
-            self._connection.commit()
-        except sql.exc.SQLAlchemyError as error:
-            self._connection.rollback()
-            raise StoreError(f"the database {self.path} cannot be written: {_reason(error)}") from None
-        except BaseException:
-            self._connection.rollback()
-            raise
-        finally:
-            self._is_writing = False
-
-    def _write(self, statement: Any, values: dict[str, Any]) -> int:
-        """Executes and commits; how many rows that changed."""
-        try:
-            changed: int = self._connection.execute(statement, values).rowcount
-            self._connection.commit()
-            return changed
-        except sql.exc.SQLAlchemyError as error:
-            self._connection.rollback()
-            raise StoreError(f"the database {self.path} cannot be written: {_reason(error)}") from None
+        return {row["payload_sha256"] for row in rows}
 
 
-_NOTHING_STARTED: Final = ("rejected", "refused")
-_REPLACEABLE: Final = ("rejected", "lost", "unknown")
-_insert = sqlite.insert(executions)
-_RECORD = _insert.on_conflict_do_update(
-    index_elements=[executions.c.id],
-    # Everything that is not given is as in a new row: no result, no time of the end.
-    set_={column.name: _insert.excluded[column.name] for column in executions.c if column.name != "id"},
-    where=executions.c.state.in_(_NOTHING_STARTED),
+_NOTHING_STARTED: Final = "('rejected', 'refused')"
+_REPLACEABLE: Final = "('rejected', 'lost', 'unknown')"
+_SUBMITTED: Final = (
+    "id", "host", "address", "port", "user", "identity", "payload_sha256", "label", "state", "submitted_at",
+    "is_acknowledged", "run_as", "mode", "fallback", "ways",
+)  # fmt: skip
+_RECORD: Final = (
+    f"{inserting('executions', _SUBMITTED)} ON CONFLICT (id) DO UPDATE SET "
+    # What is not given is as in a new row.
+    f"{assigned((*_SUBMITTED[1:], 'finished_at', 'result'), 'excluded.')} WHERE executions.state IN {_NOTHING_STARTED}"
 )
-_BY_KEY = executions.c.id == sql.bindparam("key")
-# Built once: putting a statement together costs more than SQLite takes to answer it.
-_FIND = sql.select(executions).where(_BY_KEY)
-_HEALTH = sql.select(host_health).where(host_health.c.account == sql.bindparam("key"))
-_NOTE_STATE = (
-    sql.update(executions).where(_BY_KEY, executions.c.result.is_(None)).values(state=sql.bindparam("new_state"))
+_NOTE_STATE: Final = "UPDATE executions SET state = :state WHERE id = :id AND result IS NULL"
+_FINISH: Final = (
+    "UPDATE executions SET state = :state, finished_at = :finished_at, result = :result "
+    f"WHERE id = :id AND (result IS NULL OR state IN {_REPLACEABLE})"
 )
-_FINISH = (
-    sql.update(executions)
-    .where(_BY_KEY, sql.or_(executions.c.result.is_(None), executions.c.state.in_(_REPLACEABLE)))
-    .values(state=sql.bindparam("new_state"), finished_at=sql.bindparam("now"), result=sql.bindparam("json"))
+_NOTE_DELIVERED: Final = "UPDATE executions SET result = :result WHERE id = :id AND state = :state"
+_NOTE_ACKNOWLEDGED: Final = "UPDATE executions SET is_acknowledged = 1 WHERE id = :id"
+_CALLS: Final = ("total_successes", "total_failures")
+_STANDING: Final = (
+    "last_success", "last_failure", "consecutive_failures", "consecutive_successes", "unreachable", "next_try",
+    "transport", "transport_at", "last_error",
+)  # fmt: skip
+_NOTE_HEALTH: Final = (
+    f"{inserting('host_health', ('account', *_STANDING, *_CALLS))} ON CONFLICT (account) DO UPDATE SET "
+    f"{assigned(_STANDING, 'excluded.')}, {', '.join(f'{name} = {name} + excluded.{name}' for name in _CALLS)}"
 )
-_NOTE_DELIVERED = (
-    sql.update(executions)
-    .where(_BY_KEY, executions.c.state == sql.bindparam("new_state"))
-    .values(result=sql.bindparam("json"))
-)
-_insert_health = sqlite.insert(host_health)
-_ADDED: Final = ("total_successes", "total_failures")
-_NOTE_HEALTH = _insert_health.on_conflict_do_update(
-    index_elements=[host_health.c.account],
-    set_={
-        column.name: column + _insert_health.excluded[column.name]
-        if column.name in _ADDED
-        else _insert_health.excluded[column.name]
-        for column in host_health.c
-        if column.name != "account"
-    },
-)
-_NOTE_ACKNOWLEDGED = sql.update(executions).where(_BY_KEY).values(is_acknowledged=True)
-
-
-def _reason(error: Exception) -> str:
-    """What the database or the system said, without the statement, which carries a whole result."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(getattr(error, "orig", None) or error)
 
 
 _STORED_WAYS: Final = (
@@ -435,28 +261,28 @@ def _account(host: Host) -> tuple[str | int | None, ...]:
     return ("local:",) if host.is_local else (host.address, host.port, host.user)
 
 
-def _health(row: Any) -> HostHealth:
+def _health(row: sqlite3.Row) -> HostHealth:
     return HostHealth(
-        SSHHealth(*(getattr(row, name) for name in SSHHealth.__dataclass_fields__)),
-        Breaker(unreachable=row.unreachable, next_try=row.next_try),
-        transport=row.transport,
-        transport_at=row.transport_at,
-        last_error=row.last_error,
+        SSHHealth(*(row[name] for name in SSHHealth.__dataclass_fields__)),
+        Breaker(unreachable=row["unreachable"], next_try=row["next_try"]),
+        transport=row["transport"],
+        transport_at=row["transport_at"],
+        last_error=row["last_error"],
     )
 
 
-def _record(row: Any) -> Record:
+def _record(row: sqlite3.Row) -> Record:
     return Record(
-        id=row.id,
-        host=Host(row.host, row.address, row.port, row.user, row.identity, **_stored_ways(row.ways)),
-        payload_sha256=row.payload_sha256,
-        label=row.label,
-        state=row.state,
-        submitted_at=row.submitted_at,
-        finished_at=row.finished_at,
-        result=None if row.result is None else Result.from_json(exactjson.loads(row.result)),
-        is_acknowledged=row.is_acknowledged,
-        run_as=row.run_as,
-        mode=row.mode,
-        fallback=None if row.fallback is None else Reason(*exactjson.loads(row.fallback)),
+        id=row["id"],
+        host=Host(row["host"], row["address"], row["port"], row["user"], row["identity"], **_stored_ways(row["ways"])),
+        payload_sha256=row["payload_sha256"],
+        label=row["label"],
+        state=row["state"],
+        submitted_at=row["submitted_at"],
+        finished_at=row["finished_at"],
+        result=None if row["result"] is None else Result.from_json(exactjson.loads(row["result"])),
+        is_acknowledged=bool(row["is_acknowledged"]),
+        run_as=row["run_as"],
+        mode=row["mode"],
+        fallback=None if row["fallback"] is None else Reason(*exactjson.loads(row["fallback"])),
     )

@@ -6,9 +6,8 @@ often a connection was reused, is not here: `Controller.get_stats()` has it, in 
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import sqlalchemy as sql
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -16,8 +15,7 @@ from prometheus_client.registry import Collector
 
 from cronium_runner.wire.results import Outcome
 
-from .store import Store, executions, host_health
-from .version_tables import runner_deployments
+from .store import Store
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -70,34 +68,31 @@ def _executions(store: Store) -> Iterator[Metric]:
     last = GaugeMetricFamily(
         "cronium_execution_last_end_timestamp_seconds", "When one last ended so, as it was learned.", labels=["state"]
     )
-    rows = {(row.state, row.mode): row for row in store.read(_executions_by_state())}
+    rows = {(row["state"], row["mode"]): row for row in store.database.read(_BY_STATE, _DURATION)}
     for state in _FINAL:
         of_state = [row for (its, _), row in rows.items() if its == state]
-        for mode in sorted({"bundled", "api"} | {row.mode for row in of_state}):
-            ended.add_metric([state, mode], rows[state, mode].number if (state, mode) in rows else 0)
-        took.add_metric([state], sum(row.timed for row in of_state), sum(row.ms or 0.0 for row in of_state) / 1000)
+        for mode in sorted({"bundled", "api"} | {row["mode"] for row in of_state}):
+            ended.add_metric([state, mode], rows[state, mode]["number"] if (state, mode) in rows else 0)
+        took.add_metric(
+            [state], sum(row["timed"] for row in of_state), sum(row["ms"] or 0.0 for row in of_state) / 1000
+        )
         if of_state:
-            last.add_metric([state], max(row.last or 0.0 for row in of_state))
+            last.add_metric([state], max(row["last"] or 0.0 for row in of_state))
     for state in sorted({state for state, _ in rows} - set(_FINAL)):
-        still.add_metric([state], sum(row.number for (its, _), row in rows.items() if its == state))
+        still.add_metric([state], sum(row["number"] for (its, _), row in rows.items() if its == state))
     yield from (ended, still, took, last)
 
 
-def _executions_by_state() -> "sql.Select[Any]":
-    found = executions.c
-    # The encoder escapes quotes in strings, so the key with its quotes is nowhere before the key itself.
-    head = sql.cast(sql.func.substr(found.result, 1, _HEAD), sql.Text)
-    at = sql.func.instr(head, _KEY)
-    told = sql.func.substr(head, at + len(_KEY), _NUMBER)
-    took = sql.case((sql.and_(at > 0, told.not_like("null%")), sql.cast(told, sql.Float)))
-    return sql.select(
-        found.state,
-        found.mode,
-        sql.func.count().label("number"),
-        sql.func.count(took).label("timed"),
-        sql.func.sum(took).label("ms"),
-        sql.func.max(found.finished_at).label("last"),
-    ).group_by(found.state, found.mode)
+_DURATION: Final = {"key": _KEY, "length": len(_KEY), "head": _HEAD, "number": _NUMBER}
+# The encoder escapes quotes in strings, so the key with its quotes is nowhere before the key itself.
+_BY_STATE: Final = """
+WITH heads AS (SELECT state, mode, finished_at, CAST(substr(result, 1, :head) AS TEXT) AS head FROM executions),
+     found AS (SELECT *, substr(head, instr(head, :key) + :length, :number) AS told FROM heads),
+     timed AS (SELECT *, CASE WHEN instr(head, :key) > 0 AND told NOT LIKE 'null%' THEN CAST(told AS REAL) END AS took
+               FROM found)
+SELECT state, mode, count(*) AS number, count(took) AS timed, sum(took) AS ms, max(finished_at) AS last
+FROM timed GROUP BY state, mode
+"""
 
 
 def _deployments(store: Store) -> Iterator[Metric]:
@@ -105,14 +100,13 @@ def _deployments(store: Store) -> Iterator[Metric]:
     took = SummaryMetricFamily("cronium_deployment_seconds", "What deployments took.", labels=["outcome"])
     size = CounterMetricFamily("cronium_deployment_bytes", "Bytes of runners that were uploaded.")
     total = 0
-    found = runner_deployments.c
-    ms, uploaded = sql.func.sum(found.duration_ms).label("ms"), sql.func.sum(found.bytes).label("uploaded")
-    for row in store.read(
-        sql.select(found.outcome, sql.func.count().label("number"), ms, uploaded).group_by(found.outcome)
+    for row in store.database.read(
+        "SELECT outcome, count(*) AS number, sum(duration_ms) AS ms, sum(bytes) AS uploaded "
+        "FROM runner_deployments GROUP BY outcome"
     ):
-        made.add_metric([row.outcome], row.number)
-        took.add_metric([row.outcome], row.number, row.ms / 1000)
-        total += row.uploaded
+        made.add_metric([row["outcome"]], row["number"])
+        took.add_metric([row["outcome"]], row["number"], row["ms"] / 1000)
+        total += row["uploaded"]
     size.add_metric([], total)
     yield from (made, took, size)
 
@@ -122,8 +116,8 @@ def _hosts(store: Store) -> Iterator[Metric]:
     failing = GaugeMetricFamily(
         "cronium_host_consecutive_failures", "Failures since the last success.", labels=["host"]
     )
-    for row in store.read(sql.select(host_health).order_by(host_health.c.account)):
-        calls.add_metric([row.account, "success"], row.total_successes)
-        calls.add_metric([row.account, "failure"], row.total_failures)
-        failing.add_metric([row.account], row.consecutive_failures)
+    for row in store.database.read("SELECT * FROM host_health ORDER BY account"):
+        calls.add_metric([row["account"], "success"], row["total_successes"])
+        calls.add_metric([row["account"], "failure"], row["total_failures"])
+        failing.add_metric([row["account"]], row["consecutive_failures"])
     yield from (calls, failing)

@@ -57,6 +57,18 @@ def test_help_costs_neither_asyncssh_nor_sqlalchemy(environment: dict[str, str])
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_what_opens_the_database_costs_no_sqlalchemy(environment: dict[str, str]) -> None:
+    """It takes as long to load as SSH does."""
+    code = (
+        "import sys\nfrom cronium_controller.cli import main\nimport cronium_controller.fanout\n"
+        "import cronium_controller.dispatch, cronium_controller.payload_versions\ntry: main()\nfinally:\n"
+        " assert 'sqlalchemy' not in sys.modules"
+    )
+    for words in (["history"], ["metrics"], ["deploy", "--history"]):
+        done = cronium(environment, *words, code=code)
+        assert (done.returncode, done.stderr) == (0, ""), words
+
+
 @pytest.mark.parametrize(
     "words",
     [

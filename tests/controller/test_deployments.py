@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sql
 
 from cronium_controller import deployments
 from cronium_controller.deployments import FAILED, INSTALLED, PRESENT, ROLLED_BACK, Known, Made
@@ -18,7 +17,6 @@ from cronium_controller.hosts import Host, parse_host
 from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from cronium_controller.runners import Runners
-from cronium_controller.version_tables import runner_cache
 from remote_host import RemoteHost, collect
 from tcp_proxy import TcpProxy
 
@@ -76,9 +74,8 @@ def known(controller: Controller, remote: RemoteHost) -> list[Known]:
 
 def make_older(controller: Controller, seconds: float) -> None:
     """As if everything that is known of runners had been learned earlier."""
-    with controller.store.writing() as connection:
-        columns = {name: runner_cache.c[name] - seconds for name in ("verified_at", "checked_at")}
-        connection.execute(sql.update(runner_cache).values(**columns))
+    set_back = "verified_at = verified_at - :by, checked_at = checked_at - :by"
+    controller.store.database.write(f"UPDATE runner_cache SET {set_back}", {"by": seconds})
 
 
 @WAYS

@@ -282,5 +282,5 @@ async def test_a_store_that_fails_while_leaving_keeps_nothing_open(remote: Remot
         channel = (await controller.reachable.reach(remote.host)).agent
         execution = await controller.submit(remote.host, Job(payload(remote, "true")))
         await execution.result()
-        controller.store._connection.exec_driver_sql("PRAGMA query_only = 1")  # before the host has acknowledged
+        controller.store.database.write("PRAGMA query_only = 1")  # before the host has acknowledged
     assert channel.lost is not None

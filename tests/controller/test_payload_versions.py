@@ -165,8 +165,9 @@ def harm(versions: PayloadVersions, version: Version, damage: str) -> None:
             version.path.write_bytes(b"x" * version.size)
             digest = hashlib.sha256(b"x" * version.size).hexdigest()
             sidecar.write_text(f"{digest}  {version.path.name}\n")
-            with versions._store.writing() as connection:
-                connection.exec_driver_sql("UPDATE runner_payloads SET hash = ? WHERE event_id = '7'", (digest,))
+            versions._store.database.write(
+                "UPDATE runner_payloads SET hash = :hash WHERE event_id = '7'", {"hash": digest}
+            )
 
 
 def test_a_damaged_version_is_not_run(versions: PayloadVersions, script: Path) -> None:

@@ -12,7 +12,9 @@ import pytest
 
 from cronium_controller.errors import ControllerError, StoreError
 from cronium_controller.hosts import Host, parse_host
-from cronium_controller.store import SCHEMA_VERSION, Store, default_path
+from cronium_controller.schema import VERSION as SCHEMA_VERSION
+from cronium_controller.state_path import default_path
+from cronium_controller.store import Store
 from cronium_runner.wire.results import Outcome, Result, StreamSummary
 
 HOST = parse_host("deploy@web01:2222", identity="/keys/id")
@@ -158,7 +160,7 @@ def test_what_is_no_database_is_one_sentence_with_its_path(path: Path, kind: str
 def test_a_full_disk_is_one_sentence(path: Path) -> None:
     """A database that may not grow, as on a full disk."""
     store = Store(path)
-    store._connection.exec_driver_sql("PRAGMA max_page_count = 1")
+    store.database.read("PRAGMA max_page_count = 1")
 
     def fill() -> None:
         for number in range(1000):

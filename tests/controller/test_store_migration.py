@@ -11,7 +11,8 @@ import pytest
 
 from cronium_controller.errors import ControllerError
 from cronium_controller.hosts import Host
-from cronium_controller.store import SCHEMA_VERSION, Store
+from cronium_controller.schema import VERSION as SCHEMA_VERSION
+from cronium_controller.store import Store
 from cronium_runner.wire.results import Outcome, Result
 
 OLD = Path(__file__).parent / "old"

@@ -100,12 +100,12 @@ async def test_an_execution_is_written_down_before_it_is_sent(shared: RemoteHost
     async with shared.controller() as controller:
         await (await controller.submit(shared.host, Job(load(shared.script("true"))))).result()
         sent = (await controller.reachable.reach(shared.host)).agent.frames_sent
-        controller.store._connection.exec_driver_sql("PRAGMA query_only = 1")
+        controller.store.database.write("PRAGMA query_only = 1")
         with pytest.raises(ControllerError) as refused:
             await controller.submit(shared.host, Job(load(shared.script("true")), execution_id="unwritten"))
         assert refused.value.code == "store.unusable"
         assert (await controller.reachable.reach(shared.host)).agent.frames_sent == sent
-        controller.store._connection.exec_driver_sql("PRAGMA query_only = 0")
+        controller.store.database.write("PRAGMA query_only = 0")
     assert "unwritten" not in shared.executions()
 
 

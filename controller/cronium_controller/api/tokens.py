@@ -18,7 +18,7 @@ import jwt
 from cronium_runner.wire.names import is_execution_id
 
 from ..errors import ControllerError
-from ..store import default_path
+from ..state_path import default_path
 
 ALGORITHM: Final = "HS256"
 ISSUER: Final = "cronium"

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import sqlalchemy as sql
 
+from ..database import create_privately
 from ..errors import StoreError
-from ..store import create_privately, default_path
+from ..state_path import default_path
 
 # As many transactions at once as PostgreSQL gets connections. More would only queue inside it; its own default is
 # 100 for everybody.

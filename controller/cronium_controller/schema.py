@@ -1,0 +1,56 @@
+"""The tables of the controller's database, and what makes those of today of older ones. Only statements.
+
+`database` runs them and owns the file; `store`, `deployments` and `payload_versions` work with the tables.
+"""
+
+from typing import Final
+
+VERSION: Final = 5
+"""As it stands in the database's `user_version`."""
+
+_EXECUTIONS: Final = (
+    "CREATE TABLE executions (id VARCHAR(64) NOT NULL, host VARCHAR NOT NULL, address VARCHAR NOT NULL, port INTEGER, "
+    "user VARCHAR, identity VARCHAR, payload_sha256 VARCHAR(64) NOT NULL, label VARCHAR NOT NULL, state VARCHAR NOT "
+    "NULL, submitted_at FLOAT NOT NULL, finished_at FLOAT, result BLOB, is_acknowledged BOOLEAN NOT NULL, "
+    "run_as VARCHAR, mode VARCHAR DEFAULT 'bundled' NOT NULL, fallback BLOB, ways VARCHAR, PRIMARY KEY (id))",
+    "CREATE INDEX executions_by_time ON executions (submitted_at)",
+)
+_HOST_HEALTH: Final = (
+    "CREATE TABLE host_health (account VARCHAR NOT NULL, last_success FLOAT, last_failure FLOAT, "
+    "consecutive_failures INTEGER NOT NULL, consecutive_successes INTEGER NOT NULL, "
+    "total_successes INTEGER NOT NULL, total_failures INTEGER NOT NULL, unreachable INTEGER NOT NULL, "
+    "next_try FLOAT NOT NULL, transport VARCHAR, transport_at FLOAT, last_error VARCHAR, PRIMARY KEY (account))"
+)
+_VERSIONED: Final = (
+    "CREATE TABLE events (id VARCHAR(64) NOT NULL, name VARCHAR, payload_version INTEGER DEFAULT 1 NOT NULL, "
+    "PRIMARY KEY (id))",
+    # A folder is a version and the first twelve digits of a digest: so this is the key by host, version and digest.
+    "CREATE TABLE runner_cache (account VARCHAR NOT NULL, root VARCHAR NOT NULL, folder VARCHAR NOT NULL, "
+    "version VARCHAR NOT NULL, sha256 VARCHAR(64), architecture VARCHAR NOT NULL, said_version VARCHAR, "
+    "tree_sha256 VARCHAR(64), verified_at FLOAT, checked_at FLOAT, is_chosen BOOLEAN DEFAULT 0 NOT NULL, "
+    "PRIMARY KEY (account, root, folder))",
+    "CREATE TABLE runner_deployments (id INTEGER NOT NULL, host VARCHAR NOT NULL, account VARCHAR NOT NULL, "
+    "version VARCHAR, sha256 VARCHAR(64), architecture VARCHAR, deployed_at FLOAT NOT NULL, duration_ms FLOAT "
+    "NOT NULL, bytes INTEGER NOT NULL, method VARCHAR NOT NULL, attempts INTEGER NOT NULL, outcome VARCHAR NOT "
+    "NULL, error VARCHAR, PRIMARY KEY (id))",
+    "CREATE INDEX runner_deployments_by_account ON runner_deployments (account, id)",
+    # `tar_hash` is of the uncompressed tar: what decides whether something changed, whatever the compressor.
+    "CREATE TABLE runner_payloads (id INTEGER NOT NULL, event_id VARCHAR(64) NOT NULL, version INTEGER NOT "
+    "NULL, hash VARCHAR(64) NOT NULL, tar_hash VARCHAR(64) NOT NULL, path VARCHAR(512) NOT NULL, size INTEGER "
+    "NOT NULL, created_at FLOAT NOT NULL, is_active BOOLEAN NOT NULL, PRIMARY KEY (id), UNIQUE (event_id, "
+    "version), FOREIGN KEY(event_id) REFERENCES events (id))",
+)
+
+CREATED: Final = (*_EXECUTIONS, _HOST_HEALTH, *_VERSIONED)
+"""What makes the tables of today of an empty database."""
+
+MIGRATIONS: Final = {
+    1: ("ALTER TABLE executions ADD COLUMN run_as VARCHAR",),
+    2: (
+        "ALTER TABLE executions ADD COLUMN mode VARCHAR DEFAULT 'bundled' NOT NULL",
+        "ALTER TABLE executions ADD COLUMN fallback BLOB",
+    ),
+    3: ("ALTER TABLE executions ADD COLUMN ways VARCHAR", _HOST_HEALTH),
+    4: _VERSIONED,
+}
+"""What makes the next version of an older one. A table that changes once more is written out here as it was made."""
