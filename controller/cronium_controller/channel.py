@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Final
 
 import asyncssh
@@ -155,11 +156,12 @@ class AgentChannel:
         ChannelLostError when the connection turns out to be gone.
         """
         channel = cls(connection.host.name)
-        hurrying = asyncio.ensure_future(connection.acknowledge_quickly())
+        connection.acknowledge_quickly()
         patience = patience or GREETING_SECONDS
         try:
             await channel._open_session(connection, command)
-            await asyncio.wait_for(channel._ready, patience)
+            async with asyncio.timeout(patience):
+                await channel._ready
         except TimeoutError:
             # Not tried in another way: whatever keeps the login shell busy would do so again.
             channel.close(f"no greeting within {patience:g} s")
@@ -180,8 +182,6 @@ class AgentChannel:
         except asyncio.CancelledError:  # the connection may be others' too: its session must not stay
             channel.close("left while it was opened")
             raise
-        finally:
-            hurrying.cancel()
         match channel.agent.get("protocol"):
             case [int(lowest), int(highest)]:
                 pass
@@ -201,9 +201,10 @@ class AgentChannel:
 
     async def _open_session(self, connection: Connection, command: str) -> None:
         """Raises ChannelLostError when the server doesn't answer: the connection may be gone without knowing it."""
-        opening = connection.open_session(lambda: connection.create_session(lambda: _Session(self), command))
+        create = partial(connection.create_session, lambda: _Session(self), command)
         try:
-            self._ssh = await asyncio.wait_for(opening, SESSION_SECONDS)
+            async with asyncio.timeout(SESSION_SECONDS):
+                self._ssh = await connection.open_session(create)
         except TimeoutError:
             self.close("the server opened no session")
             raise ChannelLostError(

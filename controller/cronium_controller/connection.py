@@ -5,11 +5,13 @@ Knows nothing of runners and executions. Every foreign exception on the way to a
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import asyncssh
@@ -27,7 +29,7 @@ CONNECT_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 30.0
 KEEPALIVE_COUNT: Final = 4
 """Contracts §8. asyncssh gives a silent peer up after interval × (count + 1): here, two and a half minutes."""
-_QUICK_ACK_PAUSES: Final = (0.001, 0.001, 0.002, 0.002, 0.004, 0.004, 0.008, 0.008)
+_QUICK_ACK_PAUSES: Final = (0.001, 0.002, 0.004, 0.008, 0.016)
 """Seconds, the first ones short: on a quiet network the server's answers come within milliseconds."""
 _CIPHERS: Final = "^aes256-gcm@openssh.com,aes128-gcm@openssh.com"
 """Before asyncssh's own: one call of OpenSSL for a packet, where it puts chacha20-poly1305 together from six (0017)."""
@@ -87,6 +89,7 @@ class SSHConnection(Connection):
         self.ssh = ssh
         self._opening: set[asyncio.Task[Any]] = set()
         """Sessions that nobody waits for any more."""
+        self._acknowledging: asyncio.Handle | None = None
 
     def is_closed(self) -> bool:
         """Whether it can be used no longer."""
@@ -125,22 +128,25 @@ class SSHConnection(Connection):
             task.add_done_callback(lambda done: None if done.cancelled() or done.exception() else drop(done.result()))
             raise
 
-    async def acknowledge_quickly(self) -> None:
-        """Sends TCP acknowledgements at once for a while.
+    def acknowledge_quickly(self) -> None:
+        """Sends TCP acknowledgements at once for a while, beginning with what has come so far.
 
         sshd keeps Nagle's algorithm on until a session has started; with our delayed acknowledgements the first channel
         of a connection would wait 40 ms. The kernel switches quick acknowledgements off again by itself, hence the
         repetition.
         """
+        if self._acknowledging is not None:  # as for whoever asked just before: it begins anew
+            self._acknowledging.cancel()
         sock = self.ssh.get_extra_info("socket")
-        if not hasattr(sock, "setsockopt"):  # it goes through a jump host
-            return
-        for pause in _QUICK_ACK_PAUSES:
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            except OSError:  # not TCP, or closed
-                return
-            await asyncio.sleep(pause)
+        if hasattr(sock, "setsockopt"):  # or it goes through a jump host
+            self._acknowledge(sock, asyncio.get_running_loop(), iter(_QUICK_ACK_PAUSES))
+
+    def _acknowledge(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, pauses: Iterator[float]) -> None:
+        self._acknowledging = None
+        with contextlib.suppress(OSError):  # not TCP, or closed
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            if (pause := next(pauses, None)) is not None:
+                self._acknowledging = loop.call_later(pause, self._acknowledge, sock, loop, pauses)
 
     def abort(self) -> None:
         """Ends the connection without a farewell; executions on the host go on."""
@@ -155,7 +161,8 @@ async def _closed(ssh: asyncssh.SSHClientConnection) -> None:
     """Ends a connection and those that it goes through."""
     ssh.close()
     with contextlib.suppress(TimeoutError, asyncssh.Error, OSError):
-        await asyncio.wait_for(ssh.wait_closed(), _CLOSE_SECONDS)
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await ssh.wait_closed()
 
 
 async def connect(host: Host, access: Access, remembered: Remembered, *, is_hurried: bool = False) -> SSHConnection:
@@ -254,10 +261,10 @@ async def _log_in(host: Host, access: Access, **over: Any) -> asyncssh.SSHClient
             raise ControllerError(
                 "host.config", f"no private key at {host.identity}; correct --identity", host=host.name
             )
-        options["client_keys"] = [os.path.expanduser(host.identity)]
+        options["client_keys"] = [_private_key(os.path.expanduser(host.identity))]
     if access.passphrase is not None:
         options["passphrase"] = access.passphrase
-        if host.identity is not None and _is_encrypted(options["client_keys"][0]):
+        if host.identity is not None and _is_encrypted(os.path.expanduser(host.identity)):
             # Asked for now: asyncssh would ask late, and a wrong one would then look like the host's refusal.
             options["passphrase"] = access.passphrase(host.identity)
     elif os.environ.get("SSH_AUTH_SOCK"):
@@ -288,6 +295,21 @@ async def _log_in(host: Host, access: Access, **over: Any) -> asyncssh.SSHClient
             f"cannot connect to {host.address}: {reason(error)}; check the address, and that SSH answers there",
             host=host.name,
         ) from None
+
+
+def _private_key(path: str) -> str | asyncssh.SSHKey:
+    """The key in a file; the file itself where asyncssh may find more: a passphrase to ask for, a certificate."""
+    with contextlib.suppress(OSError, asyncssh.KeyImportError):  # asyncssh says what is wrong
+        content = Path(path).read_bytes()
+        if content.count(b"-----BEGIN") == 1 and not os.path.exists(f"{path}-cert.pub"):
+            return _imported(content)
+    return path
+
+
+@functools.lru_cache(maxsize=16)
+def _imported(content: bytes) -> asyncssh.SSHKey:
+    """Taken apart once, and not for each of a thousand hosts. Raises KeyImportError, also when it is encrypted."""
+    return asyncssh.import_private_key(content)
 
 
 def _is_encrypted(path: str) -> bool:

@@ -69,7 +69,6 @@ class Connections:
         self.opened = 0
         self._limits = limits or Limits(idle=access.idle_seconds, max_age=access.max_age)
         self._pool: Pool[Way, Connection] = Pool(lambda way: self.open(way.host), limits=self._limits_of)
-        self._chores: set[asyncio.Task[None]] = set()
         self._hurried: Counter[Way] = Counter()
 
     def __repr__(self) -> str:
@@ -132,9 +131,7 @@ class Connections:
             "ssh_connection_established",
             extra={"host": host.name, "transport": connection.transport, "duration": duration},
         )
-        chore = asyncio.ensure_future(connection.acknowledge_quickly())
-        self._chores.add(chore)
-        chore.add_done_callback(self._chores.discard)
+        connection.acknowledge_quickly()
         return connection
 
     async def _made(self, host: Host) -> Connection:
@@ -156,7 +153,5 @@ class Connections:
 
     async def close_all_connections(self) -> None:
         """Closes every connection, in use or not, and writes down how the hosts stand."""
-        for chore in self._chores:
-            chore.cancel()
         await self._pool.close_all_connections()
         self.memory.save()

@@ -54,19 +54,19 @@ class HostKeyCheck:
         self._name = host
         self._accepted: asyncssh.SSHKey | None = None
         self.refusal: HostKeyError | None = None
-        if policy is not HostKeyPolicy.OFF:
-            self._load()  # a file that can't be read is found before anything is sent
+        # A file that can't be read is found before anything is sent.
+        self._known = None if policy is HostKeyPolicy.OFF else self._load()
 
     def trusted(self, host: str, _address: str, port: int | None) -> tuple[list[Any], list[Any], list[Any]]:
         """Keys, certificate authorities and revoked keys recorded for the host, as asyncssh wants them."""
         if self._policy is HostKeyPolicy.OFF:
             return [], [], []
         self._name = _name(host, port)
-        keys, authorities, revoked = self._read(self._name)
+        keys, authorities, revoked = _matches(self._known, self._name)
         self._keys, self._authorities = keys, authorities
         if self._name != _name(host, None) and not self.has_record():
             # As OpenSSH: an entry without a port vouches for the same key on another port, and for no other key.
-            self._without_port, _, revoked_without_port = self._read(_name(host, None))
+            self._without_port, _, revoked_without_port = _matches(self._known, _name(host, None))
             revoked += revoked_without_port
         return keys, authorities, revoked
 
@@ -135,15 +135,6 @@ class HostKeyCheck:
                 "host.config", f"{self._path} cannot be read as known_hosts: {reason(error)}; mend it", host=self._host
             ) from None
 
-    def _read(self, name: str) -> tuple[list[asyncssh.SSHKey], list[asyncssh.SSHKey], list[asyncssh.SSHKey]]:
-        # The name already carries the port: asyncssh's own port argument falls back to entries without one, and then
-        # a key recorded for port 22 would make another machine's key behind a forwarded port a changed one.
-        known = self._load()
-        if known is None:
-            return [], [], []
-        keys, authorities, revoked, *_ = known.match(name, "", None)
-        return list(keys), list(authorities), list(revoked)
-
     def _record(self, key: asyncssh.SSHKey) -> bool:
         """Appends the key, unless another process has recorded one in the meantime: then that one decides."""
         try:
@@ -153,7 +144,7 @@ class HostKeyCheck:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                self._keys, self._authorities, _ = self._read(self._name)
+                self._keys, self._authorities, _ = _matches(self._load(), self._name)
                 if self.has_record():
                     return key in self._keys or self._refuse_changed(f"is {key.get_fingerprint()} and not the one")
                 content = file.read()
@@ -177,6 +168,20 @@ def _parsed(content: str) -> asyncssh.SSHKnownHosts:
     With 200 hosts, taking it apart twice a connection was a third of all that a fan-out cost here. Raises ValueError.
     """
     return asyncssh.import_known_hosts(content)
+
+
+def _matches(
+    known: asyncssh.SSHKnownHosts | None, name: str
+) -> tuple[list[asyncssh.SSHKey], list[asyncssh.SSHKey], list[asyncssh.SSHKey]]:
+    """Keys, authorities and revoked keys recorded under a name, which carries its port.
+
+    asyncssh's own port argument falls back to entries without one, and then a key recorded for port 22 would make another
+    machine's key behind a forwarded port a changed one.
+    """
+    if known is None:
+        return [], [], []
+    keys, authorities, revoked, *_ = known.match(name, "", None)
+    return list(keys), list(authorities), list(revoked)
 
 
 def _name(host: str, port: int | None) -> str:

@@ -216,7 +216,7 @@ class Pool(Generic[K, C]):
         """Of a key; see `_limits_of`."""
         self._clock = clock or asyncio.get_running_loop().time
         self._shelves: dict[K, _Shelf[C]] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], K] = {}
         self._sweeper = Alarm(self._sweep, self._clock)
         self.reused = 0
         """How many calls went over a connection that was made for another."""
@@ -273,7 +273,7 @@ class Pool(Generic[K, C]):
             shelf.opening.cancel()
         for entry in list(shelf.entries):
             self._drop(key, shelf, entry)
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        await self._closed(key)
 
     async def close_idle_connections(self, key: K) -> None:
         """Closes those connections of a key that nobody uses and nobody waits for, and waits until they are closed."""
@@ -284,7 +284,7 @@ class Pool(Generic[K, C]):
             shelf.opening.cancel()
         for entry in [entry for entry in shelf.entries if not entry.leases]:
             self._drop(key, shelf, entry)
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        await self._closed(key)
 
     async def close_all_connections(self) -> None:
         """Closes every connection, in use or not, and waits until they are closed. The pool stays usable."""
@@ -292,6 +292,10 @@ class Pool(Generic[K, C]):
             await self.close_connections(key)
         self._sweeper.stop()
         await asyncio.gather(*self._closing, return_exceptions=True)
+
+    async def _closed(self, key: K) -> None:
+        """Waits for those of one key: another host may hang, and take long to be closed."""
+        await asyncio.gather(*[task for task, of in self._closing.items() if of == key], return_exceptions=True)
 
     async def _entry(self, key: K, shelf: _Shelf[C]) -> Entry[C]:
         while True:
@@ -353,8 +357,8 @@ class Pool(Generic[K, C]):
         if entry in shelf.entries:
             shelf.entries.remove(entry)
             closing = asyncio.ensure_future(self._close(key, entry))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+            self._closing[closing] = key
+            closing.add_done_callback(self._closing.pop)
 
     async def _close(self, key: K, entry: Entry[C]) -> None:
         await entry.connection.close()

@@ -57,7 +57,8 @@ class Reached:
     async def leave(self) -> None:
         """Ends the agent's channel, once it has heard what was sent to it."""
         with contextlib.suppress(TimeoutError, ChannelLostError):
-            await asyncio.wait_for(self.agent.wait_heard(), ACKNOWLEDGE_SECONDS)
+            async with asyncio.timeout(ACKNOWLEDGE_SECONDS):
+                await self.agent.wait_heard()
         self.agent.close()
         self.lease.give_back(self.used_at)
 

@@ -144,7 +144,7 @@ class Connection(abc.ABC):
     async def close(self) -> None:
         """Ends the connection; executions on the host go on."""
 
-    async def acknowledge_quickly(self) -> None:  # noqa: B027 - not every kind has anything to acknowledge
+    def acknowledge_quickly(self) -> None:  # noqa: B027 - not every kind has anything to acknowledge
         """Has the answers to what is asked now come without delay, where something could delay them."""
 
     async def run(self, command: str, *, timeout: float = 30.0) -> CommandOutput:

@@ -24,12 +24,15 @@ class Counted:
         self.number = next(self.numbers)
         self.has_failed = False
         self.closings = 0
+        self.farewell = asyncio.Event()
+        self.farewell.set()
 
     def is_closed(self) -> bool:
         return self.has_failed or self.closings > 0
 
     async def close(self) -> None:
         self.closings += 1
+        await self.farewell.wait()
 
 
 class Opener:
@@ -264,6 +267,25 @@ async def test_closing_what_nobody_uses_leaves_what_somebody_uses_or_waits_for()
     opener.gate.set()
     await asyncio.sleep(0)
     assert len(opener.opened) == 2, "nobody waited for the third"
+
+
+async def test_a_host_that_hangs_at_its_farewell_keeps_no_other_from_its_own() -> None:
+    pool = make(Opener())
+    async with pool.lease("web01") as hanging, pool.lease("web02") as other:
+        hanging.connection.farewell.clear()
+    leaving = asyncio.ensure_future(pool.close_idle_connections("web01"))
+    async with asyncio.timeout(5):
+        while not hanging.connection.is_closed():
+            await asyncio.sleep(0)
+        await pool.close_idle_connections("web02")
+    assert other.connection.is_closed()
+    assert not leaving.done()
+    again = asyncio.ensure_future(pool.close_idle_connections("web01"))
+    await asyncio.sleep(0.01)
+    assert not again.done(), "whoever asks again waits as well"
+    hanging.connection.farewell.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(leaving, again)
 
 
 async def test_one_that_is_too_old_ends_with_its_last_lease_and_idle_ones_without_being_asked() -> None:

@@ -332,7 +332,8 @@ def test_a_later_process_s_client_knows_how_a_host_stood(remote: RemoteHost, clo
 def test_a_later_process_s_client_leaves_a_host_alone_that_is_away(remote: RemoteHost) -> None:
     for number in (1, 2, 3):
         assert in_a_process(remote, "true", port=1) == ["host.unreachable", "0", str(number), str(number)]
-    assert in_a_process(remote, "true", port=1)[0] == "host.paused"
+    # The first pause may be over by the time that a process has started on a busy machine; each further one is longer.
+    assert any(in_a_process(remote, "true", port=1)[0] == "host.paused" for _ in range(5))
 
 
 async def test_a_client_and_a_controller_remember_in_the_same_place(remote: RemoteHost) -> None:
