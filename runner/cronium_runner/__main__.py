@@ -23,8 +23,12 @@ def main() -> int:
         return client.main([name, *sys.argv[1:]])
     # Commands that are called in one form only, and often: click would be most of their start (30 ms).
     if sys.argv[1:] == ["agent"]:
-        from cronium_runner import agent
+        from cronium_runner.preloaded import Preloaded
 
+        with Preloaded():
+            from cronium_runner import agent
+
+            agent.import_what_supervisors_need()
         return agent.serve()
     if sys.argv[1:3] == ["agent", "--run-as"] and len(sys.argv) == 4:
         from cronium_runner import run_as

@@ -460,9 +460,19 @@ def _raise_descriptor_limit() -> tuple[int, int]:
     return before
 
 
-def _load_what_supervisors_need() -> None:
-    """Does once, here, what each forked supervisor would otherwise do again: imports, and finding the helpers."""
+def import_what_supervisors_need() -> None:
+    """Does once, here, what each forked supervisor would otherwise do again."""
+    # The codecs are those of our own list of contents and of a manifest.
+    import encodings.ascii
+    import encodings.utf_8_sig  # noqa: F401
+
     from . import cgroup, install, manifest, supervisor  # noqa: F401
+    from .wire import masks  # noqa: F401
+
+
+def _prepare_what_supervisors_need() -> None:
+    """The same for what is more than imports: finding the helpers, and what is found out at a first use."""
+    from . import cgroup, install, manifest
     from .wire import masks
 
     install.helper_folder()
@@ -487,7 +497,8 @@ def serve() -> int:
     try:
         state = StateDirectory.open()
         state.sweep()
-        _load_what_supervisors_need()
+        import_what_supervisors_need()
+        _prepare_what_supervisors_need()
         agent = _agent_on_standard_streams(state)
     except RunnerError as error:
         sys.stderr.write(f"cronium-runner: {error.message} [{error.code}]\n")

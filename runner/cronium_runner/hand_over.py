@@ -10,13 +10,13 @@ In:  mode (`find` or `install`), the bundle's folder name, the target's uid, the
 Out: lines on standard output: `MARK here` at once, then `MARK runner PATH`, `MARK none` or `MARK failed WHY`.
 """
 
-import hashlib
 import os
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from . import bundle, location, ustar
 from .account import Account
+from .digest import sha256
 from .errors import RunnerError
 
 MARK: Final = "cronium-run-as:"
@@ -127,7 +127,7 @@ def was_reached(printed: bytes) -> bool:
 def archive(own: bundle.Bundle, read_file: Callable[[str], bytes]) -> Archive:
     """Packs the bundle. The descriptor is the caller's to close. Raises OSError; RunnerError for a damaged bundle."""
     descriptor = os.memfd_create("cronium-runner", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    digest = hashlib.sha256()
+    digest = sha256()
     with os.fdopen(os.dup(descriptor), "wb") as file:
 
         def put(piece: bytes) -> None:

@@ -6,12 +6,12 @@ belongs into a bundle is `bundle`'s.
 """
 
 import functools
-import hashlib
 import os
 import sys
 from typing import Final, NamedTuple
 
 from . import bundle, location
+from .digest import sha256
 from .errors import RunnerError
 
 CLIENT_VARIABLE: Final = "CRONIUM_HELPER_CLIENT"
@@ -120,7 +120,7 @@ def _make_from_source(root: str, files: dict[str, bytes]) -> str:
     """The helper folder of a runner that has no bundle, named by what is in it, so a change makes a new one."""
     from .helpers import HELPER_NAMES
 
-    digest = hashlib.sha256("\n".join(HELPER_NAMES).encode())
+    digest = sha256("\n".join(HELPER_NAMES).encode())
     for name, content in sorted(files.items()):
         digest.update(b"\0%s\0%d\0" % (name.encode(), len(content)) + content)
     directory = os.path.join(root, f"source-{digest.hexdigest()[:12]}")

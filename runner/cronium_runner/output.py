@@ -5,10 +5,10 @@ Who reads the spool, and when, is `follow`'s matter.
 """
 
 import errno
-import hashlib
 import os
 from typing import Final
 
+from .digest import sha256
 from .wire.results import StreamSummary
 
 DEFAULT_CAP: Final = 1024 * 1024 * 1024
@@ -27,7 +27,7 @@ class Spool:
         self._cap = cap
         self._file = -1
         self._size = 0
-        self._digest = hashlib.sha256()
+        self._digest = sha256()
         self._tail = bytearray()
         self.is_truncated = False
         self.error: OSError | None = None

@@ -6,7 +6,6 @@ would else make root hand over any file of the system.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import stat
@@ -16,6 +15,7 @@ from typing import BinaryIO, Final, NoReturn
 
 from . import payload, ustar
 from .account import Account, become
+from .digest import sha256
 from .errors import PayloadError, RunnerError, SystemRefusedError
 from .jobdir import StateDirectory
 from .submission import LEFT_BY_A_RUN, Archive, Folder, Script, Source
@@ -40,7 +40,7 @@ def packed(state: StateDirectory, source: Source, account: Account) -> Iterator[
             finally:
                 stage.discard()
         file.seek(0)
-        digest = hashlib.sha256()
+        digest = sha256()
         while piece := file.read(_PIECE):
             digest.update(piece)
         file.seek(0)

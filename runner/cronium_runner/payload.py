@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from typing import BinaryIO, Final
 
 from .archive import MAX_ENTRIES, MAX_UNPACKED_BYTES, GzipStream, entries, shown
+from .digest import sha256
 from .errors import PayloadError
 from .tree import Tree, remove_tree
 
@@ -75,9 +76,7 @@ def open_payload(path: str, expected_hex: str | None = None) -> BinaryIO:
 
 def digest_of(source: BinaryIO) -> str:
     """The SHA-256 of an open payload in hex; the position is set back to the start."""
-    import hashlib  # loads OpenSSL: 3 ms that a run without a digest does without
-
-    digest = hashlib.sha256()
+    digest = sha256()
     source.seek(0)
     while chunk := source.read(_CHUNK):
         digest.update(chunk)

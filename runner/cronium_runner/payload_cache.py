@@ -5,10 +5,10 @@ all; it may still rot there, which its supervisor notices.
 """
 
 import contextlib
-import hashlib
 import os
 from typing import Final
 
+from . import digest
 from .errors import PayloadError
 from .jobdir import StateDirectory
 
@@ -68,7 +68,7 @@ class IncomingPayload:
         self._temporary = temporary
         self._final = final
         self._sha256 = sha256
-        self._digest = hashlib.sha256()
+        self._digest = digest.sha256()
         self._file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._is_open = True
 

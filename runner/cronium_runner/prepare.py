@@ -6,7 +6,6 @@ so that a rejection leaves nothing behind and the id free. Nothing of the payloa
 
 import contextlib
 import functools
-import hashlib
 import os
 import signal
 import socket
@@ -25,6 +24,7 @@ from . import (
     strict_yaml,
 )
 from .containment import Containment, contain
+from .digest import sha256
 from .errors import ExecutionError, RunnerError
 from .jobdir import AlreadyClaimedError, ExecutionDirectory, Stage, StateDirectory, utc_now
 from .manifest import Manifest
@@ -200,7 +200,7 @@ def source_digest(state: StateDirectory, source: Source) -> str:
 
 
 def _digest_of_files(directory: str, members: Iterable[str]) -> str:
-    digest = hashlib.sha256()
+    digest = sha256()
     for name in sorted(set(members) - set(LEFT_BY_A_RUN)):
         with open(os.path.join(directory, name), "rb") as file:
             digest.update(os.fsencode(name) + b"\0" + bytes.fromhex(payload.digest_of(file)))

@@ -3,7 +3,6 @@
 Only its shape and its checks belong here; preparing it is `prepare`'s.
 """
 
-import hashlib
 import math
 import os
 import time
@@ -12,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
 from .archive import shown
+from .digest import sha256
 from .errors import ExecutionError, InputError
 from .wire import exactjson, masks
 from .wire.access import API, BUNDLED, Access, AccessError
@@ -101,7 +101,7 @@ class Submission(NamedTuple):
     def fingerprint(self, payload_sha256: str) -> str:
         """What makes two submissions of one id the same: the payload and the input."""
         told = {"payload": payload_sha256, "hasInput": self.has_input, "input": self.input}
-        return hashlib.sha256(exactjson.encode(told)).hexdigest()
+        return sha256(exactjson.encode(told)).hexdigest()
 
 
 def new_execution_id() -> str:

@@ -7,13 +7,13 @@ starts another. Only then, with no supervisor alive, does anybody but the superv
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import signal
 import time
 from typing import Any, Final
 
 from . import __version__, cgroup, orphans, process
+from .digest import sha256
 from .errors import StateDirectoryError
 from .jobdir import ExecutionDirectory, utc_now
 from .lifecycle import State
@@ -140,7 +140,7 @@ def _writes(execution: ExecutionDirectory, claim: dict[str, Any]) -> dict[str, A
 
 def _kept(execution: ExecutionDirectory, stream: int) -> StreamSummary:
     """What the spool holds. It counts as cut: what was in the pipe when the supervisor died is gone."""
-    size, digest = 0, hashlib.sha256()
+    size, digest = 0, sha256()
     with contextlib.suppress(OSError), open(execution.spool_path(STREAM_NAMES[stream]), "rb") as file:
         while piece := file.read(READ_PIECE):
             size += len(piece)

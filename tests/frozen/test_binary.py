@@ -356,6 +356,37 @@ def test_every_module_is_in_the_binary(executable: Path) -> None:
     assert loaded - carried - set(sys.builtin_module_names) == set()
 
 
+def greeting(executable: Path, environment: dict[str, str], *before: str) -> bytes:
+    """What an agent says to nobody in particular before it finds its input ended."""
+    words = [*before, str(executable), "agent"]
+    done = subprocess.run(
+        words, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout[:40]
+
+
+def test_an_agent_reads_its_modules_from_one_file(
+    executable: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """One open for all of them; one for each, in archives of two kinds, was a sixth of an agent's start."""
+    log = tmp_path / "calls"
+    tracing = [shutil.which("strace") or "", "-f", "-e", "trace=open,openat", "-o", str(log)]
+    if not tracing[0] or subprocess.run([*tracing, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("strace is not installed, or not permitted")
+    greeting(executable, environment, *tracing)
+    _, _, after = log.read_text().partition("agent.modules")
+    assert after, "the file is there and read"
+    assert "base_library.zip" not in after
+    assert f'"{executable}"' not in after
+
+
+def test_an_agent_without_that_file_is_as_good(executable: Path, environment: dict[str, str]) -> None:
+    before = greeting(executable, environment)
+    (executable.parent / "_internal" / "agent.modules").unlink()
+    assert greeting(executable, environment) == before != b""
+
+
 def test_checksum_sidecar(binary: Path) -> None:
     digest = hashlib.sha256(binary.read_bytes()).hexdigest()
     assert Path(f"{binary}.sha256").read_text() == f"{digest}  {binary.name}\n"
