@@ -1,8 +1,11 @@
 """What a connection to a real OpenSSH server survives, and what it says when it doesn't; tests/sshd has the rest."""
 
 from pathlib import Path
+from typing import Any
 
+import asyncssh
 import pytest
+from asyncssh.constants import MSG_IGNORE
 
 from cronium_controller.connection import open_connection
 from remote_host import RemoteHost
@@ -47,6 +50,32 @@ async def test_the_cheapest_cipher_unless_the_account_wants_another(
     told = [connection.ssh.get_extra_info(f"{way}_cipher") for way in ("send", "recv")]
     await connection.close()
     assert told == [cipher, cipher]
+
+
+@pytest.mark.parametrize(("cipher", "is_guarded"), [("aes256-gcm@openssh.com", False), ("aes128-cbc", True)])
+async def test_empty_packets_are_for_ciphers_that_need_them(
+    cipher: str, is_guarded: bool, remote: RemoteHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote.server.stop()
+    remote.server._options = [f"Ciphers {cipher}"]
+    remote.server.start()
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "config").write_text(f"Ciphers {cipher}\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sent: list[int] = []
+    as_ever = asyncssh.SSHClientConnection.send_packet
+
+    def send_packet(self: asyncssh.SSHClientConnection, kind: int, *content: bytes, **more: Any) -> None:
+        sent.append(kind)
+        as_ever(self, kind, *content, **more)
+
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "send_packet", send_packet)
+    connection = await open_connection(remote.host, remote.access())
+    assert (await connection.run("echo works")).stdout == b"works\n"
+    await connection.close()
+    assert connection.ssh.get_extra_info("send_cipher") == cipher
+    assert len(sent) > 8
+    assert (MSG_IGNORE in sent) == is_guarded
 
 
 async def test_a_server_without_that_cipher_gets_another(remote: RemoteHost) -> None:
