@@ -31,7 +31,7 @@ CONNECT_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 30.0
 KEEPALIVE_COUNT: Final = 4
 """Contracts §8. asyncssh gives a silent peer up after interval × (count + 1): here, two and a half minutes."""
-_QUICK_ACK_PAUSES: Final = (0.001, 0.002, 0.004, 0.008, 0.016)
+_QUICK_ACK_PAUSES: Final = (0.001, 0.003, 0.008, 0.02)
 """Seconds, the first ones short: on a quiet network the server's answers come within milliseconds."""
 _CIPHERS: Final = "^aes256-gcm@openssh.com,aes128-gcm@openssh.com"
 """Before asyncssh's own: one call of OpenSSL for a packet, where it puts chacha20-poly1305 together from six (0017)."""
