@@ -28,7 +28,7 @@ class OpenSSHServer:
         self, folder: Path, *, environment: dict[str, str] | None = None, options: list[str] | None = None
     ) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.identity = folder / "id_ed25519"
         self.known_hosts = folder / "known_hosts"
         self.log = folder / "sshd.log"
@@ -145,7 +145,8 @@ def _command(pid: int) -> str:
         return ""
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface on which nobody listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -6,6 +6,7 @@ Everything named here is loaded when it is first asked for: importing this packa
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .blocking import BlockingController
     from .client import SSHClient, SSHResult
     from .connection import Access
     from .dispatch import Controller
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .metrics import Stats
 
 _MODULES = {
+    "blocking": ("BlockingController",),
     "client": ("SSHClient", "SSHResult"),
     "connection": ("Access",),
     "dispatch": ("Controller",),
@@ -50,6 +52,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "Access",
     "AuthenticationError",
+    "BlockingController",
     "CommandResult",
     "CommandTimeoutError",
     "ConfigurationError",

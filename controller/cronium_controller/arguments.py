@@ -30,3 +30,7 @@ class Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a number.", param, ctx)
         return number
+
+    def _describe_range(self) -> str:
+        """For --help: click would write `x<=None` where there is no bound."""
+        return "" if self.min is None and self.max is None else super()._describe_range()

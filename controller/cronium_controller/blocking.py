@@ -10,7 +10,7 @@ nothing happens: a host is not heard while the caller does something else.
 
 import asyncio
 from collections.abc import Generator, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from cronium_runner.wire.results import Result
 
@@ -20,11 +20,39 @@ from .hosts import Host, parse_host
 from .job import Job
 from .metrics import Stats
 
+if TYPE_CHECKING:
+    from .connection import Access
+    from .connections import Connections
+    from .fanout import Output
+    from .runners import Runners
+    from .store import Store
+
+
+class ControllerOptions(TypedDict, total=False):
+    """What `Controller` takes."""
+
+    store: "Store | None"
+    access: "Access | None"
+    runners: "Runners | None"
+    allow_tcp_tunnel: bool
+    connections: "Connections | None"
+
+
+class ManyOptions(TypedDict, total=False):
+    """What `Controller.run_many` takes besides hosts and a job."""
+
+    forks: int
+    serial: int | str | None
+    max_failures: int | str | None
+    stop_on_failure: bool
+    output: "Output | None"
+    keep_connections: bool
+
 
 class BlockingController:
     """Takes what `Controller` takes. For one thread; not inside a running event loop."""
 
-    def __init__(self, **how: Any) -> None:
+    def __init__(self, **how: Unpack[ControllerOptions]) -> None:
         self._runner = asyncio.Runner()
         self._how = how
         self._controller: Controller | None = None
@@ -63,7 +91,9 @@ class BlockingController:
 
         return self._runner.run(run())
 
-    def run_many(self, targets: Iterable[Target], job: Job, **options: Any) -> Generator[Result, None, None]:
+    def run_many(
+        self, targets: Iterable[Target], job: Job, **options: Unpack[ManyOptions]
+    ) -> Generator[Result, None, None]:
         """The results, as hosts end; options as for `Controller.run_many`, and raises as that."""
         many = self.controller.run_many(targets, job, **options)
 

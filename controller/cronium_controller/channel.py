@@ -13,13 +13,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Final
 
-import asyncssh
-
 from cronium_runner.wire import frames
 from cronium_runner.wire.frames import Frame, Kind, ProtocolError
 
 from .errors import ChannelLostError, ControllerError, DeployError, reason
 from .sessions import Channel, Connection, Session
+from .ssh_library import asyncssh
 
 GREETING_SECONDS: Final = 20.0
 """From starting the agent to its magic line: heavy rc files and a cold disk included."""

@@ -19,11 +19,12 @@ from .api.cli import api
 from .arguments import Number
 from .cli_commands import execute
 from .cli_deploy import deploy
+from .cli_each import ask_hosts
 from .cli_files import get, put
-from .cli_hosts import hosts, many_hosts, one_host
+from .cli_hosts import hosts, many_hosts, some_hosts
 from .cli_metrics import metrics
 from .cli_payload import payload
-from .cli_reaching import HELP, reaching, run_on, run_on_many, tunnelling
+from .cli_reaching import HELP, reaching, run_on_many, tunnelling
 from .completing import completion, files
 from .errors import ControllerError
 
@@ -44,6 +45,8 @@ def cronium() -> None:
     Examples:
       cronium run --host deploy@web01 ./disk-usage.sh
       cronium run --host web01:2222 ./backup.sh --input '{"target": "/srv"}' --var REGION=eu
+      cronium run --on web[01-20] ./uptime.sh --fold
+      cronium exec --on web -- uname -r
       cronium attach exec_20260102_030405_0123456789ab
     """
 
@@ -84,7 +87,8 @@ def cronium() -> None:
     "limits",
     multiple=True,
     metavar="KEY=VALUE",
-    help="memory, cpu, processes, open_files, file_size or nice, like memory=512MiB; repeatable, beats the manifest's.",
+    help="What the script may use: memory, cpu, processes, open_files, file_size or nice, like memory=512MiB; "
+    "repeatable, beats the manifest's.",
 )
 @click.option("--execution-id", metavar="ID", help="Start at most once under this id; again, it attaches.")
 @click.option(
@@ -204,8 +208,10 @@ def run(
 
         if len(targets) == 1 and isinstance(targets[0], Host):
             return await submit_and_show(controller, targets[0])
+        from .open_files import make_room
         from .show_many import JSON, ManyHosts, leave_running
 
+        make_room(min(options["forks"], len(targets)))
         limits = {name: options[name] for name in ("forks", "serial", "max_failures", "stop_on_failure")}
         if detach:
             if any(limits[name] for name in ("serial", "max_failures", "stop_on_failure")):
@@ -219,32 +225,37 @@ def run(
 
 
 @cronium.command(context_settings=HELP)
-@one_host
+@some_hosts
 @reaching
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a finding.")
-def doctor(host: str | None, as_json: bool, **options: Any) -> None:
-    """Look at a host: login shell, transfers, sessions, forwarding, disks, interpreters, clock. Puts the runner there.
+def doctor(hosts_given: tuple[str, ...], forks: int, as_json: bool, **options: Any) -> None:
+    """Look at hosts: login shell, transfers, sessions, forwarding, disks, interpreters, clock. Puts the runner there.
 
-    Ends with 1 when something keeps jobs from running there.
+    Ends with 1 when something keeps jobs from running there. Several hosts: each line has the host in front, and the
+    exit status is as with `cronium run`.
 
     \b
-    Example:
+    Examples:
       cronium doctor --host deploy@web01
+      cronium doctor --on web | grep ' bad '
     """
     from . import doctor as doctors
     from . import show
 
-    async def look(controller: "Controller", where: "Host") -> int:
-        is_ill = False
-        async for finding in controller.examine(where):
-            is_ill = is_ill or finding.level == doctors.BAD
-            if as_json:
-                show.print_json({"host": where.name, **finding._asdict()})
-            else:
-                show.print_finding(finding)
-        return int(is_ill)
+    async def look_at_all(controller: "Controller", targets: "list[Host | BadTarget]") -> int:
+        async def look(where: "Host") -> int:
+            is_ill = False
+            async for finding in controller.examine(where):
+                is_ill = is_ill or finding.level == doctors.BAD
+                if as_json:
+                    show.print_json({"host": where.name, **finding._asdict()})
+                else:
+                    show.print_finding(finding, None if len(targets) == 1 else where.name)
+            return int(is_ill)
 
-    run_on(host, options, look, as_json=as_json)
+        return await ask_hosts(controller, targets, forks, look, as_json=as_json)
+
+    run_on_many(hosts_given, options, look_at_all, as_json=as_json)
 
 
 @cronium.command(context_settings=HELP)
@@ -281,7 +292,8 @@ def main() -> None:
         # Misuse is never mistaken for a script that ended with 2.
         error.show()
         sys.exit(EXIT_RUNNER_FAILED)
-    except click.Abort:
+    except click.Abort:  # Ctrl-C where nothing was begun, or no answer to a question
+        click.echo("cronium: interrupted", err=True)
         sys.exit(EXIT_CANCELLED)
     except Exception as error:  # the last resort: a defect must not look like a script that ended with 1
         told = _internal(error)

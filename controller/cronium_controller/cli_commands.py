@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -78,7 +78,7 @@ def execute(
         if len(targets) == 1 and isinstance(targets[0], Host):
             return await interruptible(_on_one(controller, targets[0], command, as_json))
         limits = {name: options[name] for name in ("forks", "serial", "max_failures", "stop_on_failure")}
-        return await interruptible(_on_many(controller, targets, command, "json" if as_json else style, limits))
+        return await _on_many(controller, targets, command, "json" if as_json else style, limits)
 
     run_on_many(hosts_given, options, on_all, as_json=as_json)
 
@@ -109,22 +109,49 @@ async def _on_many(
 ) -> int:
     from .execution import Piece
     from .many_commands import ManyCommands
+    from .open_files import make_room
+    from .schedule import counted
     from .show_many import QUIET, ManyHosts
 
-    shown = ManyHosts(style)
+    make_room(min(limits["forks"], len(targets)))
+    shown = ManyHosts(style, targets)
 
     async def hear(host: str, stream: int, data: bytes) -> None:
         await shown.hear(host, Piece(stream, 0, data))
 
     many = ManyCommands(controller, targets, command, output=None if style == QUIET else hear, **limits)
-    await shown.show(many, None)
-    return many.tally.exit_status
+
+    def cancel() -> None:
+        running = counted(many.running)
+        progress.say(f"cronium: interrupted; ending it on {running}; interrupt again not to wait for that")
+        many.cancel()
+
+    async def follow() -> int:
+        await shown.show(many, None)
+        return many.tally.exit_status
+
+    return await interruptible(follow(), cancel=cancel)
 
 
-async def interruptible(work: Coroutine[Any, Any, int], said: str = "what ran was told to end on its host") -> int:
-    """What `work` returns, which the first SIGINT or SIGTERM ends in good order; `said` is what is said then."""
+async def interruptible(
+    work: Coroutine[Any, Any, int],
+    said: str = "what ran was told to end on its host",
+    *,
+    cancel: Callable[[], object] | None = None,
+) -> int:
+    """What `work` returns, which SIGINT or SIGTERM ends in good order; `said` is what is said then.
+
+    With `cancel`, the first one calls that, and only the next one ends the work.
+    """
+    from . import show
+
     working = asyncio.ensure_future(work)
-    with Interrupts(working.cancel):
+
+    def leave() -> None:
+        show.leave()
+        working.cancel()
+
+    with Interrupts(leave, cancel):
         try:
             return await working
         except asyncio.CancelledError:

@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .cli_each import ask_hosts
 from .cli_executions import MOST_LISTED
-from .cli_hosts import chosen_host, one_host
-from .cli_reaching import HELP, reaching, run_on
+from .cli_hosts import chosen_targets, some_hosts
+from .cli_reaching import HELP, reaching, run_on_many
 from .errors import ControllerError
 
 if TYPE_CHECKING:
     from .deployments import Made
     from .dispatch import Controller
-    from .hosts import Host
+    from .hosts import BadTarget, Host
 
 
 @click.command(context_settings=HELP)
-@one_host
+@some_hosts
 @reaching
 @click.option("--rollback", is_flag=True, help="Have jobs there use the runner before the present one.")
 @click.option("--version", metavar="VERSION", help="Have jobs there use this one: from the host, or from beside ours.")
@@ -28,25 +29,33 @@ if TYPE_CHECKING:
 @click.option(
     "-n", "count", type=click.IntRange(1, MOST_LISTED), default=20, show_default=True, help="How many at most."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object (a line, with --history).")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a host; with --history one a deployment.")
 def deploy(
-    host: str | None, rollback: bool, version: str | None, history: bool, count: int, as_json: bool, **options: Any
+    hosts_given: tuple[str, ...],
+    forks: int,
+    rollback: bool,
+    version: str | None,
+    history: bool,
+    count: int,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Put our runner on a host, if it is not there whole, and have jobs use it. `run` does that by itself.
+    """Put our runner on hosts where it is not there whole, and have jobs use it. `run` does that by itself.
 
     \b
     Examples:
       cronium deploy --host deploy@web01
+      cronium deploy --on web
       cronium deploy --host deploy@web01 --rollback
       cronium deploy --history
     """
     from . import show
 
     if history:
-        _show_history(host, options, count, as_json)
+        _show_history(hosts_given, options, count, as_json)
         return
 
-    async def put(controller: "Controller", where: "Host") -> int:
+    async def put(controller: "Controller", where: "Host") -> None:
         if rollback and version is not None:
             raise ControllerError("usage.invalid", "say either --rollback or --version, not both")
         if rollback or version is not None:
@@ -61,27 +70,31 @@ def deploy(
             click.echo(f"{where}: installed {done.path} ({done.uploaded_bytes / 1e6:.1f} MB by {done.method}{tries})")
         else:
             click.echo(f"{where}: {done.path} is there{' and used from now on' if rollback or version else ''}")
-        return 0
 
-    run_on(host, options, put, as_json=as_json)
+    async def put_on_all(controller: "Controller", targets: "list[Host | BadTarget]") -> int:
+        return await ask_hosts(controller, targets, forks, lambda where: put(controller, where), as_json=as_json)
+
+    run_on_many(hosts_given, options, put_on_all, as_json=as_json)
 
 
-def _show_history(host: str | None, options: dict[str, Any], count: int, as_json: bool) -> None:
+def _show_history(given: tuple[str, ...], options: dict[str, Any], count: int, as_json: bool) -> None:
     from . import show
     from .deployments import Deployments
+    from .hosts import BadTarget
     from .store import Store
 
     try:
-        where = chosen_host(host, options) if host or options["on"] else None
+        targets = chosen_targets(given, options) if given or options["on"] else [None]
+        hosts = [target for target in targets if not isinstance(target, BadTarget)]
         store = Store()
         try:
-            found = Deployments(store).history(count, where)
+            found = [made for host in hosts for made in Deployments(store).history(count, host)]
         finally:
             store.close()
     except ControllerError as error:
         click.echo(f"cronium: {error.message} [{error.code}]", err=True)
         sys.exit(error.exit_status)
-    for made in found:
+    for made in sorted(found, key=lambda made: made.deployed_at, reverse=True)[:count]:
         if as_json:
             show.print_json(made.to_json())
         else:

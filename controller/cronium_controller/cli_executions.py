@@ -122,15 +122,19 @@ def _common(execution_ids: Sequence[str]) -> str | None:
 
 
 async def _ask_each(records: "list[Record]", ask: Any) -> int:
-    """Calls `ask` for each, many at once; what it returns, or the error's, is an exit status: the largest is ours."""
+    """Calls `ask` for each, many at once. What it returns, or the error's, is an exit status; ours tells of all."""
     from .each import answers
+    from .open_files import make_room
+    from .schedule import Tally
 
-    largest = 0
+    make_room(len({record.host for record in records}))  # connections are kept until all have been asked
+    tally = Tally()
     async for _, answer in answers(records, ask):
         if isinstance(answer, ControllerError):
             click.echo(f"cronium: {answer.message} [{answer.code}]", err=True)
-        largest = max(largest, answer.exit_status if isinstance(answer, ControllerError) else answer)
-    return largest
+        status = answer.exit_status if isinstance(answer, ControllerError) else answer
+        tally.note(status, ok=status == 0)
+    return tally.exit_status
 
 
 @click.command(context_settings=HELP)
@@ -184,16 +188,16 @@ def logs(execution_ids: tuple[str, ...], stream: str | None, offset: int, raw: b
         from .attached import labels
         from .lines import PrefixedLines
 
-        lines, called = PrefixedLines(), labels(records)
+        lines, called, turns = PrefixedLines(), labels(records), show.Turns()
 
         async def print_one(record: "Record") -> int:
             async def put(number: int, data: bytes) -> None:
                 if whole := lines.feed(called[record.id], number, data):
-                    await show.write(number, whole)
+                    await turns.write(number, whole)
 
             told = await show.print_pieces(await read(record), only=stream, raw=raw, put=put)
             for number, rest in lines.end(called[record.id]):
-                await show.write(number, rest)
+                await turns.write(number, rest)
             return told
 
         return await _ask_each(records, print_one)

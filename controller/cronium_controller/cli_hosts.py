@@ -10,7 +10,7 @@ import click
 
 from . import completing
 from .errors import ControllerError
-from .schedule import FORKS
+from .schedule import FORKS, parse_share
 
 if TYPE_CHECKING:
     from .health import HostHealth
@@ -33,23 +33,6 @@ _on = click.option(
 )
 
 
-def one_host(function: Any) -> Any:
-    """The options that say on which host a command works."""
-    options = [
-        click.option(
-            "--host",
-            metavar="[USER@]ADDR[:PORT]",
-            shell_complete=completing.ssh_aliases,
-            help="Where; an alias of ~/.ssh/config; local: is here.",
-        ),
-        _on,
-        _hosts_file,
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
 def some_hosts(function: Any) -> Any:
     """The options that say on which hosts a command works, and on how many of them at once."""
     options: list[Any] = [
@@ -63,7 +46,14 @@ def some_hosts(function: Any) -> Any:
         ),
         _on,
         _hosts_file,
-        click.option("--forks", type=click.IntRange(min=1), default=FORKS, show_default=True, help="Hosts at once."),
+        click.option(
+            "--forks",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=FORKS,
+            show_default=True,
+            help="Hosts at once.",
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -90,8 +80,9 @@ def chosen_targets(given: Sequence[str], options: dict[str, Any]) -> "list[Host 
 
     Raises ControllerError when there is none, and when the only one is malformed.
     """
-    from .hosts import BadTarget, parse_host
+    from .hosts import BadTarget, distinct, parse_host
 
+    _check_shares(options)
     on: Sequence[str] = options["on"]
     if not given and not on:
         raise ControllerError("usage.invalid", "say where: --host [user@]address[:port], or --on name")
@@ -107,10 +98,17 @@ def chosen_targets(given: Sequence[str], options: dict[str, Any]) -> "list[Host 
                 found.append(target)
             else:
                 found.append(replace(target, identity=options["identity"]))
-    found = list(dict.fromkeys(found))
+    found = distinct(found)
     if len(found) == 1 and isinstance(found[0], BadTarget):
         raise found[0].error
     return found
+
+
+def _check_shares(options: dict[str, Any]) -> None:
+    """What is refused is named as it was typed. Raises ControllerError."""
+    for name, lowest in (("serial", 1), ("max_failures", 0)):
+        if options.get(name) is not None:
+            parse_share(options[name], f"--{name.replace('_', '-')}", lowest=lowest)
 
 
 def _hosts_file(function: Any) -> Any:
@@ -121,25 +119,6 @@ def _hosts_file(function: Any) -> Any:
         shell_complete=completing.files,
         help="Instead of hosts.yaml here or in ~/.config/cronium.",
     )(function)
-
-
-def chosen_host(host: str | None, options: dict[str, Any]) -> "Host":
-    """The one host of --host or --on. Raises ControllerError when there is none, or more than one."""
-    from .hosts import parse_host
-
-    on: Sequence[str] = options["on"]
-    if (host is None) == (not on):
-        raise ControllerError("usage.invalid", "say where: either --host [user@]address[:port] or --on name")
-    if host is not None:
-        return parse_host(host, identity=options["identity"])
-    selected = _load(options["hosts_file"], keeps_bad_rows=True).select(on)
-    if len(selected) > 1:
-        raise ControllerError(
-            "usage.invalid",
-            f"{','.join(on)[:80]!r} stands for {len(selected)} hosts, and this command takes one; name a single host",
-        )
-    where = selected[0]
-    return where if options["identity"] is None else replace(where, identity=options["identity"])
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -156,10 +135,12 @@ def hosts(on: Sequence[str], hosts_file: str | None, reset: bool, as_json: bool)
       cronium hosts --on web01 --reset
     """
     from . import show
+    from .hosts import BadTarget, Host
 
     try:
-        inventory = _load(hosts_file)
-        selected = inventory.select(on) if on else [inventory.host(name) for name in inventory.entries]
+        inventory = _load(hosts_file, keeps_bad_rows=True)
+        rows = inventory.select_each(on or inventory.entries) if inventory.entries else []
+        selected = [row for row in rows if isinstance(row, Host)]
         known = _health(selected, reset=reset)
     except ControllerError as error:
         click.echo(f"cronium: {error.message} [{error.code}]", err=True)
@@ -167,10 +148,15 @@ def hosts(on: Sequence[str], hosts_file: str | None, reset: bool, as_json: bool)
     if as_json:
         for host in selected:
             show.print_json({**_as_json(host, inventory), "health": _health_json(known.get(host.name))})
-    elif selected:
+    elif rows:
         _print_table([_COLUMNS, *((*_row(host, inventory), *_health_row(known.get(host.name))) for host in selected)])
     else:
         click.echo(f"cronium: {inventory.path} names no host", err=True)
+    mistakes = [row.error for row in rows if isinstance(row, BadTarget)]
+    for mistake in mistakes:
+        click.echo(f"cronium: {mistake.message} [{mistake.code}]", err=True)
+    if mistakes:
+        sys.exit(mistakes[0].exit_status)
 
 
 def _load(hosts_file: str | None, *, keeps_bad_rows: bool = False) -> "Inventory":
@@ -251,7 +237,7 @@ def _row(host: "Host", inventory: "Inventory") -> tuple[str, ...]:
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        line = "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True))
-        click.echo(line.rstrip())
+    from .widths import aligned
+
+    for line in aligned(rows):
+        click.echo(line)

@@ -5,38 +5,15 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .arguments import Number
+from .cli_each import ask_hosts
 from .cli_hosts import some_hosts
 from .cli_reaching import HELP, reaching, run_on_many
-from .errors import ControllerError
 
 if TYPE_CHECKING:
     from .dispatch import Controller
     from .hosts import BadTarget, Host
 
 _run_as = click.option("--run-as", metavar="USER", help="The executions of this account of the host.")
-
-
-async def _ask_hosts(controller: "Controller", targets: "list[Host | BadTarget]", forks: int, ask: Any) -> int:
-    """Calls `ask` for each host, so many at once, and says what kept one from answering; the largest exit status."""
-    from .each import answers
-    from .hosts import BadTarget
-
-    async def asked(target: "Host | BadTarget") -> int:
-        if isinstance(target, BadTarget):
-            raise target.error
-        try:
-            with controller.connections.hurried(target):
-                await ask(target)
-        finally:
-            await controller.reachable.leave(target)
-        return 0
-
-    largest = 0
-    async for _, answer in answers(targets, asked, forks=forks):
-        if isinstance(answer, ControllerError):
-            click.echo(f"cronium: {answer.message} [{answer.code}]", err=True)
-            largest = max(largest, answer.exit_status)
-    return largest
 
 
 @click.command(context_settings=HELP)
@@ -55,7 +32,6 @@ def ps(
       cronium ps --host deploy@web01
     """
     from . import show
-    from .hosts import Host
 
     async def look(controller: "Controller", targets: "list[Host | BadTarget]") -> int:
         is_one, has_head = len(targets) == 1, True
@@ -69,10 +45,7 @@ def ps(
                 show.print_executions(found, host=None if is_one else where.name, has_head=has_head)
                 has_head = False
 
-        if is_one and isinstance(targets[0], Host):
-            await ask(targets[0])
-            return 0
-        return await _ask_hosts(controller, targets, forks, ask)
+        return await ask_hosts(controller, targets, forks, ask)
 
     run_on_many(hosts_given, options, look, as_json=as_json)
 
@@ -112,7 +85,6 @@ def gc(
       cronium gc --host deploy@web01 --older-than 1 --budget 500MiB
     """
     from . import show
-    from .hosts import Host
 
     asked = {
         "olderThanDays": older_than,
@@ -131,10 +103,7 @@ def gc(
             else:
                 show.print_collection(done, None if len(targets) == 1 else where.name)
 
-        if len(targets) == 1 and isinstance(targets[0], Host):
-            await ask(targets[0])
-            return 0
-        return await _ask_hosts(controller, targets, forks, ask)
+        return await ask_hosts(controller, targets, forks, ask, as_json=as_json)
 
     run_on_many(hosts_given, options, collect, as_json=as_json)
 

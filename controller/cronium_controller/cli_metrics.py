@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _SLOWEST: Final = 10.0
 """Seconds in which a scraper must have sent its request; Prometheus itself gives a scrape 10 s by default."""
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @click.command(context_settings=HELP)
@@ -55,9 +56,12 @@ def _serve(address: str, port: int) -> None:
     server = _server(address, port)
     name = f"[{address}]" if ":" in address else address
     with server:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # Whoever reads the sentence may end us at once: one that is cut off in the middle of it is said twice.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        for number in _ENDING:
             signal.signal(number, _leave)
         click.echo(f"cronium: metrics at http://{name}:{server.server_port}/metrics", err=True)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         server.serve_forever()
 
 

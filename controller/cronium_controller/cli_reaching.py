@@ -16,7 +16,7 @@ from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result
 from cronium_runner.wire.words import WordError
 
 from . import completing
-from .cli_hosts import chosen_host, chosen_targets
+from .cli_hosts import chosen_targets
 from .errors import ControllerError
 
 if TYPE_CHECKING:
@@ -70,15 +70,6 @@ def tunnelling(function: Any) -> Any:
     )(function)
 
 
-def run_on(host: str | None, options: dict[str, Any], work: Any, *, as_json: bool) -> None:
-    """Runs `work` with a controller and the host, and ends with its exit status."""
-    finish(
-        with_controller(lambda: chosen_host(host, options), options, work),
-        as_json,
-        options.get("execution_id") or "",
-    )
-
-
 def run_on_many(given: Sequence[str], options: dict[str, Any], work: Any, *, as_json: bool) -> None:
     """Runs `work` with a controller and all hosts that are meant, and ends with its exit status."""
     finish(
@@ -87,11 +78,6 @@ def run_on_many(given: Sequence[str], options: dict[str, Any], work: Any, *, as_
         options.get("execution_id") or "",
         mode=options.get("mode", BUNDLED),
     )
-
-
-def run_known(execution_id: str, options: dict[str, Any], work: Any, *, as_json: bool) -> None:
-    """The same for the host that an execution was submitted to."""
-    finish(with_controller(lambda: recorded(execution_id).host, options, work), as_json, execution_id)
 
 
 def recorded(execution_id: str) -> "Record":
@@ -129,7 +115,7 @@ async def with_controller(find: Callable[[], Any], options: dict[str, Any], work
     """What `work` returns, called with a controller and with what `find` found."""
     import logging
 
-    from . import progress
+    from . import progress, show
     from .connection import Access
     from .dispatch import Controller
     from .hostkeys import HostKeyPolicy, default_known_hosts
@@ -139,7 +125,7 @@ async def with_controller(find: Callable[[], Any], options: dict[str, Any], work
         host_keys=HostKeyPolicy(options["host_keys"]),
         known_hosts=options["known_hosts"] or os.environ.get("CRONIUM_KNOWN_HOSTS") or default_known_hosts(),
         ignores_health=options.get("ignore_health", False),
-        passphrase=_ask_passphrase if sys.stdin.isatty() else None,
+        passphrase=_asking_once() if sys.stdin.isatty() else None,
         warn=lambda sentence: progress.say(f"cronium: warning: {sentence}"),
     )
     # Records are for programs; what a person needs is told in sentences.
@@ -147,13 +133,26 @@ async def with_controller(find: Callable[[], Any], options: dict[str, Any], work
     found = find()
     runners, allow_tcp_tunnel = Runners(options["binary"]), options.get("allow_tcp_tunnel", False)
     async with Controller(access=access, runners=runners, allow_tcp_tunnel=allow_tcp_tunnel) as controller:
-        status: int = await work(controller, found)
+        try:
+            status: int = await work(controller, found)
+        finally:  # a write that an interrupt has left is waited for by nobody
+            show.leave()
         return status
 
 
-def _ask_passphrase(key: str) -> str:
-    answer: str = click.prompt(f"Passphrase for {key}", hide_input=True, err=True)
-    return answer
+def _asking_once() -> Callable[[str], str]:
+    """Asks for a key's passphrase, once however many hosts let the key in."""
+    from . import progress
+
+    answers: dict[str, str] = {}
+
+    def ask(key: str) -> str:
+        if key not in answers:
+            with progress.aside():
+                answers[key] = click.prompt(f"Passphrase for {key}", hide_input=True, err=True)
+        return answers[key]
+
+    return ask
 
 
 def finish(
@@ -197,11 +196,12 @@ def finish(
 
 
 def _recorded(execution_id: str) -> "Record | None":
+    """The execution of this id, or one of the run on many hosts that goes by it; None also where nobody can tell."""
     from .store import Store
 
     try:
         store = Store()
-        found = store.find(execution_id)
+        found = store.find(execution_id) or next(iter(store.fan_out(execution_id)), None)
         store.close()
     except ControllerError:
         return None

@@ -18,8 +18,6 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import asyncssh
-
 from . import background, copying, remote_shell
 from .connection import Access
 from .connections import REFUSALS, Connections
@@ -30,6 +28,7 @@ from .hostkeys import default_known_hosts
 from .hosts import Host, SSHConfig
 from .own_store import own_memory
 from .raw_command import Output
+from .ssh_library import asyncssh
 
 if TYPE_CHECKING:
     from .dispatch import Controller

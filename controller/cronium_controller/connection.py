@@ -15,9 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import asyncssh
-from asyncssh.constants import MSG_IGNORE
-
 from .errors import AuthenticationError, ControllerError, UnreachableError, reason
 from .hostkeys import DEFAULT_PORT, HostKeyCheck, HostKeyPolicy, default_known_hosts
 from .hosts import IDLE_SECONDS, Host
@@ -25,6 +22,7 @@ from .jumps import jumps
 from .service_token import with_token
 from .sessions import Channel, Connection, Session
 from .ssh_config import may_mention
+from .ssh_library import asyncssh
 from .transport import ATTEMPTS, CLOUDFLARE, Remembered, Route, opened, reach
 
 CONNECT_SECONDS: Final = 10.0
@@ -294,6 +292,13 @@ async def _log_in(host: Host, access: Access, **over: Any) -> asyncssh.SSHClient
         raise ControllerError(
             "host.config", f"~/.ssh/config cannot be used: {error}; mend it", host=host.name
         ) from None
+    except socket.gaierror as error:
+        raise UnreachableError(
+            "host.unreachable",
+            f"cannot connect to {host.address}: {reason(error)}; check the name; one of your hosts file is given "
+            "with --on",
+            host=host.name,
+        ) from None
     except (TimeoutError, asyncssh.Error, OSError, UnicodeError) as error:
         raise UnreachableError(
             "host.unreachable",
@@ -324,7 +329,9 @@ def _send_packet(its: "weakref.ref[asyncssh.SSHClientConnection]", kind: int, *c
     CBC ciphers, and are half of all packets (docs/decisions/0018).
     """
     ssh = its()
-    if ssh is not None and (kind != MSG_IGNORE or "cbc" in str(ssh.get_extra_info("send_cipher", "cbc"))):
+    if ssh is not None and (
+        kind != asyncssh.constants.MSG_IGNORE or "cbc" in str(ssh.get_extra_info("send_cipher", "cbc"))
+    ):
         type(ssh).send_packet(ssh, kind, *content, **more)
 
 

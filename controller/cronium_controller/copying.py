@@ -11,12 +11,11 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-import asyncssh
-
 from . import remote_shell, sftp
 from .errors import UnreachableError, reason
 from .sessions import Connection, Ended
 from .sftp import Leaving, explained, in_parallel, open_sftp, refused
+from .ssh_library import asyncssh
 
 Copy = Callable[[Connection, str, str], Coroutine[Any, Any, None]]
 _PIECE: Final = 256 * 1024

@@ -17,6 +17,9 @@ from .errors import StoreError
 BUSY_SECONDS: Final = 5.0
 """For another process's write to end; each takes a millisecond or two."""
 
+_SMALLEST_ROOM: Final = 64 * 1024
+"""Bytes: SQLite's index of its log alone takes 32 KiB, and an execution's row some pages."""
+
 
 def inserting(table: str, columns: Sequence[str]) -> str:
     """The statement that inserts a row, with values by the names of its columns. Both are constants of ours."""
@@ -62,9 +65,11 @@ class Database:
                 self.close()
                 raise
         except (OSError, sqlite3.Error) as error:
-            raise StoreError(
-                f"the database {path} cannot be used: {_reason(error)}; mend it or set CRONIUM_CONTROLLER_STATE"
-            ) from None
+            raise self._unusable("used", error) from None
+
+    def _unusable(self, verb: str, error: Exception) -> StoreError:
+        why = reason(error, self.path)
+        return StoreError(f"the database {self.path} cannot be {verb}: {why}, or set CRONIUM_CONTROLLER_STATE")
 
     def _prepare(self) -> None:
         execute = self._connection.execute
@@ -104,14 +109,14 @@ class Database:
         try:
             return self._connection.execute(statement, values or {}).fetchall()
         except sqlite3.Error as error:
-            raise StoreError(f"the database {self.path} cannot be read: {_reason(error)}") from None
+            raise self._unusable("read", error) from None
 
     def write(self, statement: str, values: Mapping[str, Any] | None = None) -> int:
         """Executes a statement, and commits it outside of `writing`; how many rows it changed. Raises StoreError."""
         try:
             return self._connection.execute(statement, values or {}).rowcount
         except sqlite3.Error as error:
-            raise StoreError(f"the database {self.path} cannot be written: {_reason(error)}") from None
+            raise self._unusable("written", error) from None
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -129,7 +134,14 @@ class Database:
             raise
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)
+def reason(error: Exception, path: Path) -> str:
+    """What kept a database from being used, and what to do about it.
+
+    On a full disk SQLite says so only sometimes; else it is an I/O error, or a file that can't be opened.
+    """
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(path.parent)
+        if disk.f_bavail * disk.f_frsize < _SMALLEST_ROOM or (disk.f_files and not disk.f_favail):
+            return f"the disk is full; make room on {path.parent}"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{said}; mend it"

@@ -29,7 +29,7 @@ from . import asking
 from .connection import Access
 from .connections import Connections, asked_for
 from .deployments import Deployments
-from .errors import ControllerError, TunnelError
+from .errors import ControllerError, StoreError, TunnelError
 from .execution import Execution
 from .hosts import Host
 from .install import Deployment, deploy
@@ -83,6 +83,7 @@ class Controller:
         self.deployments = Deployments(self.store)
         """Which runners were put on hosts, and how that went."""
         self._metrics = Metrics()
+        self._has_told_unkept = False
         self.deployments.made = self._metrics.note_deployment
         self.reachable = Reachable(self.connections, self._runners, self.deployments, self._metrics)
         """The connections and agents; not for those who only submit."""
@@ -110,6 +111,15 @@ class Controller:
     def _count(self, result: Result) -> None:
         self._metrics.note_end(result)
         self._log_sometimes()
+
+    def _tell_unkept(self, execution_id: str, error: StoreError) -> None:
+        """Says it once: of many hosts each would say the same."""
+        if not self._has_told_unkept:
+            self._has_told_unkept = True
+            self._access.warn(
+                f"the result of '{execution_id}', and of what else cannot be written down, is kept on its host only: "
+                f"{error.message}; then fetch it with: cronium wait {execution_id}"
+            )
 
     def _log_sometimes(self) -> None:
         self._metrics.log_sometimes(opened=self.connections.opened, reused=self.connections.reused)
@@ -200,6 +210,7 @@ class Controller:
         execution.ended = lambda error: self.memory.note_call(host, error)
         execution.lost = execution.ended
         execution.counted = self._count
+        execution.unkept = self._tell_unkept
         return await self._accepted(execution)
 
     async def _endpoint(self, job: Job, reached: Reached, run_as: str | None) -> tuple[str | None, Reason | None]:
@@ -308,6 +319,7 @@ class Controller:
         execution.offsets = list(offsets)
         execution.lost = lambda error: self.memory.note_call(host, error)
         execution.counted = self._count
+        execution.unkept = self._tell_unkept
         return await self._accepted(execution)
 
     async def _accepted(self, execution: Execution) -> Execution:

@@ -11,8 +11,6 @@ import time
 from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
-import asyncssh
-
 from cronium_runner.wire import exactjson
 
 from .connection import SSHConnection
@@ -20,6 +18,7 @@ from .errors import ControllerError, reason
 from .install import deploy
 from .runners import Runners
 from .sessions import Connection
+from .ssh_library import asyncssh
 
 ASK_SECONDS: Final = 15.0
 MANY_SESSIONS: Final = 11

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
-import asyncssh
-
 from . import raw_command, remote_shell
 from .connections import REFUSALS, Connections, asked_for
 from .errors import ControllerError, UnreachableError
@@ -24,6 +22,7 @@ from .hosts import Host, SSHConfig
 from .pool import MAX_CONNECTIONS, Lease
 from .raw_command import Completed, NotStartedError, Output
 from .sessions import Connection
+from .ssh_library import asyncssh
 
 CHECK_SECONDS: Final = 10.0
 """For a question that any living host answers at once."""

@@ -38,6 +38,10 @@ def _uncounted(_result: Result) -> None:
     """Nobody counts."""
 
 
+def _untold(_execution_id: str, _error: StoreError) -> None:
+    """Nobody is told."""
+
+
 class Piece(NamedTuple):
     """Output as it comes: the stream (`names.STDOUT` or `STDERR`), its offset in the stream, and bytes."""
 
@@ -84,6 +88,8 @@ class Execution:
         """Told when the channel is lost."""
         self.counted: Callable[[Result], None] = _uncounted
         """Told of an end that was not known here, and of a submission whose channel is lost."""
+        self.unkept: Callable[[str, StoreError], None] = _untold
+        """Told when the result could not be written down here. It is told all the same, and its host keeps it."""
         self.has_sent_payload = False
         """Whether the host has asked for the payload."""
         self._receiving = asyncio.Lock()
@@ -137,8 +143,7 @@ class Execution:
             if self._job is not None and self._job.on_disconnect == "cancel":
                 self.cancel()
         self.detach()  # also ends a payload on its way: what has not arrived is not started
-        with contextlib.suppress(StoreError):
-            self._store.note_state(self.id, Outcome.UNKNOWN.value)
+        self._note_state(Outcome.UNKNOWN.value)
 
     @property
     def known_result(self) -> Result | None:
@@ -197,7 +202,7 @@ class Execution:
                 return Piece(stream, offset, data)
             case Kind.ACCEPTED:
                 self.was_started = bool(frame.json().get("started"))
-                self._store.note_state(self.id, "accepted")
+                self._note_state("accepted")
             case Kind.WANT_PAYLOAD:
                 assert self._job is not None
                 self.has_sent_payload = True
@@ -219,7 +224,7 @@ class Execution:
                 self._is_over = True
                 self._conversation.close()
                 if self._is_new:
-                    self._store.note_state(self.id, "refused")
+                    self._note_state("refused")
                     self._settle(None)
                 raise refusal
             case Kind.STATUS:  # an attach without following has shown all there is
@@ -242,7 +247,12 @@ class Execution:
         if self.fallback is not None and told.mode == BUNDLED:
             code, message = self.fallback
             self._result = self._result._replace(fallback_code=code, fallback_message=message)
-        is_news = self._store.finish(self._result, time.time())
+        is_kept = True
+        try:
+            is_news = self._store.finish(self._result, time.time())
+        except StoreError as error:  # what the script did is no less true
+            is_news, is_kept = True, False
+            self.unkept(self.id, error)
         if is_news:
             self.counted(self._result)
         self.ended(None if told.state is Outcome.SUCCEEDED else f"the job ended as {told.state}")
@@ -250,7 +260,7 @@ class Execution:
             self._conversation.close()
             self._settle(told)
         else:
-            self._acknowledging = asyncio.ensure_future(self._acknowledge())
+            self._acknowledging = asyncio.ensure_future(self._acknowledge(is_kept=is_kept))
 
     def _settle(self, told: Result | None) -> None:
         """Nothing was started: the platform forgets an execution that it knows from this submission."""
@@ -261,21 +271,27 @@ class Execution:
         elif told is not None:
             self._settling = asyncio.ensure_future(self._live.end(told))
 
-    async def _acknowledge(self) -> None:
+    def _note_state(self, state: str) -> None:
+        """Writes it down where that can be: what goes on on the host does not depend on it."""
+        with contextlib.suppress(StoreError):
+            self._store.note_state(self.id, state)
+
+    async def _acknowledge(self, *, is_kept: bool) -> None:
         """Nobody waits for this: a result that isn't acknowledged is kept on the host, which is all that happens."""
         if self._live is not None and self._result is not None:
             await self._live.end(self._result)  # before the host may forget that there is something to end
-        with contextlib.suppress(ChannelLostError):
-            self._conversation.send(Kind.ACKNOWLEDGE, {"executionId": self.id})
-            answer = await self._conversation.receive()
-            if answer is not None and answer.kind == Kind.STATUS:
-                self._store.note_acknowledged(self.id)
+        if is_kept:
+            with contextlib.suppress(ChannelLostError, StoreError):
+                self._conversation.send(Kind.ACKNOWLEDGE, {"executionId": self.id})
+                answer = await self._conversation.receive()
+                if answer is not None and answer.kind == Kind.STATUS:
+                    self._store.note_acknowledged(self.id)
         self._conversation.close()
 
     def _lose(self, code: str, message: str) -> None:
         self._is_over = True
         self._conversation.close()
-        self._store.note_state(self.id, Outcome.UNKNOWN.value)
+        self._note_state(Outcome.UNKNOWN.value)
         self.lost(message)
         self._result = Result(
             execution_id=self.id,

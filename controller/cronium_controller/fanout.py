@@ -13,6 +13,7 @@ with the row that names it, is that host's own result and nobody else's. What is
 import asyncio
 import contextlib
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -23,7 +24,7 @@ from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result
 from .each import answers
 from .errors import ControllerError
 from .execution import Execution, Piece
-from .hosts import BadTarget, Host, SSHConfig, parse_host
+from .hosts import BadTarget, Host, SSHConfig, distinct, parse_host
 from .job import Job, asked_mode, new_execution_id
 from .schedule import FORKS, Schedule, Tally, counted
 
@@ -33,9 +34,18 @@ if TYPE_CHECKING:
 _SUFFIX_DIGITS: Final = 12
 """Of a host name's SHA-256 in an id (contracts §9): among 10,000 hosts a clash has odds of 1 in 5 million."""
 STOPPED: Final = "fanout.stopped"
+_log = logging.getLogger("cronium.fanout")
 
 Target = Host | str | SSHConfig | BadTarget
 Output = Callable[[Host, Piece], Awaitable[None]]
+
+
+class _ListenerError(Exception):
+    """Whoever was given the output raised something. It goes on to them, and is no host's matter."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class Submitted(NamedTuple):
@@ -72,7 +82,7 @@ class FanOut:
         """As `Controller.run_many` says."""
         if forks < 1:
             raise ControllerError("usage.invalid", f"forks: {forks}: write a number from 1 on")
-        hosts = {_identity(target): target for target in map(_read, _unrepeated(targets))}
+        hosts = distinct(map(_read, _unrepeated(targets)))
         if not hosts:
             raise ControllerError("hosts.not_found", "there is no host to run on; name one")
         self.id = new_execution_id() if job.execution_id is None else job.execution_id
@@ -87,7 +97,7 @@ class FanOut:
         self._keeps = keep_connections
         self._forks = forks
         self._schedule = Schedule.asked(
-            hosts.values(), forks=forks, serial=serial, max_failures=max_failures, stop_on_failure=stop_on_failure
+            hosts, forks=forks, serial=serial, max_failures=max_failures, stop_on_failure=stop_on_failure
         )
         self.tally = Tally()
         self._tasks: set[asyncio.Task[Result]] = set()
@@ -116,7 +126,7 @@ class FanOut:
 
     def cancel(self) -> None:
         """Begins with no further host and has those at work end the script. Their results come, and tell so."""
-        self._is_cancelled = True
+        self._is_cancelled = self.tally.is_interrupted = True
         for connecting in self._connecting.values():
             connecting.cancel()
         for execution in self._running.values():
@@ -204,6 +214,10 @@ class FanOut:
             return await self._execute(target)
         except ControllerError as error:
             return self._failed(target.name, self.execution_id(target), error)
+        except _ListenerError as error:
+            raise error.reason from None
+        except Exception as error:  # noqa: BLE001 - a defect must not take the other hosts' results with it
+            return self._defect(target, error)
         finally:
             self._running.pop(target, None)
             if is_ours and not self._keeps:
@@ -221,7 +235,10 @@ class FanOut:
             execution.cancel()
         if self._output is not None:
             async for piece in execution.pieces():
-                await self._output(host, piece)
+                try:
+                    await self._output(host, piece)
+                except Exception as error:
+                    raise _ListenerError(error) from error
         result = await execution.result()
         await execution.wait_acknowledged()
         return result
@@ -259,6 +276,22 @@ class FanOut:
             error_message=error.message,
         )
 
+    def _defect(self, host: Host, error: Exception) -> Result:
+        _log.error("defect", exc_info=error, extra={"host": host.name})
+        execution_id = self.execution_id(host)
+        sentence = (
+            f"{host.name}: a defect in cronium: {type(error).__name__}: {error!s:.200}; please report it. "
+            f"It may be running there; look with: cronium attach {execution_id}"
+        )
+        return Result(
+            execution_id,
+            Outcome.UNKNOWN,
+            host=host.name,
+            mode=asked_mode(self._job.mode),
+            error_code="controller.internal",
+            error_message=sentence,
+        )
+
     def _not_begun(self, target: Host | BadTarget) -> Result:
         reason = "it was interrupted" if self._is_cancelled else f"{counted(self._schedule.failures)} failed before"
         execution_id = self.execution_id(target) if isinstance(target, Host) else ""
@@ -287,11 +320,6 @@ def _read(target: Target) -> Host | BadTarget:
     except (ControllerError, TypeError, ValueError, AttributeError) as error:
         told = error if isinstance(error, ControllerError) else ControllerError("host.config", f"not a host: {error}")
         return BadTarget(str(target)[:100], told)
-
-
-def _identity(target: Host | BadTarget) -> object:
-    """Equal for what is the same account on the same machine, whatever it is called."""
-    return target.name if isinstance(target, BadTarget) else target.account
 
 
 def _too_long(execution_id: str) -> str | None:

@@ -15,11 +15,10 @@ import stat
 from collections.abc import Callable
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol
 
-import asyncssh
-
 from . import remote_shell, sftp
 from .errors import ControllerError, UnreachableError
 from .sessions import Connection
+from .ssh_library import asyncssh
 
 Tell = Callable[[int], None]
 """Called with how many bytes of the file are there."""

@@ -14,9 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-import asyncssh
-
 from .errors import ControllerError, HostKeyChangedError, HostKeyError, HostKeyUnknownError, reason
+from .ssh_library import asyncssh
 
 DEFAULT_PORT: Final = 22
 
@@ -175,8 +174,8 @@ def _matches(
 ) -> tuple[list[asyncssh.SSHKey], list[asyncssh.SSHKey], list[asyncssh.SSHKey]]:
     """Keys, authorities and revoked keys recorded under a name, which carries its port.
 
-    asyncssh's own port argument falls back to entries without one, and then a key recorded for port 22 would make another
-    machine's key behind a forwarded port a changed one.
+    asyncssh's own port argument falls back to entries without one, and then a key recorded for port 22 would make
+    another machine's key behind a forwarded port a changed one.
     """
     if known is None:
         return [], [], []

@@ -5,7 +5,7 @@ Files of hosts are `hosts_file`'s and `inventory`'s.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
@@ -177,6 +177,16 @@ class BadTarget(NamedTuple):
 
     name: str
     error: ControllerError
+
+
+def distinct(targets: "Iterable[Host | BadTarget]") -> "list[Host | BadTarget]":
+    """Each account on each machine once, by the last of its names: the same host twice is one host."""
+    return list({_identity(target): target for target in targets}.values())
+
+
+def _identity(target: "Host | BadTarget") -> object:
+    """Equal for what is the same account on the same machine, whatever it is called."""
+    return target.name if isinstance(target, BadTarget) else target.account
 
 
 def parse_host(text: str, *, identity: str | None = None) -> Host:

@@ -9,11 +9,10 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, Final
 
-import asyncssh
-
 from .errors import ControllerError
 from .hosts import Host, parse_host
 from .ssh_config import may_mention
+from .ssh_library import asyncssh
 
 _LONGEST: Final = 16
 """Jump hosts of one host: more than anybody has, few enough to be listed in an error."""

@@ -7,10 +7,12 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+from cronium_runner.wire.names import STDERR, STDOUT
+
 LONGEST_LINE: Final = 64 * 1024
 """Bytes. A longer line is shown in pieces: a host that never ends its line must not fill our memory."""
 FOLDED_BYTES: Final = 1024 * 1024
-"""Bytes of one host's output that are compared and shown folded; the host has the rest (`cronium logs`)."""
+"""Bytes of each stream of a host that are shown folded. All are compared; the host has the rest (`cronium logs`)."""
 
 
 class Prefixer:
@@ -62,39 +64,70 @@ class PrefixedLines:
 
 
 class Fold(NamedTuple):
-    """Hosts whose outputs and exit status are equal."""
+    """Hosts whose outputs are equal, and that ended alike."""
 
     hosts: list[str]
-    exit_status: int
+    ending: str
     output: bytes
     is_cut: bool
 
 
-class Folder:
-    """Groups hosts by what they printed. Keeps one copy of each different output."""
+class _Kept:
+    """One stream of one host: its beginning, and what tells it from others."""
 
     def __init__(self) -> None:
-        self._open: dict[str, bytearray] = {}
-        self._lengths: dict[str, int] = {}
-        self._digests: dict[str, hashlib._Hash] = {}
-        self._folds: dict[tuple[bytes, int], Fold] = {}
+        self.beginning = bytearray()
+        self._length = 0
+        self._digest = hashlib.sha256()
 
-    def feed(self, host: str, piece: bytes) -> None:
-        """Takes output of a host, both streams as they come."""
-        kept = self._open.setdefault(host, bytearray())
-        self._digests.setdefault(host, hashlib.sha256()).update(piece)
-        self._lengths[host] = self._lengths.get(host, 0) + len(piece)
-        kept += piece[: max(0, FOLDED_BYTES - len(kept))]
+    def take(self, piece: bytes) -> None:
+        self._length += len(piece)
+        self._digest.update(piece)
+        self.beginning += piece[: max(0, FOLDED_BYTES - len(self.beginning))]
 
-    def end(self, host: str, exit_status: int) -> None:
-        """The host has ended; its output is compared with the others' now."""
-        kept = bytes(self._open.pop(host, b""))
-        is_cut = self._lengths.pop(host, 0) > len(kept)
-        digest = self._digests.pop(host, None)
-        key = (digest.digest() if digest else b"", exit_status)
-        fold = self._folds.setdefault(key, Fold([], exit_status, kept, is_cut))
-        fold.hosts.append(host)
+    @property
+    def is_cut(self) -> bool:
+        return self._length > len(self.beginning)
+
+    @property
+    def identity(self) -> bytes:
+        return self._digest.digest() if self._length else b""
+
+
+class Folder:
+    """Groups hosts by what they printed. Keeps one copy of each different output.
+
+    What a host wrote to standard output comes before what it wrote to standard error: which came first of two streams
+    is chance, and two hosts that wrote the same must not differ by it.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[str, dict[int, _Kept]] = {}
+        self._folds: dict[tuple[bytes, bytes, str], Fold] = {}
+
+    def has_heard(self, host: str) -> bool:
+        """Whether a host that has not ended printed anything."""
+        return host in self._open
+
+    def feed(self, host: str, stream: int, piece: bytes) -> None:
+        """Takes output of a host."""
+        self._open.setdefault(host, {}).setdefault(stream, _Kept()).take(piece)
+
+    def end(self, host: str, ending: str) -> None:
+        """The host has ended, in this way; its output is compared with the others' now."""
+        streams = self._open.pop(host, {})
+        kept = [streams.get(stream) or _Kept() for stream in (STDOUT, STDERR)]
+        key = (kept[0].identity, kept[1].identity, ending)
+        if key not in self._folds:
+            output = b"".join(_whole(bytes(each.beginning)) for each in kept)
+            self._folds[key] = Fold([], ending, output, any(each.is_cut for each in kept))
+        self._folds[key].hosts.append(host)
 
     def folds(self) -> Iterable[Fold]:
         """The groups, the largest first."""
         return sorted(self._folds.values(), key=lambda fold: (-len(fold.hosts), fold.hosts[0]))
+
+
+def _whole(output: bytes) -> bytes:
+    """With an end of its last line, or what follows would stand on it."""
+    return output if not output or output.endswith(b"\n") else output + b"\n"

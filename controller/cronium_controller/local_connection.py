@@ -17,11 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import asyncssh
-
 from .errors import ControllerError, reason
 from .hosts import Host
 from .sessions import Channel, Connection, Process, Session
+from .ssh_library import asyncssh
 
 LOCAL: Final = "local"
 """What results have as `transport`."""

@@ -15,7 +15,7 @@ from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result, Strea
 
 from .errors import ControllerError
 from .executing import Executed, timeout_sentence
-from .hosts import BadTarget, Host
+from .hosts import BadTarget, Host, distinct
 from .schedule import Schedule, Tally, counted
 
 if TYPE_CHECKING:
@@ -52,11 +52,12 @@ class ManyCommands:
     ) -> None:
         """As `cronium exec` says; `output` gets the host's name, too. Raises ControllerError for impossible numbers."""
         self._schedule = Schedule.asked(
-            targets, forks=forks, serial=serial, max_failures=max_failures, stop_on_failure=stop_on_failure
+            distinct(targets), forks=forks, serial=serial, max_failures=max_failures, stop_on_failure=stop_on_failure
         )
         self._controller = controller
         self._command = command
         self._output = output
+        self._at_work: set[asyncio.Task[Result]] = set()
         self.tally = Tally()
 
     @property
@@ -69,26 +70,33 @@ class ManyCommands:
         """How many hosts are at it now."""
         return self._schedule.running
 
+    def cancel(self) -> None:
+        """Begins with no further host and ends what runs. Every host has its result all the same."""
+        self.tally.is_interrupted = True
+        for task in self._at_work:
+            task.cancel()
+
     async def __aiter__(self) -> AsyncIterator[Result]:
         """The results as hosts end, then those of hosts that were not begun. Whoever leaves ends the commands."""
-        running: set[asyncio.Task[Result]] = set()
         try:
-            while True:
-                while (target := self._schedule.next()) is not None:
-                    running.add(asyncio.ensure_future(self._on(target)))
-                if not running:
-                    break
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            while self._begin():
+                done, self._at_work = await asyncio.wait(self._at_work, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     yield self._counted(task.result())
             for target in self._schedule.left():
-                result = _not_begun(target.name, self._schedule.failures)
+                result = _not_begun(target.name, None if self.tally.is_interrupted else self._schedule.failures)
                 self.tally.add(result)
                 yield result
         finally:
-            for task in running:
+            for task in self._at_work:
                 task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.gather(*self._at_work, return_exceptions=True)
+
+    def _begin(self) -> bool:
+        """Begins with as many hosts as may be begun with now; whether any is at it."""
+        while not self.tally.is_interrupted and (target := self._schedule.next()) is not None:
+            self._at_work.add(asyncio.ensure_future(self._on(target)))
+        return bool(self._at_work)
 
     def _counted(self, result: Result) -> Result:
         self._schedule.ended(ok=result.state is Outcome.SUCCEEDED)
@@ -101,7 +109,9 @@ class ManyCommands:
         connections = self._controller.connections
         try:
             with connections.hurried(target):
-                return await run_command(self._controller, target, self._command, self._hear(target))
+                return await run_command(
+                    self._controller, target, self._command, self._hear(target), lambda: self.tally.is_interrupted
+                )
         finally:
             await connections.leave(target)
 
@@ -110,10 +120,17 @@ class ManyCommands:
         return None if output is None else lambda stream, data: output(host.name, stream, data)
 
 
-async def run_command(controller: "Controller", host: Host, command: Command, hear: Hear | None) -> Result:
+async def run_command(
+    controller: "Controller",
+    host: Host,
+    command: Command,
+    hear: Hear | None,
+    is_interrupted: Callable[[], bool] = lambda: False,
+) -> Result:
     """Runs a command on one host; whatever goes wrong there is in the result.
 
-    Left early (a task that is cancelled), the command has been told to end on its host when this is over.
+    Left early (a task that is cancelled), the command has been told to end on its host when this is over. Where
+    `is_interrupted`, that is a result, too.
     """
     output = _Output(hear)
     client = controller.client(host)
@@ -123,6 +140,10 @@ async def run_command(controller: "Controller", host: Host, command: Command, he
         )
     except ControllerError as error:
         return output.noted_in(_failed(host.name, error))
+    except asyncio.CancelledError:
+        if not is_interrupted():
+            raise
+        return output.noted_in(_interrupted(host.name))
     finally:
         await client.close()
     return output.noted_in(_ended(host.name, executed))
@@ -172,6 +193,13 @@ def _failed(host: str, error: ControllerError) -> Result:
     return Result("", state, host=host, error_code=error.code, error_message=error.message)
 
 
-def _not_begun(host: str, failures: int) -> Result:
-    sentence = f"{host}: not begun, because {counted(failures)} failed before; run it again there"
+def _interrupted(host: str) -> Result:
+    sentence = f"{host}: interrupted; what ran there was told to end"
+    return Result("", Outcome.CANCELLED, host=host, error_code="execution.cancelled", error_message=sentence)
+
+
+def _not_begun(host: str, failures: int | None) -> Result:
+    """`failures` None: because of an interrupt."""
+    reason = "it was interrupted" if failures is None else f"{counted(failures)} failed before"
+    sentence = f"{host}: not begun, because {reason}; run it again there"
     return Result("", Outcome.REJECTED, host=host, error_code="fanout.stopped", error_message=sentence)

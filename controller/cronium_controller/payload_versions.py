@@ -114,7 +114,9 @@ class PayloadVersions:
                     written.unlink()
         except OSError as error:
             raise PayloadError(
-                "payload.storage", f"cannot write {error.filename or self.folder}: {error.strerror or error}"
+                "payload.storage",
+                f"cannot write {error.filename or self.folder}: {error.strerror or error}; "
+                "mend that, or set CRONIUM_PAYLOADS",
             ) from None
 
     def _check(self, event_id: str, payload: Payload, tar_hash: str, written: Path) -> None:
@@ -129,11 +131,16 @@ class PayloadVersions:
 
     def _write(self, payload: Payload) -> Path:
         path = self.folder / f".new-{os.urandom(8).hex()}"
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            for piece in payload.pieces():
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+                for piece in payload.pieces():
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:  # what filled the disk must not keep it full
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
         return path
 
     def _enter(
@@ -244,7 +251,9 @@ class PayloadVersions:
                     path.unlink(missing_ok=True)
         except OSError as error:
             raise PayloadError(
-                "payload.storage", f"cannot remove {error.filename or self.folder}: {error.strerror or error}"
+                "payload.storage",
+                f"cannot remove {error.filename or self.folder}: {error.strerror or error}; "
+                "mend that, then do it again",
             ) from None
         return removed + strays
 

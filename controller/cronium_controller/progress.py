@@ -8,7 +8,6 @@ needs no library, and rich would be a dependency for this alone.
 import asyncio
 import contextlib
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,16 +15,36 @@ from typing import Final
 
 REDRAW_SECONDS: Final = 0.25
 """Quick enough for seconds that are counted, too slow to be seen in the controller's CPU time."""
+USUAL_COLUMNS: Final = 80
+"""Of a terminal that doesn't say."""
 _ERASE: Final = "\r\x1b[K"
 
 _shown: "Progress | None" = None
 """There is one terminal."""
 
 
+def aside() -> contextlib.AbstractContextManager[None]:
+    """While it is entered, something else is written or asked, for which a status line makes room."""
+    return contextlib.nullcontext() if _shown is None else _shown.aside()
+
+
 def say(sentence: str) -> None:
-    """A line on standard error, for which a status line makes room."""
-    with contextlib.nullcontext() if _shown is None else _shown.aside():
+    """A line on standard error."""
+    with aside():
         Progress.put(f"{sentence}\n")
+
+
+def is_terminal() -> bool:
+    """Whether standard error is a terminal that knows colours and lines that are erased."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
+
+
+def _columns() -> int:
+    """How wide it is: standard error's terminal, as standard output may be a file."""
+    with contextlib.suppress(OSError):
+        if columns := os.get_terminal_size(sys.stderr.fileno()).columns:
+            return columns
+    return USUAL_COLUMNS
 
 
 class Progress:
@@ -33,7 +52,7 @@ class Progress:
 
     def __init__(self, told: Callable[[], str], *, is_wanted: bool = True) -> None:
         self._told = told
-        self._is_shown = is_wanted and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"  # it erases nothing
+        self._is_shown = is_wanted and is_terminal()
         self._began = time.monotonic()
         self._drawing: asyncio.Task[None] | None = None
         self._asides = 0
@@ -78,9 +97,8 @@ class Progress:
     def _draw(self) -> None:
         if self._asides:  # a thread may be writing at this moment
             return
-        width = shutil.get_terminal_size().columns
         line = f"{self._told()} · {elapsed(time.monotonic() - self._began)}"
-        self.put(f"{_ERASE}{line[: max(1, width - 1)]}")  # a line that wraps could not be erased
+        self.put(f"{_ERASE}{line[: max(1, _columns() - 1)]}")  # a line that wraps could not be erased
 
     @staticmethod
     def put(text: str) -> None:

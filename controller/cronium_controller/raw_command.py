@@ -12,13 +12,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-import asyncssh
-
 from cronium_runner.wire.names import STDERR, STDOUT
 
 from . import remote_shell
 from .errors import UnreachableError, reason
 from .sessions import Channel, Connection, Session
+from .ssh_library import asyncssh
 
 GRACE_SECONDS: Final = 5
 """Between SIGTERM and SIGKILL (contracts §8)."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from cronium_runner.wire.results import EXIT_RUNNER_FAILED, Outcome, Result, exit_status
+from cronium_runner.wire.results import EXIT_CANCELLED, EXIT_RUNNER_FAILED, Outcome, Result, exit_status
 
 from .errors import ControllerError
 
@@ -51,7 +51,9 @@ def parse_share(text: str, option: str, *, lowest: int) -> Share:
         share = Share(int(number), text.endswith("%"))
         if not share.is_percentage or share.amount <= 100:
             return share
-    raise ControllerError("usage.invalid", f"{option} {text[:40]!r}: write a number from {lowest} on, or a percentage")
+    raise ControllerError(
+        "usage.invalid", f"{option} {text[:40]!r}: write a number from {lowest} on, or a percentage up to 100%"
+    )
 
 
 def counted(number: int, noun: str = "hosts") -> str:
@@ -141,6 +143,8 @@ class Tally:
         self.states: dict[str, int] = {}
         self.succeeded = 0
         self.failed = 0
+        self.is_interrupted = False
+        """Whether somebody ended all of it: that is then why hosts were not begun."""
         self._largest = 0
 
     def add(self, result: Result) -> None:
@@ -169,7 +173,7 @@ class Tally:
                 return 0
             case Verdict.PARTIAL_SUCCESS:
                 return min(100 + self.failed, MOST_FAILED)
-        return self._largest or EXIT_RUNNER_FAILED
+        return self._largest or (EXIT_CANCELLED if self.is_interrupted else EXIT_RUNNER_FAILED)
 
 
 def is_success(result: Result) -> bool:

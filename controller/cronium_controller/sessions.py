@@ -10,10 +10,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-import asyncssh
-
 from .errors import ControllerError, UnreachableError, reason
 from .hosts import Host
+from .ssh_library import asyncssh
 
 _SESSION_PAUSES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds between attempts to open a session: sshd cleans up within milliseconds, on a busy machine within a second."""

@@ -8,10 +8,9 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
-import asyncssh
-
 from .errors import ControllerError, UnreachableError, reason
 from .sessions import Connection
+from .ssh_library import asyncssh
 
 PIECE: Final = 32 * 1024
 """Bytes of one request: what every SFTP server takes."""

@@ -5,6 +5,7 @@ import calendar
 import codecs
 import contextlib
 import os
+import select
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -16,23 +17,30 @@ from cronium_runner.wire import exactjson, masks
 from cronium_runner.wire.names import STDERR, STDOUT, STREAM_NAMES
 from cronium_runner.wire.results import EXIT_RUNNER_FAILED, TEXT_TAIL, Outcome, Result, exit_status
 
-from . import standard_streams
+from . import progress, standard_streams
 from .errors import ChannelLostError
-from .execution import Execution
 from .hosts import Host
 from .interrupts import Interrupts
+from .schedule import counted
 from .store import Record
+from .widths import aligned, padded
 
 if TYPE_CHECKING:
     from .doctor import Finding
+    from .execution import Execution
 
 _QUIET: Final = (Outcome.SUCCEEDED, Outcome.FAILED)
 Writing = Callable[[int, bytes], Awaitable[None]]
 COLLECTED: Final = "execution.collected"
+_ID_COLUMNS: Final = 46
+"""Of an id that we made, with what each of several hosts adds to it."""
 _gone: set[int] = set()
+LOOKED_AFTER: Final = 0.25
+"""Seconds after which a write that finds no room looks whether anybody still waits for it."""
+_has_left = False
 
 
-async def follow(execution: Execution, *, as_json: bool, verbose: bool = False, can_cancel: bool = True) -> int:
+async def follow(execution: "Execution", *, as_json: bool, verbose: bool = False, can_cancel: bool = True) -> int:
     """Shows the output as it comes, then the result; returns the exit status.
 
     With `can_cancel`, for one that was submitted just now, its start is told, an interrupt cancels it on the host and
@@ -44,7 +52,11 @@ async def follow(execution: Execution, *, as_json: bool, verbose: bool = False, 
         with contextlib.suppress(ChannelLostError):  # then the output ends, too, and says so
             execution.cancel()
 
-    interrupts = Interrupts(execution.detach, cancel if can_cancel else None)
+    def detach() -> None:
+        leave()
+        execution.detach()
+
+    interrupts = Interrupts(detach, cancel if can_cancel else None)
     tails = {stream: bytearray() for stream in STREAM_NAMES}
     with interrupts:
         if can_cancel:
@@ -71,7 +83,7 @@ async def follow(execution: Execution, *, as_json: bool, verbose: bool = False, 
     return exit_status(result)
 
 
-async def print_pieces(execution: Execution, *, only: str | None, raw: bool, put: Writing | None = None) -> int:
+async def print_pieces(execution: "Execution", *, only: str | None, raw: bool, put: Writing | None = None) -> int:
     """Prints what an execution has written; the exit status says whether that was all there is.
 
     `put` takes it instead of our own streams.
@@ -108,7 +120,30 @@ async def write(stream: int, data: bytes) -> None:
             click.echo(f"cronium: {lost.message} [{lost.code}]", err=True)
 
 
-def print_start(execution: Execution, *, verbose: bool) -> None:
+def leave() -> None:
+    """From now on nobody waits for a reader that takes nothing; what it would have got is dropped."""
+    global _has_left
+    _has_left = True
+
+
+class Turns:
+    """Writes of several at once, one after the other.
+
+    A pipe takes what it has room for, and a second writer's bytes would come into the middle of the first one's line.
+    Both streams share the turns: they may be one file (`2>&1`).
+    """
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+
+    async def write(self, stream: int, data: bytes) -> None:
+        """As `write`, when those before have been written."""
+        async with self._turn:
+            with progress.aside():
+                await write(stream, data)
+
+
+def print_start(execution: "Execution", *, verbose: bool) -> None:
     """Says under which id it runs, where a person looks on; and always when nothing was started for it."""
     if execution.was_started is False:
         click.echo(f"cronium: '{execution.id}' was submitted before; this is that execution", err=True)
@@ -154,10 +189,12 @@ def print_unknown(
 
 def print_history(records: Iterable[Record]) -> None:
     """A line for each execution that was submitted from here, the newest first."""
-    click.echo(f"{'EXECUTION':<42} {'HOST':<24} {'STATE':<10} {'SUBMITTED':<20} WHAT")
+    rows = [("EXECUTION", "HOST", "STATE", "SUBMITTED", "WHAT")]
     for record in records:
         submitted = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.submitted_at))
-        click.echo(f"{record.id:<42} {record.host.name:<24} {record.state:<10} {submitted:<20} {record.label}")
+        rows.append((record.id, record.host.name, record.state, submitted, record.label))
+    for line in aligned(rows):
+        click.echo(line)
 
 
 def print_ending(result: Result) -> None:
@@ -171,14 +208,14 @@ def print_ending(result: Result) -> None:
 
 def print_executions(statuses: Iterable[dict[str, Any]], *, host: str | None = None, has_head: bool = True) -> None:
     """A line for each execution that a host has: id, state, age, bytes of output. `host` for one of several."""
-    first, head = ("", "") if host is None else (f"{host:<24} ", f"{'HOST':<24} ")
+    first, head = ("", "") if host is None else (f"{padded(host, 24)} ", f"{'HOST':<24} ")
     if has_head:
-        click.echo(f"{head}{'EXECUTION':<42} {'STATE':<12} {'AGE':>6} {'BYTES':>12}  KEPT")
+        click.echo(f"{head}{'EXECUTION':<{_ID_COLUMNS}} {'STATE':<12} {'AGE':>6} {'BYTES':>12}  KEPT")
     for status in statuses:
         state = (status.get("result") or {}).get("state", status.get("state"))
         size = sum((status.get(name) or {}).get("bytes", 0) for name in STREAM_NAMES.values())
         age = _age(status.get("claimedAt"))
-        click.echo(f"{first}{status['executionId']:<42} {state:<12} {age:>6} {size:>12}  {_kept(status)}")
+        click.echo(f"{first}{status['executionId']:<{_ID_COLUMNS}} {state:<12} {age:>6} {size:>12}  {_kept(status)}")
 
 
 def _kept(status: Mapping[str, Any]) -> str:
@@ -206,27 +243,37 @@ def _age(claimed_at: object) -> str:
 def print_collection(told: Mapping[str, Any], host: str | None = None) -> None:
     """What a host's collection removed, or would remove, what is left, and why. `host` for one of several."""
     first = "" if host is None else f"{host}: "
-    would = f"{first}would remove" if told.get("isDryRun") else f"{first}removed"
+    would, left = ("would remove", "would be left") if told.get("isDryRun") else ("removed", "left")
+    would = f"{first}{would}"
     gone, used, budget = told["collected"], told["usedBytes"], told["budgetBytes"]
     for execution_id in gone:
         click.echo(f"{would} {execution_id}")
-    click.echo(f"{would} {len(gone)} executions and {len(told['payloads'])} payloads: {_megabytes(told['freedBytes'])}")
+    went = f"{counted(len(gone), 'executions')} and {counted(len(told['payloads']), 'payloads')}"
+    click.echo(f"{would} {went}: {_size(told['freedBytes'])}")
     click.echo(
-        f"{first}left: {told['running']} running, {told['kept']} ended ({told['unacknowledged']} not fetched), "
-        f"{told['tombstones']} of which only the ending is left; {_megabytes(used)} of {_megabytes(budget)}"
+        f"{first}{left}: {told['running']} running, {told['kept']} ended ({told['unacknowledged']} not fetched), "
+        f"{told['tombstones']} of which only the ending is left; {_size(used)} of {_size(budget)}"
     )
     for execution_id, reason in told.get("failed", {}).items():
         click.echo(f"cronium: {first}{execution_id} could not be removed: {reason}", err=True)
     if used > budget:
+        advice = "what runs and the endings stay, so that no id starts twice; give it a larger budget"
+        if told["unacknowledged"]:
+            advice = (
+                "fetch results with `cronium wait`, or give those up that nobody fetches: "
+                "--unacknowledged-older-than DAYS"
+            )
         click.echo(
-            f"cronium: {first}{_megabytes(used - budget)} over the budget, and nothing more may go; fetch results with "
-            "`cronium wait`, or give those up that nobody fetches: --unacknowledged-older-than DAYS",
-            err=True,
+            f"cronium: {first}{_size(used - budget)} over the budget, and nothing more may go; {advice}", err=True
         )
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
+def _size(count: int) -> str:
+    """With the unit in which a person reads it: 512 bytes, 21.5 kB, 3.2 MB, 10.7 GB."""
+    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= length:
+            return f"{count / length:.1f} {unit}"
+    return counted(count, "bytes")
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -235,11 +282,12 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.buffer.flush()
 
 
-def print_finding(finding: "Finding") -> None:
-    """One finding about a host, and what to do about it below."""
-    click.echo(f"{finding.level:<5} {finding.name:<28} {finding.seen}")
+def print_finding(finding: "Finding", host: str | None = None) -> None:
+    """One finding about a host, and what to do about it below. `host` for one of several."""
+    first = "" if host is None else f"{host}: "
+    click.echo(f"{first}{finding.level:<5} {finding.name:<28} {finding.seen}")
     if finding.advice:
-        click.echo(f"{'':<34} → {finding.advice}")
+        click.echo(f"{first}{'':<34} → {finding.advice}")
 
 
 def print_status(status: dict[str, Any], host: Host) -> None:
@@ -257,6 +305,11 @@ def print_status(status: dict[str, Any], host: Host) -> None:
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
+    """In pieces that a pipe with room for any takes whole: a thread that is stuck in a write could never be left."""
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view) :]
+        if select.select([], [descriptor], [], LOOKED_AFTER)[1]:
+            view = view[os.write(descriptor, view[: select.PIPE_BUF]) :]
+        elif _has_left:
+            _gone.add(descriptor)
+            return

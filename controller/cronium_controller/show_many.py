@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import click
 
 from cronium_runner.wire.names import STDOUT
-from cronium_runner.wire.results import TEXT_TAIL, Result, exit_status
+from cronium_runner.wire.results import TEXT_TAIL, Outcome, Result, exit_status
 
 from . import progress, show
 from .execution import Piece
@@ -21,7 +21,7 @@ from .hosts import LOCAL, LOCAL_HOST, BadTarget, Host
 from .interrupts import Interrupts
 from .lines import Folder, PrefixedLines
 from .progress import Progress
-from .schedule import Tally, counted
+from .schedule import Tally, counted, is_success
 from .table import Table
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class ManyHosts:
         self._noun = noun
         self._label = label or (lambda result: result.host or "")
         self._began = time.monotonic()
+        self._turns = show.Turns()
         self._lines = PrefixedLines()
         self._tails: dict[str, dict[int, bytearray]] = {}
         self._folder = Folder()
@@ -73,7 +74,9 @@ class ManyHosts:
         self._table = Table(where=lambda name: words.get(name, f"--host {name}"), label=self._label)
         self._stopped = 0
         self._many: Followed | None = None
-        self._progress = Progress(self._standing, is_wanted=style not in (JSON, JSON_ENDINGS, QUIET))
+        # Objects on a terminal are read as they are; in a file nobody sees them come.
+        is_seen = style in (JSON, JSON_ENDINGS) and sys.stdout.isatty()
+        self._progress = Progress(self._standing, is_wanted=style != QUIET and not is_seen)
 
     @property
     def output(self) -> Any:
@@ -87,14 +90,18 @@ class ManyHosts:
             progress.say(f"cronium: cancelling on {counted(many.running)}; interrupt again not to wait for their end")
             many.cancel()
 
-        with Interrupts(many.detach, cancel) as interrupts:
+        def leave() -> None:
+            show.leave()
+            many.detach()
+
+        with Interrupts(leave, cancel) as interrupts:
             if self._style != QUIET:
                 click.echo(f"cronium: execution {many.id} on {counted(many.total)}", err=True)
             await self.show(many, many.id)
         if interrupts.has_left:
             click.echo(
-                f"cronium: left; what runs goes on. Wait for it with: cronium wait {many.id}, "
-                f"end it with: cronium cancel {many.id}",
+                "cronium: left; what runs is being ended on its host. "
+                f"Look again with: cronium attach {many.id}, or wait for its end with: cronium wait {many.id}",
                 err=True,
             )
         return many.tally.exit_status
@@ -117,7 +124,7 @@ class ManyHosts:
                 tail += piece.data
                 del tail[:-TEXT_TAIL]
             case "fold":
-                self._folder.feed(label, piece.data)
+                self._folder.feed(label, piece.stream, piece.data)
             case _:
                 await self._write(piece.stream, self._lines.feed(label, piece.stream, piece.data))
 
@@ -135,26 +142,24 @@ class ManyHosts:
         elif self._style == ENDINGS:
             with self._progress.aside():
                 show.print_ending(result)
-        elif self._style == FOLD and result.error_code is None:
-            self._folder.end(label, exit_status(result))
+        elif self._style == FOLD and (result.error_code is None or self._folder.has_heard(label)):
+            self._folder.end(label, _ending(result))
         for stream, rest in self._lines.end(label):
             await self._write(stream, rest)
 
     async def _write(self, stream: int, data: bytes) -> None:
         if data:
-            with self._progress.aside():
-                await show.write(stream, data)
+            await self._turns.write(stream, data)
 
     async def _show_folds(self) -> None:
         for fold in self._folder.folds():
             from .node_sets import folded
 
-            status = "" if fold.exit_status == 0 else f", exit {fold.exit_status}"
+            ending = f", {fold.ending}" if fold.ending else ""
             bar = "-" * 15
-            head = f"{bar}\n{folded(fold.hosts)} ({len(fold.hosts)}{status})\n{bar}\n"
+            head = f"{bar}\n{folded(fold.hosts)} ({len(fold.hosts)}{ending})\n{bar}\n"
             cut = "… cut here; the rest: cronium logs\n" if fold.is_cut else ""
-            body = fold.output if not fold.output or fold.output.endswith(b"\n") else fold.output + b"\n"
-            await show.write(STDOUT, head.encode() + body + cut.encode())
+            await show.write(STDOUT, head.encode() + fold.output + cut.encode())
 
     def _finish(self, many: Followed, execution_id: str | None) -> None:
         seconds = time.monotonic() - self._began
@@ -172,6 +177,15 @@ class ManyHosts:
         failed = f" · {tally.failed} failed" if tally.failed else ""
         done = tally.succeeded + tally.failed
         return f"{done}/{total} {self._noun} · {many.running} running · {tally.succeeded} succeeded{failed}"
+
+
+def _ending(result: Result) -> str:
+    """How a host ended that did not succeed, in a word or two."""
+    if is_success(result):
+        return ""
+    if result.state is not Outcome.FAILED:
+        return result.state.value.replace("_", " ")
+    return f"exit {result.exit_code}" if result.signal is None else f"signal {result.signal}"
 
 
 def _words(target: Host | BadTarget) -> str:
@@ -202,7 +216,7 @@ def summary_json(tally: Tally, execution_id: str | None, seconds: float) -> dict
 
 def _paint(text: str, colour: str) -> str:
     """In colour on a terminal whose user wants it (no-color.org)."""
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stderr.isatty():
+    if os.environ.get("NO_COLOR") or not progress.is_terminal():
         return text
     return click.style(text, fg=colour)
 
@@ -210,7 +224,9 @@ def _paint(text: str, colour: str) -> str:
 async def follow_attached(many: "Attached", records: "Sequence[Record]", style: str, execution_id: str | None) -> int:
     """Shows executions of earlier processes, to their end; the exit status. An interrupt is the caller's matter."""
     from .attached import labels
+    from .open_files import make_room
 
+    make_room(len({record.host for record in records}))  # a connection to each is kept while we wait
     called = labels(records)
     hosts = [record.host for record in records]
     shown = ManyHosts(style, hosts, label=lambda result: called[result.execution_id], noun="executions")
@@ -227,10 +243,17 @@ async def leave_running(many: FanOut, *, as_json: bool) -> int:
     """Submits on all hosts and says where that failed, how to come back, and the id; the exit status."""
     click.echo(f"cronium: execution {many.id} on {counted(many.total)}", err=True)
     tally, needs_us = Tally(), False
-    async for submitted in many.submit_only():
-        tally.note(0 if submitted.failure is None else exit_status(submitted.failure), ok=submitted.failure is None)
-        needs_us = needs_us or submitted.needs_us
-        _print_submitted(submitted, as_json=as_json)
+
+    def standing() -> str:
+        failed = f" · {tally.failed} failed" if tally.failed else ""
+        return f"{tally.succeeded + tally.failed}/{counted(many.total)} · {tally.succeeded} submitted{failed}"
+
+    async with Progress(standing, is_wanted=not as_json):
+        async for submitted in many.submit_only():
+            tally.note(0 if submitted.failure is None else exit_status(submitted.failure), ok=submitted.failure is None)
+            needs_us = needs_us or submitted.needs_us
+            with progress.aside():
+                _print_submitted(submitted, as_json=as_json)
     if needs_us:
         click.echo(
             "cronium: warning: nothing serves them now; writes are kept there, and reads fail, until: "

@@ -1,4 +1,5 @@
-"""The table at the end of a run on many hosts: state, exit status, duration, way; for each failure why, and what next.
+"""The table at the end of a run on many hosts: state, exit status, duration, route; for each failure why and what
+next.
 
 Text in lines; where it goes is the caller's matter. Failures that differ in names and numbers only are one row, with
 all its hosts and the first one's reason: a hundred times the same sentence is read by nobody. Of those that succeeded
@@ -14,6 +15,7 @@ from cronium_runner.wire.results import Outcome, Result
 
 from .progress import elapsed
 from .schedule import STOPPED, Tally, counted, is_success
+from .widths import aligned
 
 SHOWN_SUCCESSES: Final = 20
 """With more, those that succeeded are a count: a screen has 24 lines, and the failures are what is looked for."""
@@ -24,7 +26,7 @@ ALIKE: Final = 4
 _LONGEST_HOSTS: Final = 48
 """Characters of a row's hosts: beside the other columns they leave a line of 80 whole."""
 _COLOURS: Final = {Outcome.SUCCEEDED: "green", Outcome.UNKNOWN: "yellow", Outcome.CANCELLED: "yellow"}
-_HEADER: Final = ("STATE", "EXIT", "TIME", "WAY")
+_HEADER: Final = ("STATE", "EXIT", "TIME", "ROUTE")
 
 
 @dataclass(slots=True)
@@ -165,20 +167,15 @@ def summary(tally: Tally, seconds: float, *, stopped: int, noun: str = "hosts") 
 
 
 def _table(head: str, lines: list[tuple[tuple[str, ...], Row]], paint: Callable[[str, str], str]) -> Iterator[str]:
-    header = (head, *_HEADER)
-    widths = [max(map(len, column)) for column in zip(header, *(cells for cells, _ in lines), strict=True)]
-    yield _line(header, widths)
-    for cells, each in lines:
-        yield paint(_line(cells, widths), _COLOURS.get(each.state, "red"))
+    header, *texts = aligned([(head, *_HEADER), *(cells for cells, _ in lines)])
+    yield header
+    for text, (cells, each) in zip(texts, lines, strict=True):
+        yield paint(text, _COLOURS.get(each.state, "red"))
         # Of several hosts, the reason is the first one's.
         whose = "" if cells[0] == each.label or each.why is None else f"{each.label}: "
         for sentence in (each.why and f"{whose}{each.why}", each.next_step and f"→ {each.next_step}"):
             if sentence:
                 yield f"  {sentence}"
-
-
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 def _without_host(result: Result) -> str:

@@ -17,8 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final
 
-import asyncssh
-
 from .connections import REFUSALS, Connections
 from .errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError, reason
 from .far_files import BySftp, ByShell, Tell, digest, hashed, hashed_aside, way_to
@@ -26,6 +24,7 @@ from .hosts import Host
 from .memory import account
 from .sessions import Connection
 from .sftp import explained, refused
+from .ssh_library import asyncssh
 
 PAUSES: Final = (2.0, 4.0)
 """Seconds before the second and the third attempt after a lost connection: those of a deployment (contracts §8)."""

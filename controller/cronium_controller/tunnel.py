@@ -13,13 +13,12 @@ import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import asyncssh
-
 from cronium_runner.wire.access import LONGEST_SOCKET_PATH
 
 from .connection import SSHConnection
 from .errors import TunnelError, UnreachableError, reason
 from .sessions import Connection
+from .ssh_library import asyncssh
 
 LOOPBACK: Final = "127.0.0.1"
 _NAME_BYTES: Final = 4

@@ -11,11 +11,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
-import asyncssh
-
 from .errors import DeployError, FinalDeployError, reason
 from .runners import RunnerBinary
 from .sessions import Connection, Process
+from .ssh_library import asyncssh
 
 UPLOAD_SECONDS: Final = 300.0
 MARK: Final = "cronium:"

@@ -219,7 +219,8 @@ def _collect(state: StateDirectory, chosen: Settings, marker: int | None) -> Rep
     for record in choice.executions:
         if marker is None or _try(failed, record.id, functools.partial(_bury, state, record, marker)):
             gone.append(record)
-            freed += record.bytes - (0 if marker is None else _size(ExecutionDirectory(state, record.id).path))
+            path = ExecutionDirectory(state, record.id).path
+            freed += record.bytes - (_size_of_tombstone(path) if marker is None else _size(path))
     ids = {record.id for record in gone}
     return Report(
         collected=[record.id for record in gone],
@@ -230,7 +231,7 @@ def _collect(state: StateDirectory, chosen: Settings, marker: int | None) -> Rep
         kept=sum(record.id not in ids for record in seen.ended),
         unacknowledged=sum(record.id not in ids and not record.is_acknowledged for record in seen.ended),
         running=seen.running,
-        tombstones=seen.tombstones + (0 if marker is None else len(gone)),
+        tombstones=seen.tombstones + len(gone),
         failed=failed,
         is_dry_run=marker is None,
     )
@@ -358,6 +359,15 @@ def _size(path: str) -> int:
         for name in (*folders, *files, "."):
             with contextlib.suppress(OSError):
                 total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+    return total
+
+
+def _size_of_tombstone(path: str) -> int:
+    """What will be left of an execution's directory: itself, and a file that is no longer than the one it replaces."""
+    total = 0
+    for name in (".", "state.jsonl"):
+        with contextlib.suppress(OSError):
+            total += os.lstat(os.path.join(path, name)).st_blocks * 512
     return total
 
 

@@ -32,6 +32,8 @@ FORKS: Final = 50
 """Of each tool that lets us say; Ansible is tried with 50 and 100."""
 SECONDS: Final = 600
 """For one run of a tool, which takes half a minute at worst."""
+LEFT_OUT: Final = ("SSH_AUTH_SOCK", "PYTHONDONTWRITEBYTECODE")
+"""An agent's keys would be tried first; and what is installed has its bytecode, whatever is set here."""
 _ADDRESSES: Final = 15
 """Of one sshd: it listens on 16 at most, and one of them is 127.0.0.1."""
 GOALS: Final = (
@@ -120,7 +122,7 @@ def run(way: Way, setting: Setting, hosts: Hosts) -> Run:
     """Runs it once, and makes sure that every host has done the job."""
     way.prepare()
     report, output = setting.folder / "report.json", setting.folder / "output"
-    environment = {name: value for name, value in os.environ.items() if name != "SSH_AUTH_SOCK"}
+    environment = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
     before = hosts.cpu()
     words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("measured.py")), str(report), str(output)]
     subprocess.run([*words, *way.words], env=environment | (way.environment or {}), check=True, timeout=SECONDS)

@@ -188,7 +188,7 @@ def test_a_unix_socket_is_private_and_goes_with_the_service(platform: Platform, 
 def test_a_port_that_is_taken(platform: Platform) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         said = platform.api("serve", "--port", str(taken.getsockname()[1]), status=125)
-    assert "Address already in use [api.address_unusable]" in said
+    assert "Address already in use; choose another place" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -398,6 +398,8 @@ def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
     ("url", "said"),
     [
         ("mysql://localhost/x", "SQLite and PostgreSQL can"),
+        ("postgresql://u:hunter2@127.0.0.1:1/x", "see to the server .* or set CRONIUM_DATABASE$"),
+        ("/proc/nowhere/live.db", "mend it, or set CRONIUM_DATABASE$"),
         ("sqlite://", "in memory"),
         ("nonsense://", "cannot be used|no database of the kind"),
         ("postgresql://u:hunter2@127.0.0.1:1/x", "cannot be read|cannot be opened"),

@@ -45,6 +45,7 @@ def remote(
         carrier,
         tmp_path / "lib",
         environment={"CRONIUM_INSTALL_DIR": str(install_directory)},
+        options=[f"ListenAddress 127.0.0.{number}" for number in (2, 3)],  # for what works on several hosts
     )
     # The API runs in this process: the real account's SSH configuration and agent must not play a part.
     monkeypatch.setenv("HOME", str(made.home))

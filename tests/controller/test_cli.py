@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from runner_process import ROOT
+
 COMMANDS = ["run", "deploy", "attach", "wait", "status", "logs", "cancel", "ps", "gc", "version"]
 _MAIN = "from cronium_controller.cli import main; main()"
 
@@ -57,16 +59,42 @@ def test_help_costs_neither_asyncssh_nor_sqlalchemy(environment: dict[str, str])
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_what_opens_the_database_costs_no_sqlalchemy(environment: dict[str, str]) -> None:
-    """It takes as long to load as SSH does."""
-    code = (
-        "import sys\nfrom cronium_controller.cli import main\nimport cronium_controller.fanout\n"
-        "import cronium_controller.dispatch, cronium_controller.payload_versions\ntry: main()\nfinally:\n"
-        " assert 'sqlalchemy' not in sys.modules"
+def test_loading_ssh_starts_no_process_and_loses_no_algorithm() -> None:
+    """asyncssh by itself runs ldconfig, gcc and ld, to look for libraries."""
+    program = (
+        "import sys\n"
+        "if sys.argv[1:]:\n"
+        " sys.addaudithook(lambda event, _: event == 'subprocess.Popen' and sys.exit('started'))\n"
+        " import cronium_controller.dispatch, cronium_controller.client, cronium_controller.copying\n"
+        "import asyncssh\nfrom asyncssh.kex import get_kex_algs\nfrom asyncssh.mac import get_mac_algs\n"
+        "print(get_kex_algs(), get_mac_algs())"
     )
-    for words in (["history"], ["metrics"], ["deploy", "--history"]):
-        done = cronium(environment, *words, code=code)
-        assert (done.returncode, done.stderr) == (0, ""), words
+    ours, as_ever = (
+        subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+        for words in (["ours"], [])
+    )
+    assert (ours.returncode, ours.stderr) == (0, "")
+    assert ours.stdout == as_ever.stdout
+
+
+@pytest.mark.parametrize("words", [["history"], ["metrics"], ["deploy", "--history"], ["payload", "list"]])
+def test_what_only_reads_the_database_loads_no_ssh(words: list[str], environment: dict[str, str]) -> None:
+    """Nor SQLAlchemy, which takes as long."""
+    code = (
+        "import sys\nfrom cronium_controller.cli import main\ntry: main()\nfinally:\n"
+        " loaded = {'asyncssh', 'sqlalchemy', 'cryptography'} & set(sys.modules)\n"
+        " assert not loaded, loaded"
+    )
+    done = cronium(environment, *words, code=code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_running_a_job_loads_no_sqlalchemy() -> None:
+    program = (
+        "import sys, cronium_controller.dispatch, cronium_controller.fanout, cronium_controller.client\n"
+        "assert 'sqlalchemy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize(
@@ -163,3 +191,23 @@ def test_help_into_a_closed_pipe_is_no_traceback(environment: dict[str, str]) ->
     os.close(write)
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
+
+
+def test_an_interrupt_while_it_is_loaded_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    found_first = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = subprocess.run(
+        [sys.executable, "-c", "from cronium_controller.entry import main; main()", "version"],
+        env={**os.environ, "PYTHONPATH": found_first}, capture_output=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, b"cronium: interrupted\n")
+
+
+def test_what_the_command_is_made_of_runs_it() -> None:
+    """The entry point of the package."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from cronium_controller.entry import main; main()", "version"],
+        capture_output=True, check=True, timeout=30,
+    )  # fmt: skip
+    assert done.stdout.startswith(b"cronium ")
+    assert 'cronium = "cronium_controller.entry:main"' in (ROOT / "pyproject.toml").read_text()

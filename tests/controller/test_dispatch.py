@@ -1,6 +1,7 @@
 """The Python API over a real SSH server: what a job costs, what a lost connection means, and what survives it."""
 
 import asyncio
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from cronium_controller.blocking import ControllerOptions, ManyOptions
 from cronium_controller.channel import AgentChannel
+from cronium_controller.dispatch import Controller
 from cronium_controller.errors import RefusedError
 from cronium_controller.hosts import Host
 from cronium_controller.job import Job
@@ -33,6 +36,12 @@ def through(remote: RemoteHost, proxy: TcpProxy) -> Host:
 
 def payload(remote: RemoteHost, text: str) -> Payload:
     return load(remote.script(text))
+
+
+def test_the_blocking_face_takes_what_the_other_takes() -> None:
+    for call, options in ((Controller.__init__, ControllerOptions), (Controller.run_many, ManyOptions)):
+        taken = {name for name, each in inspect.signature(call).parameters.items() if each.kind is each.KEYWORD_ONLY}
+        assert taken == set(options.__annotations__)
 
 
 async def test_a_warm_job_costs_one_round_trip_and_no_payload_bytes(remote: RemoteHost) -> None:

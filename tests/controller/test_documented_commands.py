@@ -11,6 +11,7 @@ import pytest
 
 from cronium_controller.job import Job
 from cronium_controller.payloads import load
+from documented import OPTIONS
 from openssh import sshd_path
 from remote_host import RemoteHost
 from runner_process import ROOT
@@ -26,7 +27,7 @@ def remote(tmp_path: Path, carrier: Path, monkeypatch: pytest.MonkeyPatch) -> It
         pytest.skip("openssh-server is not installed")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    options = [f"Subsystem sftp internal-sftp -d {tmp_path / 'remote/home'}"]
+    options = [f"Subsystem sftp internal-sftp -d {tmp_path / 'remote/home'}", *OPTIONS]
     with RemoteHost(tmp_path / "remote", carrier, tmp_path / "lib", options=options) as made:
         yield made
 
@@ -63,8 +64,11 @@ def _folder(remote: RemoteHost, tmp_path: Path) -> Path:
     (tmp_path / ".ssh/config").write_text(
         f"Host web01\n  HostName 127.0.0.1\n  Port {remote.server.port}\n  IdentityFile {remote.server.identity}\n"
     )
-    where = f"{{host: 127.0.0.1, port: {remote.server.port}, key_path: {remote.server.identity}}}"
-    (folder / "hosts.yaml").write_text(f"hosts:\n  web01: {where}\n  web02: {where}\ngroups:\n  web: [web01, web02]\n")
+    how = f"port: {remote.server.port}, key_path: {remote.server.identity}"
+    (folder / "hosts.yaml").write_text(
+        f"hosts:\n  web01: {{host: 127.0.0.1, {how}}}\n  web02: {{host: 127.0.0.2, {how}}}\n"
+        "groups:\n  web: [web01, web02]\n"
+    )
     (folder / "site.tar.gz").write_bytes(b"words")
     (folder / "app.conf").write_text("words\n")
     return folder

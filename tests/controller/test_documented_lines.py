@@ -1,10 +1,11 @@
 """Every `cronium …` and `cronium-runner …` line of README.md and docs/: all are parsed, most are run as they stand.
 
-Seven hosts on seven addresses of one real sshd, the ids that pages speak of, and the scripts that they name. What can't
-be run here (endpoints that serve until they are ended, other accounts, sudo) is parsed only, and named below.
+What can't be run here (endpoints that serve until they are ended, other accounts, sudo) is parsed only, and named
+below, with the tests that run it.
 """
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -17,32 +18,15 @@ from pathlib import Path
 import click
 import pytest
 
+import documented
 from cronium_controller.cli import cronium
 from cronium_runner.cli import cronium_runner
+from documented import ID, OPTIONS, PAGES, PATIENCE, commands, filled, place, run_line, spans
 from openssh import sshd_path
 from remote_host import RemoteHost
 from runner_process import ROOT
 
-PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {ROOT / "docs/benchmarks.md"})]
-"""The one left out has tables of figures whose rows begin with the names of programs."""
 PROGRAMS: dict[str, click.Command] = {"cronium": cronium, "cronium-runner": cronium_runner}
-PATIENCE = 120.0
-_ID = "nightly-2026-01-02"
-
-
-def commands(page: Path) -> list[str]:
-    """The command lines of a page's blocks, without prompt, continuation and the words beside them."""
-    found = []
-    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
-        if kind not in ("", "sh", "console", "bash"):
-            continue
-        for line in block.splitlines():
-            is_told = kind == "console" and not line.startswith("$ ")
-            line = line.removeprefix("$ ")
-            if line.startswith(("cronium ", "cronium-runner ")) and not is_told:
-                # What stands two spaces away is about the command.
-                found.append(re.split(r"\s{2,}", line)[0])
-    return found
 
 
 def _parsed(line: str) -> list[str]:
@@ -65,48 +49,54 @@ ALL = sorted({(page.name, line) for page in PAGES for line in commands(page)})
 @pytest.mark.parametrize(("page", "line"), ALL, ids=lambda value: str(value)[:80])
 def test_every_line_is_one_that_the_commands_take(page: str, line: str) -> None:
     words = _parsed(line)
-    command, name = PROGRAMS[words[0]], words[0]
-    rest = words[1:]
-    context = command.make_context(name, list(rest), resilient_parsing=True)
+    command, rest = _command(page, words)
+    with contextlib.suppress(click.exceptions.Exit):  # --help
+        command.make_context(words[1], list(rest))
+
+
+def _command(page: str, words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that a line means, and the words for it."""
+    command, rest = PROGRAMS[words[0]], words[1:]
+    context = command.make_context(words[0], list(rest), resilient_parsing=True)
     while isinstance(command, click.Group):
         assert rest[:1] != [], page
         assert rest[0] in command.list_commands(context), f"{page}: no command {rest[0]}"
         found = command.get_command(context, rest[0])
         assert found is not None
         command, rest = found, rest[1:]
-    with contextlib.suppress(click.exceptions.Exit):  # --help
-        command.make_context(words[1], list(rest))
+    return command, rest
+
+
+SPANS = sorted({(page.name, span) for page in PAGES for span in spans(page)})
+
+
+@pytest.mark.parametrize(("page", "span"), SPANS, ids=lambda value: str(value)[:80])
+def test_every_command_that_a_sentence_names_is_one_of_ours(page: str, span: str) -> None:
+    """Often no more than its name and an option: what it needs beside them stands elsewhere."""
+    command, rest = _command(page, span.replace("[", "").replace("]", "").split())
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert {word for word in rest if word.startswith("-")} <= known
 
 
 def test_the_pages_have_lines() -> None:
     assert len(ALL) > 80, "how they are found has changed"
+    assert len(SPANS) > 40, "the same"
 
 
 # -- run ---------------------------------------------------------------------------------------------------------------
 
 _PARSED_ONLY = (
-    "--listen",  # serves until it is ended; test_metrics.py
-    "api serve",  # the same; tests/api
+    "--listen",  # serves until it is ended; test_documented_endpoints.py
+    "api serve",  # the same
     "--run-as",  # needs another account and sudo; tests/sshd/test_run_as.py
     "web[01-20]",  # twenty hosts; tests/sshd/test_many_hosts.py
     "--host inner",  # behind a bastion; test_jumps.py
     "SCRIPT",  # the form of a command and not one
     "…",
-    "--rollback",  # needs a second version; test_deployments.py
-    "0.1.0",  # the same
 )
 _STATUSES = {
     "cronium hosts --hosts wrong.yaml": 125,
     "cronium run --on wbe01 ./disk.sh": 125,
-}
-_SCRIPTS = {
-    "disk.sh": "df -h / | tail -1\ncronium.output used 42\n",
-    "nightly.sh": "echo nightly\n",
-    "uptime.sh": "echo up 12 days\n",
-    "restart.sh": "echo restarted\n",
-    "backup.sh": "echo backed up\n",
-    "train.sh": "echo trained\n",
-    "live-rate.sh": 'echo "before: $(cronium.getVariable RATE)"\n',
 }
 RUN = [
     "README.md",
@@ -129,68 +119,88 @@ def remote(tmp_path: Path, carrier: Path, monkeypatch: pytest.MonkeyPatch) -> It
         pytest.skip("openssh-server is not installed")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    addresses = [f"ListenAddress 127.0.0.{number}" for number in range(2, 8)]
-    with RemoteHost(tmp_path / "remote", carrier, tmp_path / "lib", options=addresses) as made:
+    with RemoteHost(tmp_path / "remote", carrier, tmp_path / "lib", options=OPTIONS) as made:
         yield made
 
 
 @pytest.mark.sshd
 @pytest.mark.parametrize("page", RUN)
 def test_the_lines_run(remote: RemoteHost, tmp_path: Path, page: str) -> None:
-    folder, environment = _place(remote, tmp_path)
-    lines = [(line, _filled(line)) for line in commands(ROOT / page if page == "README.md" else ROOT / "docs" / page)]
-    lines = [(line, filled) for line, filled in lines if not any(word in line for word in _PARSED_ONLY)]
+    folder, environment = place(remote, tmp_path)
+    lines = [(line, filled(line)) for line in commands(documented.page(page))]
+    lines = [(line, given) for line, given in lines if not any(word in line for word in _PARSED_ONLY)]
     assert lines
-    if any(f" {_ID}" in filled for _, filled in lines):  # what the page comes back to
-        _run(folder, environment, f"cronium run --on web --detach --execution-id {_ID} ./nightly.sh", 0)
-    for line, filled in lines:
+    if page == "deployments.md":  # what is there to go back to
+        older = remote.binary.read_text().replace("#!/bin/sh\n", "#!/bin/sh\n# older\n")
+        (folder / remote.binary.name.replace("0.0.0", "0.1.0")).write_text(older)
+        run_line(
+            folder,
+            environment,
+            f"cronium deploy --host web01 --binary ./cronium-runner-0.1.0-linux-{os.uname().machine}",
+        )
+    if any(f" {ID}" in given for _, given in lines):  # what the page comes back to
+        run_line(folder, environment, f"cronium run --on web --detach --execution-id {ID} ./nightly.sh", 0)
+    for line, given in lines:
         if line.startswith("cronium "):
-            _run(folder, environment, filled, _STATUSES.get(line, 0))
+            run_line(folder, environment, given, _STATUSES.get(line, 0))
 
 
-def _filled(line: str) -> str:
-    """What a reader puts in: an id, a host, an account that there is."""
-    line = line.replace("deploy@", "").replace("examples/live-rate.sh", "./live-rate.sh").replace(" /srv/", " ~/")
-    line = re.sub(r"\bID\b", _ID, line)
-    line = re.sub(r"--host H\b", "--host web01", line)
-    return re.sub(r"exec_20260102_\w+", _ID, line)
+@pytest.mark.sshd
+def test_the_commands_that_sentences_tell_one_to_give_run(remote: RemoteHost, tmp_path: Path) -> None:
+    """Those that are whole; a mere name is only spoken of."""
+    folder, environment = place(remote, tmp_path)
+    run_line(folder, environment, f"cronium run --host web01 --execution-id {ID} ./nightly.sh")
+    told = {
+        span
+        for _, span in SPANS
+        if len(span.split()) > 2 and not re.search(r"--run-as|api serve|cronium run|…|\[|NAME|--detach", span)
+    }
+    assert {"cronium attach ID", "cronium doctor --host H", "cronium logs ID", "cronium hosts --reset"} <= told
+    for span in sorted(told | {"cronium hosts", "cronium history"}):
+        run_line(folder, environment, filled(span))
 
 
-def _run(folder: Path, environment: dict[str, str], line: str, status: int) -> None:
-    done = subprocess.run(
-        ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert done.returncode == status, (line, done)
-    assert "Traceback" not in done.stderr
+@pytest.mark.sshd
+def test_the_limits_of_the_page_hold_and_the_option_beats_the_manifest(remote: RemoteHost, tmp_path: Path) -> None:
+    folder, environment = place(remote, tmp_path)
+    text = documented.page("limits.md").read_text()
+    (limits,) = re.findall(r"```yaml\n(limits: .*?)```", text, re.DOTALL)
+    (option,) = re.findall(r"`(--limit memory=\S+)`", text)
+    (folder / "limited").mkdir()
+    manifest = "version: v1\ninterpreter: bash\nentrypoint: job.sh\n"
+    (folder / "limited/manifest.yaml").write_text(manifest + limits)
+    (folder / "limited/job.sh").write_text("ulimit -n; ulimit -f; nice\n")
+    run = f"cronium run --host web01 --execution-id {ID}"
+    done = run_line(folder, environment, f"{run} ./limited -- one")
+    before = int(subprocess.run(["nice"], capture_output=True, text=True, check=True).stdout)
+    assert done.stdout == f"1024\n{1 << 20}\n{min(19, before + 5)}\n"  # bash counts a file's size in KiB
+    status = json.loads(run_line(folder, environment, f"cronium status {ID} --json").stdout)
+    assert {"memory", "cpu", "processes", "open_files", "file_size", "nice"} <= set(status["limits"])
+    beaten = run_line(folder, environment, f"{run}-2 {option} --limit open_files=256 ./limited")
+    assert beaten.stdout.startswith("256\n"), "key by key"
+    told = run_line(folder, environment, f"{run}-3 --limit open_files=999999999999 ./limited", 125)
+    assert re.search(r"open_files.*999999999999.*\[limits\.impossible\]$", told.stderr.rstrip())
 
 
-def _place(remote: RemoteHost, tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """Where the commands are given, and their environment."""
-    folder = tmp_path / "folder"
-    (folder / "bin").mkdir(parents=True)
-    main = "import sys; from cronium_controller.cli import main; main()"
-    (folder / "bin/cronium").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{main}' \"$@\"\n")
-    (folder / "bin/cronium").chmod(0o700)
-    (tmp_path / ".ssh").mkdir()
-    (tmp_path / ".ssh/config").write_text(
-        "Host web01\n  HostName 127.0.0.1\nHost web02\n  HostName 127.0.0.2\n"
-        f"Host *\n  Port {remote.server.port}\n  IdentityFile {remote.server.identity}\n"
-    )
-    hosts = "".join(
-        f"  {name}: {{host: 127.0.0.{number}, port: {remote.server.port}, key_path: {remote.server.identity}}}\n"
-        for number, name in enumerate((*(f"web0{number}" for number in range(1, 7)), "db1"), 1)
-    )
-    (folder / "hosts.yaml").write_text(f"hosts:\n{hosts}groups:\n  web: [web01, web02]\n")
-    (folder / "wrong.yaml").write_text("hosts:\n  web01:\n    prot: 22\n")
-    (folder / "site.tar.gz").write_bytes(b"words")
-    for name, text in _SCRIPTS.items():
-        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}")
-    return folder, remote.environment | {"PATH": f"{folder}/bin:{os.environ['PATH']}", "HOME": str(tmp_path)}
+def test_the_commands_of_the_page_on_faults_are_ones_that_pytest_takes() -> None:
+    """Each would take minutes: it is looked at whether they choose any test."""
+    text = documented.page("reliability.md").read_text()
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/faults"],
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    chosen = re.findall(r"`scripts/test --faults (tests/faults/\w+\.py)(?: -k '([^']*)')?`", text)
+    assert len(chosen) > 20, "how they are found has changed"
+    for path, words in chosen:
+        assert " " not in words, "which pytest takes for two"
+        assert any(name.startswith(path) and words in name for name in found), (path, words)
+    for script in re.findall(r"scripts/\w+", text):
+        assert os.access(ROOT / script, os.X_OK), script
 
 
 @pytest.mark.sshd
 def test_the_programs_of_the_python_page_run(remote: RemoteHost, tmp_path: Path) -> None:
-    folder, environment = _place(remote, tmp_path)
+    folder, environment = place(remote, tmp_path)
     (folder / "examples").symlink_to(ROOT / "examples")
     text = (ROOT / "docs/python-api.md").read_text().replace("deploy@", "")
     first, many, later, blocking = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

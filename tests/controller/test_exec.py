@@ -139,7 +139,7 @@ def test_what_went_wrong_before_a_command_ran_is_one_sentence(remote: RemoteHost
 def test_several_hosts_each_with_its_name_in_front(remote: RemoteHost, tmp_path: Path) -> None:
     port, key = remote.server.port, remote.server.identity
     (tmp_path / "hosts.yaml").write_text(
-        "\n".join(f"web{n}: {{host: 127.0.0.1, port: {port}, key_path: {key}}}" for n in (1, 2, 3))
+        "\n".join(f"web{n}: {{host: 127.0.0.{n}, port: {port}, key_path: {key}}}" for n in (1, 2, 3))
         + f"\naway: {{host: 127.0.0.9, port: {port}, key_path: {key}}}\n"
     )
     there = ["exec", "--hosts", str(tmp_path / "hosts.yaml"), "--on", "web[1-3]"]
@@ -166,7 +166,7 @@ def test_several_hosts_each_with_its_name_in_front(remote: RemoteHost, tmp_path:
 def test_leaving_several_hosts_ends_their_commands(remote: RemoteHost, tmp_path: Path) -> None:
     port, key = remote.server.port, remote.server.identity
     (tmp_path / "hosts.yaml").write_text(
-        "".join(f"web{n}: {{host: 127.0.0.1, port: {port}, key_path: {key}}}\n" for n in (1, 2))
+        "".join(f"web{n}: {{host: 127.0.0.{n}, port: {port}, key_path: {key}}}\n" for n in (1, 2))
     )
     gate = tmp_path / "up"
     command = f"echo x >> {shlex.quote(str(gate))}; sleep 5713"
@@ -178,3 +178,43 @@ def test_leaving_several_hosts_ends_their_commands(remote: RemoteHost, tmp_path:
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, b"interrupted" in errors) == (130, True)
     wait_until(lambda: not running(remote, "5713"), "the commands' end")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("exec", "--fold", "--", "echo ran >>~/ran; echo told"),
+        ("run", "--fold", "{script}"),
+        ("put", "{script}", "{home}/copied"),
+        ("get", "{home}/there", "{home}/fetched"),
+        ("ps", "--json"),
+        ("gc", "--json"),
+    ],
+    ids=lambda words: str(words[0]),
+)
+def test_two_names_of_one_account_are_one_host(remote: RemoteHost, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Also one of the hosts file and one of the command line, as with `cronium run`."""
+    where = f"{{host: 127.0.0.1, port: {remote.server.port}}}"
+    (tmp_path / "hosts.yaml").write_text(f"hosts:\n  one: {where}\n  two: {where}\n")
+    (remote.home / "there").write_text("there")
+    script = remote.script("echo ran >>~/ran; echo told")
+    command, *rest = [word.format(script=script, home=remote.home) for word in words]
+    hosts = ["--hosts", tmp_path / "hosts.yaml", "--on", "one,two", "--host", f"127.0.0.1:{remote.server.port}"]
+    done = remote.cronium(command, *hosts, *rest)
+    assert done.returncode == 0, done.stderr
+    if command in ("exec", "run"):
+        assert (remote.home / "ran").read_text() == "ran\n"
+    if command in ("put", "gc"):
+        assert done.stdout.count(b"\n") == 1
+    if command == "get":
+        assert (remote.home / "fetched").read_text() == "there", "as from one host"
+
+
+@pytest.mark.parametrize("option", ["--serial", "--max-failures"])
+@pytest.mark.parametrize("command", ["exec", "run"])
+def test_a_refused_number_is_named_as_it_was_typed(remote: RemoteHost, command: str, option: str) -> None:
+    words = ["--", "true"] if command == "exec" else [str(remote.script("true"))]
+    done = remote.cronium(command, "--host", remote.server.target, "--host", "nobody.invalid", option, "-1", *words)
+    assert done.returncode == 125
+    assert done.stderr.startswith(f"cronium: {option} '-1': write a number".encode())
+    assert done.stderr.endswith(b"[usage.invalid]\n")

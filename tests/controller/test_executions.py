@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -112,7 +113,7 @@ def test_wait_on_two_hosts_and_one_that_cannot_be_reached(
     assert f"away on {second.server.target}: unknown".encode() in done.stdout
     assert b"[host.unreachable]" in done.stdout
     table = [line.split() for line in done.stderr.decode().splitlines()]
-    assert ["EXECUTION", "STATE", "EXIT", "TIME", "WAY"] in table
+    assert ["EXECUTION", "STATE", "EXIT", "TIME", "ROUTE"] in table
     assert [line[1:3] for line in table if line[:1] == [remote.server.target]] == [["succeeded", "0"]]
     assert [line[:3] for line in table if line[:1] == ["away"]] == [["away", "unknown", "-"]]
     assert ["→", "cronium", "doctor", "--host", second.server.target] in table
@@ -177,7 +178,9 @@ def test_gc_says_what_goes_and_later_commands_say_that_it_went(remote: RemoteHos
     assert remote.run("--execution-id", "old", script).returncode == 3
     gc = ["gc", "--host", remote.server.target]
     dry = remote.cronium(*gc, "--older-than", "0", "--dry-run")
-    assert b"would remove old" in dry.stdout
+    assert b"would remove old\nwould remove 1 execution and " in dry.stdout
+    assert b"\nwould be left: " in dry.stdout
+    assert dry.stdout.endswith(b" of 10.7 GB\n")
     assert (remote.execution("old") / "stdout").exists()
     told = json.loads(remote.cronium(*gc, "--older-than", "0", "--json").stdout)
     assert (told["collected"], told["isDryRun"], told["tombstones"]) == (["old"], False, 1)
@@ -208,8 +211,11 @@ def test_gc_says_when_it_is_over_its_budget_and_nothing_more_may_go(remote: Remo
     gc = ["gc", "--host", remote.server.target]
     done = remote.cronium(*gc, "--budget", "1")
     assert done.returncode == 0
-    assert b"over the budget" in done.stderr
+    assert re.search(rb"over the budget.*cronium wait.*--unacknowledged-older-than DAYS", done.stderr)
     assert (remote.execution("unfetched") / "result.json").exists()
+    assert remote.cronium("wait", "unfetched").returncode == 0
+    done = remote.cronium(*gc, "--budget", "1")
+    assert re.search(rb"over the budget.*give it a larger budget", done.stderr), "there is nothing to fetch"
     refused = remote.cronium(*gc, "--budget", "5 GB")
     assert (refused.returncode, b"5 GB" in refused.stderr) == (125, True)
     (remote.state / "settings.yaml").write_text("retention_days: 3\nbudjet: 5\n")

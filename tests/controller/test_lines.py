@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cronium_controller.lines import FOLDED_BYTES, LONGEST_LINE, Folder, Prefixer
+from cronium_runner.wire.names import STDERR, STDOUT
 
 
 @given(st.binary(max_size=200).map(lambda raw: raw.replace(b"\r", b"\n")), st.lists(st.integers(0, 200), max_size=6))
@@ -31,19 +32,35 @@ def test_a_line_without_end_is_shown_in_pieces() -> None:
 def test_equal_outputs_are_folded_and_different_ones_are_not() -> None:
     folder = Folder()
     for number in range(5):
-        folder.feed(f"web{number}", b"same")
-        folder.feed(f"web{number}", b" output\n" if number else b" but one\n")
-        folder.end(f"web{number}", 0)
-    folder.end("silent", 1)
-    folder.feed("cut", b"x" * FOLDED_BYTES + b"y")
-    folder.end("cut", 0)
-    folder.feed("cut too", b"x" * FOLDED_BYTES + b"z")
-    folder.end("cut too", 0)
-    folds = [(fold.hosts, fold.exit_status, fold.output[:20], fold.is_cut) for fold in folder.folds()]
+        folder.feed(f"web{number}", STDOUT, b"same")
+        folder.feed(f"web{number}", STDOUT, b" output\n" if number else b" but one\n")
+        folder.end(f"web{number}", "")
+    folder.end("silent", "exit 1")
+    folder.feed("cut", STDOUT, b"x" * FOLDED_BYTES + b"y")
+    folder.end("cut", "")
+    folder.feed("cut too", STDOUT, b"x" * FOLDED_BYTES + b"z")
+    folder.end("cut too", "")
+    folds = [(fold.hosts, fold.ending, fold.output[:20], fold.is_cut) for fold in folder.folds()]
     assert folds == [
-        (["web1", "web2", "web3", "web4"], 0, b"same output\n", False),
-        (["cut"], 0, b"x" * 20, True),
-        (["cut too"], 0, b"x" * 20, True),
-        (["silent"], 1, b"", False),
-        (["web0"], 0, b"same but one\n", False),
+        (["web1", "web2", "web3", "web4"], "", b"same output\n", False),
+        (["cut"], "", b"x" * 20, True),
+        (["cut too"], "", b"x" * 20, True),
+        (["silent"], "exit 1", b"", False),
+        (["web0"], "", b"same but one\n", False),
+    ]
+
+
+def test_hosts_do_not_differ_by_which_stream_came_first() -> None:
+    pieces = {STDOUT: b"out", STDERR: b"err\n"}
+    folder = Folder()
+    for number, order in enumerate([(STDOUT, STDERR), (STDERR, STDOUT)]):
+        for stream in order:
+            folder.feed(f"web{number}", stream, pieces[stream])
+        folder.end(f"web{number}", "")
+    folder.feed("web2", STDERR, b"out")
+    folder.feed("web2", STDOUT, b"err\n")
+    folder.end("web2", "")
+    assert [(fold.hosts, fold.output) for fold in folder.folds()] == [
+        (["web0", "web1"], b"out\nerr\n"),
+        (["web2"], b"err\nout\n"),
     ]

@@ -22,7 +22,7 @@ def test_a_failure_says_why_and_what_to_do_next() -> None:
     message = "web03: cannot connect to web03: Connection refused"
     gone = Result("run.3", Outcome.UNKNOWN, host="web03", error_code="host.unreachable", error_message=message)
     assert shown(ok, bad, gone) == [
-        "HOST   STATE      EXIT  TIME    WAY",
+        "HOST   STATE      EXIT  TIME    ROUTE",
         "web01  succeeded  0     240 ms  direct",
         "web02  failed     3     4.2 s   direct",
         "  → cronium logs run.2",
@@ -41,7 +41,7 @@ def test_executions_on_one_host_go_by_their_ids() -> None:
         table.add(result)
         tally.add(result)
     assert list(table.lines(tally, lambda text, _: text, 2.0, stopped=0, noun="executions")) == [
-        "EXECUTION  STATE      EXIT  TIME  WAY",
+        "EXECUTION  STATE      EXIT  TIME  ROUTE",
         "first      succeeded  0     -     -",
         "second     unknown    -     -     -",
         "  cannot connect to web01: Connection refused [host.unreachable]",
@@ -62,6 +62,20 @@ def test_what_was_not_begun_fails_the_run_and_has_no_exit_status_of_its_own() ->
         for result in (first, stopped, stopped):
             tally.add(result)
         assert tally.exit_status == expected
+
+
+def test_an_interrupt_before_any_host_was_begun_is_an_interrupt() -> None:
+    tally = Tally()
+    tally.is_interrupted = True
+    tally.add(Result("run.1", Outcome.REJECTED, host="web01", error_code="fanout.stopped", error_message="not begun"))
+    assert tally.exit_status == 130
+
+
+def test_names_in_wide_letters_do_not_bend_the_table() -> None:
+    ok = Result("run.1", Outcome.SUCCEEDED, host="web01", exit_code=0, transport="direct")
+    heading, *rows, _ = shown(ok, ok._replace(host="東京01"), ok._replace(host="cafe\u0301"))
+    assert {row[: row.index("succeeded")] for row in rows} == {"web01   ", "東京01  ", "cafe\u0301    "}
+    assert heading.index("STATE") == len("web01   ")
 
 
 def test_what_is_shown_is_bounded() -> None:

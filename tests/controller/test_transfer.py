@@ -252,10 +252,10 @@ def test_put_and_get_on_the_command_line(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_many_hosts(serve: Serve, tmp_path: Path) -> None:
-    remote = serve([])
+    remote = serve(["ListenAddress 127.0.0.2"])
     port, key = remote.server.port, remote.server.identity
     (tmp_path / "hosts.yaml").write_text(
-        "".join(f"web{n}: {{host: 127.0.0.1, port: {port}, key_path: {key}}}\n" for n in (1, 2))
+        "".join(f"web{n}: {{host: 127.0.0.{n}, port: {port}, key_path: {key}}}\n" for n in (1, 2))
         + f"away: {{host: 127.0.0.1, port: 1, key_path: {key}}}\n"
     )
     (tmp_path / "source").write_bytes(b"words")

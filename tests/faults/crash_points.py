@@ -101,7 +101,7 @@ SCENARIOS: Final = (
     Scenario("run", "guardian"),
     Scenario("agent", "supervisor"),
     Scenario("agent", "guardian"),
-    Scenario("give back", "supervisor"),
+    Scenario("give-back", "supervisor"),
     Scenario("undertake", "undertaker"),
 )
 
@@ -262,7 +262,7 @@ class Trial:
     # -- the scenario --------------------------------------------------------------------------------------------
 
     def _payload(self) -> Payload:
-        if self.scenario.name == "give back":
+        if self.scenario.name == "give-back":
             # The kernel finds out that it can't be executed: after the claim.
             files = {"manifest.yaml": b"version: v1\nentrypoint: job\n", "job": b"no program\n"}
             return Payload(make_payload(files, executable=("job",)))
@@ -476,7 +476,7 @@ class Trial:
         recorded = self._recorded_bytes()
         if before is not None and recorded != before:
             self.violations.append(f"the record has changed: {before!r}, now {recorded!r}")
-        if self.scenario.name == "give back":
+        if self.scenario.name == "give-back":
             if state not in ("rejected", "lost") or starts:
                 self.violations.append(f"ended as {state}: {result['error']}")
             return

@@ -109,11 +109,13 @@ def test_an_old_record_is_collected_and_its_id_never_starts_again(host: Host) ->
     before = ended(host, "old")
     ended(host, "new", "echo new\n")
     age(host, "old", 8)
-    assert collect(host, "--dry-run")["collected"] == ["old"]
+    foretold = collect(host, "--dry-run")
+    assert foretold["collected"] == ["old"]
     assert (host.execution("old") / "stdout").exists()
     told = collect(host)
     assert told["collected"] == ["old"]
     assert told["freedBytes"] > 0
+    assert told == {**foretold, "isDryRun": False}, "what a dry run says is what comes of it"
     assert (told["kept"], told["tombstones"], told["running"]) == (1, 1, 0)
     assert os.listdir(host.execution("old")) == ["state.jsonl"]
     again = ended(host, "old")

@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import os
+import pwd
 import re
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -101,6 +104,19 @@ async def test_an_encrypted_key_with_somebody_to_ask(fresh: RemoteHost, tmp_path
     assert [str(path) for path in asked] == [str(key)]
     error = await failure(fresh, host, passphrase=lambda _: "wrong")
     assert error.code == "host.config"
+
+
+async def test_an_account_without_a_name_is_one_sentence(shared: RemoteHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's, whose uid is in no password database."""
+
+    def unknown(uid: int) -> NoReturn:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    error = await failure(shared, replace(shared.host, user=None))
+    assert (error.code, error.exit_status) == ("host.config", 125)
 
 
 async def test_nobody_listens(shared: RemoteHost) -> None:
@@ -275,6 +291,13 @@ async def test_without_any_key_the_advice_is_to_give_one(shared: RemoteHost) -> 
     error = await failure(shared, parse_host(shared.server.target))
     assert error.code == "host.auth_failed"
     assert "--identity" in error.message
+
+
+async def test_a_name_that_is_no_address_may_be_one_of_the_hosts_file(shared: RemoteHost) -> None:
+    error = await failure(shared, parse_host("web01.invalid"))
+    assert error.code == "host.unreachable"
+    assert error.message.startswith("web01.invalid: cannot connect to web01.invalid: ")
+    assert error.message.endswith("; check the name; one of your hosts file is given with --on")
 
 
 async def test_a_dead_agent_socket_does_not_matter(shared: RemoteHost, monkeypatch: pytest.MonkeyPatch) -> None:

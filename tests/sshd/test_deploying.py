@@ -1,6 +1,7 @@
 """The real binary onto a host: once, verified, whole; or one sentence and nothing left there."""
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -217,3 +218,45 @@ async def test_any_login_shell_will_do(fresh: RemoteHost, shell: str) -> None:
     fresh.server.start()
     assert (await deployed(fresh)).method == "cat"
     assert await works(fresh) == b"works\n"
+
+
+def test_the_command_goes_to_a_real_second_version_and_back(new_host: NewHost, tmp_path: Path) -> None:
+    """Two frozen binaries side by side on one host: which of them a job's runner is, its own process tells."""
+    host = new_host(root=tmp_path / "root")
+    later = tmp_path / f"cronium-runner-9.9.9-linux-{os.uname().machine}"
+    later.write_bytes(host.binary.read_bytes() + b"later")  # what is behind its archive is nothing to it
+    later.chmod(0o755)
+    version = host.binary.name.split("-")[2]
+    where = ("--host", host.server.target)
+    told = host.script('tr "\\0" "\\n" </proc/$PPID/cmdline | head -1; readlink /proc/$PPID/exe\n')
+
+    def runner_of_a_job() -> str:
+        done = host.run("--binary", later, told)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode()
+
+    assert host.cronium("deploy", *where).returncode == 0
+    older, *rest = os.listdir(host.root)
+    assert rest == []
+    os.utime(host.root / older, (0, 0))  # some file systems know no less than a second
+    assert host.cronium("deploy", *where, "--binary", later).returncode == 0
+    (newer,) = set(os.listdir(host.root)) - {older}
+    assert newer in runner_of_a_job()
+    back = host.cronium("deploy", *where, "--binary", later, "--rollback")
+    assert (back.returncode, back.stderr) == (0, b"")
+    assert f"{older}/cronium-runner is there and used from now on" in back.stdout.decode()
+    assert older in runner_of_a_job()
+    further = host.cronium("deploy", *where, "--binary", later, "--rollback")
+    assert further.returncode == 125
+    assert further.stderr.rstrip().endswith(b"[deploy.no_version]")
+    assert host.cronium("deploy", *where, "--binary", later, "--version", "9.9.9").returncode == 0
+    assert newer in runner_of_a_job()
+    assert host.cronium("deploy", *where, "--binary", later, "--version", version).returncode == 0
+    assert older in runner_of_a_job()
+    assert host.cronium("deploy", *where, "--binary", later).returncode == 0, "our own again"
+    assert newer in runner_of_a_job()
+    history = host.cronium("deploy", "--history", "--json").stdout.splitlines()
+    assert [json.loads(line)["outcome"] for line in history] == [
+        "present", "chosen", "chosen", "rolled back", "installed", "installed",
+    ]  # fmt: skip
+    assert sorted(os.listdir(host.root)) == sorted([older, newer])

@@ -1,16 +1,24 @@
 """One job on many hosts, over real SSH servers on loopback addresses. CRONIUM_TEST_HOSTS=200 for the full size."""
 
 import asyncio
+import errno
+import fcntl
 import json
 import os
+import pty
+import re
+import resource
 import signal
 import subprocess
+import sys
+import termios
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -253,7 +261,7 @@ def test_many_are_left_running_and_all_asked_later(hosts: Callable[[int], ManyHo
     begun = sorted(f"{target}: begun" for target in many.targets)
     assert sorted(many.cronium("logs", "left").stdout.decode().splitlines()) == begun
     listed = many.cronium("ps", "--json", *everywhere(many, many.targets[:2]), "--host", "user@:22")
-    assert (listed.returncode, b"host.config" in listed.stderr) == (125, True)
+    assert (listed.returncode, b"host.config" in listed.stderr) == (101, True)
     assert {json.loads(line)["host"] for line in listed.stdout.splitlines()} == set(many.targets[:2])
     following = many.start_cronium("attach", "left", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     go.touch()
@@ -281,3 +289,246 @@ def test_a_malformed_row_of_the_hosts_file_fails_alone(hosts: Callable[[int], Ma
     assert many.cronium("run", "--hosts", listed, "--on", "web0", script).returncode == 0
     alone = many.cronium("run", "--hosts", listed, "--on", "web9", script)
     assert (alone.returncode, b"hosts.yaml:4: web9: port" in alone.stderr) == (125, True), alone.stderr
+
+
+def test_lines_stay_whole_where_their_reader_is_slow(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(4)
+    script = many.script("seq -f \"%06g $(printf 'x%.0s' $(seq 100))\" 1 5000 | tee /dev/stderr\n")
+    ours, theirs = os.pipe()
+    words = ["run", "--execution-id", "much", *everywhere(many, many.targets), script]
+    with many.start_cronium(*words, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        while piece := os.read(ours, 3000):  # less than was written: the pipe is always full
+            shown += piece
+        os.close(ours)
+    assert process.returncode == 0
+    lines = [line for line in shown.split(b"\n") if b": 00" in line or b"xx" in line]
+    torn = [line for line in lines if not re.fullmatch(rb"127\S+: \d{6} x{100}", line)]
+    assert (len(lines), torn[:3]) == (4 * 2 * 5000, [])
+
+
+def test_what_hosts_said_before_they_were_ended_is_folded_too(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(3)
+    script = many.script("echo begun; sleep 1000\n")
+    done = many.cronium("run", "--fold", "--timeout", "1", *everywhere(many, many.targets), script)
+    assert done.stdout.count(b"begun\n") == 1
+    assert b"(3, timed out)" in done.stdout
+
+
+def test_an_interrupt_while_hosts_are_submitted_to_says_what_may_run(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(2)
+    silent = many.hanging(1)
+    script = many.script("echo begun; sleep 1000\n")
+    words = ["--detach", "--execution-id", "left", *everywhere(many, many.targets + silent), script]
+    with many.start_cronium("run", *words, stderr=subprocess.PIPE) as process:
+        for target in many.targets:
+            many.wait_output(fanout.id_on("left", target), b"begun")
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 255
+    assert b"nothing was submitted" not in stderr
+    assert b"cronium attach left, end it with: cronium cancel left" in stderr
+    done = many.cronium("cancel", "left")
+    assert (done.returncode, done.stderr.count(b": cancelled\n")) == (0, 2)
+
+
+def test_an_interrupt_before_any_host_is_reached_is_130_and_a_second_one_tells_how_to_look(
+    hosts: Callable[[int], ManyHosts],
+) -> None:
+    many = hosts(2)
+    silent = many.hanging(2)
+    script = many.script("trap '' TERM; echo begun; sleep 1000\n")
+    with many.start_cronium("run", *everywhere(many, silent), script, stderr=subprocess.PIPE) as process:
+        wait_until(lambda: sum(many.count_waiting()), "a connection")
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, b"2 not begun of 2 hosts" in stderr) == (130, True), stderr
+    words = ["run", "--json", "--execution-id", "long", *everywhere(many, many.targets), script]
+    with many.start_cronium(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for target in many.targets:
+            many.wait_output(fanout.id_on("long", target), b"begun")
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        while b"interrupt again" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    *results, summary = map(json.loads, stdout.splitlines())
+    assert {result["host"]: result["state"] for result in results} == dict.fromkeys(many.targets, "unknown")
+    assert (process.returncode, summary["exitStatus"]) == (255, 255)
+    assert b"being ended on its host" in stderr
+    assert b"cronium attach long" in stderr
+    assert many.cronium("wait", "long").returncode == 130
+
+
+def test_an_interrupted_command_has_a_result_for_every_host(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(2)
+    gate = many.folder / "up"
+    words = [*everywhere(many, many.targets), "--", f"echo up; echo x >> {gate}; sleep 1000"]
+    for style in ("--json", "--fold"):
+        with many.start_cronium("exec", style, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            wait_until(lambda: gate.exists() and gate.read_text() == "x\nx\n", "both to run")
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=60)
+        gate.unlink()
+        assert process.returncode == 130
+        if style == "--json":
+            *results, summary = map(json.loads, stdout.splitlines())
+            told = {result["host"]: (result["state"], result["stdout"]["text"]) for result in results}
+            assert told == dict.fromkeys(many.targets, ("cancelled", "up\n"))
+            assert summary["states"] == {"cancelled": 2}
+        else:
+            assert b"(2, cancelled)\n" in stdout, stderr
+            assert stdout.count(b"up\n") == 1
+
+
+def test_runners_are_put_on_many_hosts_and_all_are_looked_at(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(2)
+    bad = many.refusing(1)
+    where = everywhere(many, many.targets + bad)
+    done = many.cronium("deploy", *where)
+    assert done.returncode == 101, done.stderr
+    assert sorted(line.split(": ")[0] for line in done.stdout.decode().splitlines()) == sorted(many.targets)
+    told = {
+        each["host"]: each for each in map(json.loads, many.cronium("deploy", "--json", *where).stdout.splitlines())
+    }
+    assert {host: "path" in each for host, each in told.items()} == dict.fromkeys(many.targets, True) | {bad[0]: False}
+    assert told[bad[0]]["error"]["code"] == "host.unreachable"
+    assert many.cronium("deploy", "--history", *where).returncode == 0
+    done = many.cronium("doctor", *where)
+    assert done.returncode == 101
+    for target in many.targets:
+        assert f"{target}: ok    state directory" in done.stdout.decode()
+
+
+async def test_a_defect_at_one_host_is_its_own_result(
+    hosts: Callable[[int], ManyHosts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = hosts(2)
+    job = Job(load(many.script("echo done\n")), execution_id="odd")
+    async with many.controller() as controller:
+        submit = controller.submit
+
+        async def broken(host: Host, *given: Any, **named: Any) -> Any:
+            if host.name == many.targets[0]:
+                raise KeyError("what nobody expected")
+            return await submit(host, *given, **named)
+
+        monkeypatch.setattr(controller, "submit", broken)
+        results = {
+            str(each.host): each for each in await gathered(controller.run_many(reachable(many, many.targets), job))
+        }
+        first, second = (results[target] for target in many.targets)
+        assert (first.state, first.error_code) == (Outcome.UNKNOWN, "controller.internal")
+        assert second.state is Outcome.SUCCEEDED
+
+        async def hear(_host: Host, _piece: Piece) -> None:
+            raise ValueError("of whoever listens")
+
+        with pytest.raises(ValueError, match="of whoever listens"):
+            await gathered(
+                controller.run_many(reachable(many, many.targets[1:]), replace(job, execution_id="heard"), output=hear)
+            )
+
+
+def on_terminal(many: ManyHosts, *words: object, answer: bytes = b"", stdout: int | None = None, **env: str) -> str:
+    """What a terminal of 40 columns shows of `cronium WORDS`; `answer` is typed whenever a passphrase is asked for."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 40))
+    environment = {"TERM": "xterm"} | env
+    with many.start_cronium(*words, stdin=theirs, stdout=stdout or theirs, stderr=theirs, env=environment):
+        os.close(theirs)
+        shown, asked = b"", 0
+        while piece := _read(ours):
+            shown += piece
+            if answer and shown.count(b"Passphrase") > asked:
+                asked += 1
+                os.write(ours, answer)
+        os.close(ours)
+    return shown.decode()
+
+
+def _read(terminal: int) -> bytes:
+    """What is written next; nothing once nobody has the terminal open."""
+    try:
+        return os.read(terminal, 65536)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return b""
+
+
+def test_a_status_line_fits_the_terminal_it_is_on(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(2)
+    words = ["run", *everywhere(many, many.targets), many.script("sleep 0.5; exit 3\n")]
+    with (many.folder / "out").open("wb") as out:
+        shown = on_terminal(many, *words, stdout=out.fileno())
+    drawn = [line for line in re.split(r"[\r\n]|\x1b\[K", shown) if " running " in line]
+    assert drawn
+    assert max(map(len, drawn)) == 39, "one that wraps could not be taken away again"
+    with (many.folder / "out").open("wb") as out:
+        shown = on_terminal(many, *words, "--json", stdout=out.fileno())
+    assert "0/2 hosts" in shown, "what goes into a file is not seen to come"
+    assert "0/2 hosts" not in on_terminal(many, *words, "--json")
+    for plain in ("", "dumb"):
+        assert "\x1b" not in on_terminal(many, *words, TERM=plain)
+    assert "\x1b[3" not in on_terminal(many, *words, NO_COLOR="1")
+
+
+def test_a_passphrase_is_asked_for_once_for_all_hosts(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(3)
+    key = many.folder / "locked"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "open it", "-f", key], check=True)
+    with (many.server.folder / "authorized_keys").open("a") as allowed:
+        allowed.write(key.with_suffix(".pub").read_text())
+    words = ["--identity", key, *everywhere(many, many.targets), many.script("echo done\n")]
+    shown = on_terminal(many, "run", *words, answer=b"open it\n")
+    assert shown.count("Passphrase for") == 1, shown
+    assert "SUCCESS: 3 succeeded" in shown
+
+
+def test_many_hosts_need_more_open_files_than_a_login_allows(hosts: Callable[[int], ManyHosts]) -> None:
+    many = hosts(20)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (20, hard))
+
+    words = ["--execution-id", "many", *everywhere(many, many.targets), many.script("sleep 1\n")]
+    done = many.cronium("run", "--detach", *words, preexec_fn=few)
+    assert done.returncode == 0, done.stderr
+    done = many.cronium("wait", "many", preexec_fn=few)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "attach", "exec"])
+def test_a_reader_that_takes_nothing_keeps_nobody_from_leaving(hosts: Callable[[int], ManyHosts], command: str) -> None:
+    many = hosts(2)
+    flood = f"echo x >> {many.folder}/up; yes | head -c 3000000; sleep 1000"
+    words: list[object] = ["--execution-id", "flood", *everywhere(many, many.targets), many.script(f"{flood}\n")]
+    if command == "attach":
+        assert many.cronium("run", "--detach", *words).returncode == 0
+        words = ["flood"]
+    elif command == "exec":
+        words = ["--timeout", "0", *everywhere(many, many.targets), "--", flood]
+    ours, theirs = os.pipe()
+    with many.start_cronium(command, *words, stdout=theirs, stderr=subprocess.DEVNULL) as process:
+        os.close(theirs)
+        wait_until(lambda: (many.folder / "up").exists() and (many.folder / "up").read_text() == "x\nx\n", "both")
+        wait_until(lambda: _is_full(ours), "the pipe to be full")
+        try:
+            for _ in range(2 if command == "run" else 1):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.3)  # two that come at once are one to a process
+            assert process.wait(60) in (130, 255)
+        finally:
+            process.kill()
+    os.close(ours)
+    if command != "exec":
+        many.cronium("cancel", "flood")
+
+
+def _is_full(pipe: int) -> bool:
+    waiting = fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))
+    return int.from_bytes(waiting, sys.byteorder) > 60_000

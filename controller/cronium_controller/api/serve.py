@@ -115,7 +115,8 @@ def unix_listener(path: str) -> socket.socket:
     """
     if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
         raise ControllerError(
-            "api.address_unusable", f"the socket's path has more than {LONGEST_SOCKET_PATH} bytes: {path}"
+            "api.address_unusable",
+            f"the socket's path has more than {LONGEST_SOCKET_PATH} bytes, choose a shorter one: {path}",
         )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -224,4 +225,8 @@ def _config(app: Any) -> uvicorn.Config:
 
 
 def _unusable(where: str, error: OSError) -> ControllerError:
-    return ControllerError("api.address_unusable", f"cannot listen on {where}: {error.strerror or error}")
+    return ControllerError(
+        "api.address_unusable",
+        f"cannot listen on {where}: {error.strerror or error}; choose another place "
+        "(--port, --unix), or end what is there",
+    )

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import sqlalchemy as sql
 
-from ..database import create_privately
+from ..database import create_privately, reason
 from ..errors import StoreError
 from ..state_path import default_path
 
@@ -93,7 +93,17 @@ class Database:
         try:
             yield
         except (OSError, sql.exc.SQLAlchemyError, ImportError) as error:
-            raise StoreError(f"the database {self.name} cannot be {verb}: {_reason(error)}") from None
+            raise StoreError(f"the database {self.name} cannot be {verb}: {self._reason(error)}") from None
+
+    def _reason(self, error: Exception) -> str:
+        """What the database or the system said, without the statement, and what to do about it."""
+        if isinstance(error, ImportError):
+            return "PostgreSQL's driver is not installed; install it with: pip install 'cronium-runner[postgresql]'"
+        said = getattr(error, "orig", None) or error
+        if self.is_sqlite:
+            return f"{reason(said, Path(str(self.url.database)))}, or set CRONIUM_DATABASE"
+        first = str(said).strip().splitlines()[0].rstrip(".;")
+        return f"{first}; see to the server and to who may log in there, or set CRONIUM_DATABASE"
 
 
 _NO_TURN: Final = contextlib.nullcontext()
@@ -130,12 +140,3 @@ def _create_privately(path: Path) -> None:
     create_privately(path)  # -wal and -shm get the same mode
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise StoreError(f"{path} is open to other users; make it yours alone with: chmod 600 {path}")
-
-
-def _reason(error: Exception) -> str:
-    """What the database or the system said, without the statement."""
-    if isinstance(error, ImportError):
-        return "PostgreSQL's driver is not installed; install it with: pip install 'cronium-runner[postgresql]'"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
