@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ FORKS: Final = 50
 """Of each tool that lets us say; Ansible is tried with 50 and 100."""
 SECONDS: Final = 600
 """For one run of a tool, which takes half a minute at worst."""
+LEAVING_SECONDS: Final = 60
+"""For sessions to end once their tool has; they take a moment."""
 LEFT_OUT: Final = ("SSH_AUTH_SOCK", "PYTHONDONTWRITEBYTECODE")
 """An agent's keys would be tried first; and what is installed has its bytecode, whatever is set here."""
 _ADDRESSES: Final = 15
@@ -100,6 +103,19 @@ class Hosts:
                     probe.recv(4)
             yield
 
+    def wait_idle(self) -> None:
+        """Until nobody is logged in any more: what the last tool left takes time to end, and is not the next one's."""
+        until = time.monotonic() + LEAVING_SECONDS
+        while any(self._sessions(server) for server in self.servers):
+            if time.monotonic() > until:
+                raise FailedError(f"there are sessions after {LEAVING_SECONDS} s")
+            time.sleep(0.05)
+
+    def _sessions(self, server: OpenSSHServer) -> str:
+        assert server._process is not None
+        pid = server._process.pid
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text()
+
     def cpu(self) -> float:
         """Seconds that sessions which have ended took, whatever they ran."""
         ticks = 0
@@ -123,9 +139,11 @@ def run(way: Way, setting: Setting, hosts: Hosts) -> Run:
     way.prepare()
     report, output = setting.folder / "report.json", setting.folder / "output"
     environment = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
+    hosts.wait_idle()
     before = hosts.cpu()
     words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("measured.py")), str(report), str(output)]
     subprocess.run([*words, *way.words], env=environment | (way.environment or {}), check=True, timeout=SECONDS)
+    hosts.wait_idle()
     told = json.loads(report.read_text())
     said = output.read_text(errors="replace")
     done = sum(line.rstrip().endswith(OUTPUT) for line in said.splitlines())
