@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -191,7 +192,7 @@ async def test_the_three_attempts_wrap_the_whole_chain(way: Way, monkeypatch: py
 
 
 async def test_a_cancelled_call_leaves_no_jump_host_connected(way: Way) -> None:
-    host = way.configure(CHAIN)
+    host = replace(way.configure(CHAIN), connect_timeout=60.0)  # not to run out before it is cancelled
     assert way.remote.server._process is not None
     os.kill(way.remote.server._process.pid, signal.SIGSTOP)
     try:
