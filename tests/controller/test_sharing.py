@@ -175,22 +175,21 @@ async def test_an_opening_that_nobody_waits_for_any_more_is_left_too(remote: Rem
 
 
 async def test_a_connection_that_is_too_old_gets_no_new_call_and_ends_with_its_last(remote: RemoteHost) -> None:
-    go = remote.folder / "go"
+    go, begun = remote.folder / "go", remote.folder / "begun"
     waiting = f"while [ ! -e {go} ]; do sleep 0.05; done; echo on"
-    async with remote.controller(max_age=1.0) as controller:
+    async with remote.controller(max_age=100.0) as controller:
         old = await controller.submit(remote.host, script(remote, waiting))
-        command = asyncio.ensure_future(controller.client(remote.host).run_async(waiting))
+        command = asyncio.ensure_future(controller.client(remote.host).run_async(f"touch {begun}; {waiting}"))
+        await until(begun.exists, "the command to begin")
         reached = await controller.reachable.reach(remote.host)
-        loop = asyncio.get_running_loop()
-        await until(lambda: reached.lease.is_over_age(loop.time()), "the connection to be too old")
+        reached.lease._entry.opened_at -= 100.0
         assert await run(controller, remote.host, remote) == b"on\n"
         assert controller.connections_opened == 2
         assert not reached.connection.is_closed()
         go.touch()
         assert (await collect(old))["stdout"] == b"on\n"
         assert (await command).stdout == "on\n"
-        await until(lambda: is_unconnected(remote), "both connections to be closed, idle or not for long")
-        assert reached.connection.is_closed()
+        await until(reached.connection.is_closed, "the connection to be closed, idle or not for long")
 
 
 HOSTS = """defaults:
