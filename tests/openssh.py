@@ -6,6 +6,7 @@ changed. `stop` ends the server and every session process it started, by pid.
 
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -19,6 +20,11 @@ READY_SECONDS = 10.0
 def sshd_path() -> str | None:
     """Where the server program is, or None when it isn't installed."""
     return shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def reads_bashrc() -> bool:
+    """Whether this account's login shell reads .bashrc when sshd starts it for a command."""
+    return os.path.basename(pwd.getpwuid(os.geteuid()).pw_shell) == "bash"
 
 
 class OpenSSHServer:

@@ -17,7 +17,7 @@ from cronium_controller.errors import ControllerError
 from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from cronium_controller.transfer import Source
-from openssh import sshd_path
+from openssh import reads_bashrc, sshd_path
 from remote_host import RemoteHost, collect
 from runner_process import wait_until
 
@@ -67,6 +67,8 @@ def serve(tmp_path: Path, carrier: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
         def start(configuration: Configuration) -> RemoteHost:
             options, environment = list(configuration.options), {}
+            if configuration.rc and not configuration.shell and not reads_bashrc():
+                pytest.skip("the account's login shell reads no .bashrc")
             if configuration.shell:
                 shell = shutil.which(configuration.shell)
                 if shell is None:

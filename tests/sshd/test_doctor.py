@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from openssh import reads_bashrc
 from remote_host import RemoteHost
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
@@ -31,6 +32,7 @@ def test_a_usual_host_is_well_and_a_person_can_read_it(shared: RemoteHost) -> No
     assert "ok    forwarding                   reverse forwarding of sockets\n" in shown
 
 
+@pytest.mark.skipif(not reads_bashrc(), reason="the account's login shell reads no .bashrc")
 def test_what_a_server_forbids_is_said_with_what_it_means(new_host: NewHost) -> None:
     host = new_host(options=["MaxSessions 2", "AllowStreamLocalForwarding no", "Subsystem sftp /nonexistent"])
     (host.home / ".bashrc").write_text("echo welcome\n")

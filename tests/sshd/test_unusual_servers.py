@@ -10,10 +10,12 @@ from cronium_controller import channel
 from cronium_controller.errors import ControllerError
 from cronium_controller.job import Job
 from cronium_controller.payloads import load
+from openssh import reads_bashrc
 from remote_host import RemoteHost, collect
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 NewHost = Callable[..., RemoteHost]
+in_bash = pytest.mark.skipif(not reads_bashrc(), reason="the account's login shell reads no .bashrc")
 
 
 async def run(host: RemoteHost, text: str = "echo works") -> bytes:
@@ -24,6 +26,7 @@ async def run(host: RemoteHost, text: str = "echo works") -> bytes:
         return printed["stdout"]
 
 
+@in_bash
 @pytest.mark.parametrize(
     "noise", ["echo welcome", "head -c 300000 /dev/zero | tr '\\0' x", "printf '\\036cronium'; echo"]
 )
@@ -33,6 +36,7 @@ async def test_an_rc_file_that_prints_is_skipped(fresh: RemoteHost, noise: str) 
     assert await run(fresh) == b"works\n"
 
 
+@in_bash
 async def test_an_rc_file_that_prints_without_end_is_given_up(fresh: RemoteHost) -> None:
     (fresh.home / ".bashrc").write_text("yes welcome | head -c 3000000\n")
     with pytest.raises(ControllerError) as error:
@@ -41,6 +45,7 @@ async def test_an_rc_file_that_prints_without_end_is_given_up(fresh: RemoteHost)
     assert len(error.value.message) < 1000
 
 
+@in_bash
 async def test_an_rc_file_that_leaves_is_shown(fresh: RemoteHost) -> None:
     (fresh.home / ".bashrc").write_text("echo account closed since Monday >&2; exit 3\n")
     with pytest.raises(ControllerError) as error:
@@ -50,6 +55,7 @@ async def test_an_rc_file_that_leaves_is_shown(fresh: RemoteHost) -> None:
     assert error.value.message.startswith(f"{fresh.server.target}: ")
 
 
+@in_bash
 async def test_an_rc_file_that_never_ends_is_bounded(fresh: RemoteHost, monkeypatch: pytest.MonkeyPatch) -> None:
     await run(fresh)
     (fresh.home / ".bashrc").write_text("echo thinking; sleep 2\n")
