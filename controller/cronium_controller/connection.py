@@ -32,7 +32,7 @@ KEEPALIVE_COUNT: Final = 4
 _QUICK_ACK_PAUSES: Final = (0.001, 0.003, 0.008, 0.02)
 """Seconds, the first ones short: on a quiet network the server's answers come within milliseconds."""
 _CIPHERS: Final = "^aes256-gcm@openssh.com,aes128-gcm@openssh.com"
-"""Before asyncssh's own: one call of OpenSSL for a packet, where it puts chacha20-poly1305 together from six (0017)."""
+"""Before asyncssh's own: one call of OpenSSL for a packet, where it puts chacha20-poly1305 together from six (0018)."""
 _Opened = TypeVar("_Opened")
 _CLOSE_SECONDS: Final = 5.0
 """For a host to take its leave; one that hangs never does."""
@@ -267,7 +267,7 @@ async def _log_in(host: Host, access: Access, **over: Any) -> asyncssh.SSHClient
         options["client_keys"] = [_private_key(os.path.expanduser(host.identity))]
     if access.passphrase is not None:
         options["passphrase"] = access.passphrase
-        if host.identity is not None and _is_encrypted(os.path.expanduser(host.identity)):
+        if host.identity is not None and _is_encrypted(options["client_keys"][0]):
             # Asked for now: asyncssh would ask late, and a wrong one would then look like the host's refusal.
             options["passphrase"] = access.passphrase(host.identity)
     elif os.environ.get("SSH_AUTH_SOCK"):
@@ -335,10 +335,12 @@ def _send_packet(its: "weakref.ref[asyncssh.SSHClientConnection]", kind: int, *c
         type(ssh).send_packet(ssh, kind, *content, **more)
 
 
-def _is_encrypted(path: str) -> bool:
+def _is_encrypted(key: str | asyncssh.SSHKey) -> bool:
     """Whether a private key is there but can't be read without a passphrase."""
+    if isinstance(key, asyncssh.SSHKey):
+        return False
     try:
-        asyncssh.read_private_key(path)
+        asyncssh.read_private_key(key)
     except asyncssh.KeyImportError as error:
         return "assphrase" in str(error)
     except OSError:  # said when it is loaded

@@ -26,14 +26,13 @@ from .errors import ControllerError
 from .execution import Execution, Piece
 from .hosts import BadTarget, Host, SSHConfig, distinct, parse_host
 from .job import Job, asked_mode, new_execution_id
-from .schedule import FORKS, Schedule, Tally, counted
+from .schedule import FORKS, STOPPED, Schedule, Tally, counted
 
 if TYPE_CHECKING:
     from .dispatch import Controller
 
 _SUFFIX_DIGITS: Final = 12
 """Of a host name's SHA-256 in an id (contracts §9): among 10,000 hosts a clash has odds of 1 in 5 million."""
-STOPPED: Final = "fanout.stopped"
 _log = logging.getLogger("cronium.fanout")
 
 Target = Host | str | SSHConfig | BadTarget

@@ -16,7 +16,7 @@ from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result, Strea
 from .errors import ControllerError
 from .executing import Executed, timeout_sentence
 from .hosts import BadTarget, Host, distinct
-from .schedule import Schedule, Tally, counted
+from .schedule import STOPPED, Schedule, Tally, counted
 
 if TYPE_CHECKING:
     from .dispatch import Controller
@@ -202,4 +202,4 @@ def _not_begun(host: str, failures: int | None) -> Result:
     """`failures` None: because of an interrupt."""
     reason = "it was interrupted" if failures is None else f"{counted(failures)} failed before"
     sentence = f"{host}: not begun, because {reason}; run it again there"
-    return Result("", Outcome.REJECTED, host=host, error_code="fanout.stopped", error_message=sentence)
+    return Result("", Outcome.REJECTED, host=host, error_code=STOPPED, error_message=sentence)

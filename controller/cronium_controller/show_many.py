@@ -16,12 +16,12 @@ from cronium_runner.wire.results import TEXT_TAIL, Outcome, Result, exit_status
 
 from . import progress, show
 from .execution import Piece
-from .fanout import STOPPED, FanOut, Submitted
+from .fanout import FanOut, Submitted
 from .hosts import LOCAL, LOCAL_HOST, BadTarget, Host
 from .interrupts import Interrupts
 from .lines import Folder, PrefixedLines
 from .progress import Progress
-from .schedule import Tally, counted, is_success
+from .schedule import STOPPED, Tally, counted, is_success
 from .table import Table
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cronium_controller.runners import Runners
+from documented import OPTIONS
 from openssh import sshd_path
 from remote_host import RemoteHost
 from runner_process import ROOT
@@ -106,3 +107,14 @@ class Impostor:
 def impostor(tmp_path: Path, carrier: Path) -> "Callable[..., Impostor]":
     """`impostor((kind, body), …)`: answers of an agent that isn't ours."""
     return lambda *answers: Impostor(tmp_path / "impostor", carrier, [(int(kind), body) for kind, body in answers])
+
+
+@pytest.fixture
+def seven_hosts(tmp_path: Path, carrier: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteHost]:
+    """One server that answers at seven addresses."""
+    if sshd_path() is None:
+        pytest.skip("openssh-server is not installed")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    with RemoteHost(tmp_path / "remote", carrier, tmp_path / "lib", options=OPTIONS) as made:
+        yield made

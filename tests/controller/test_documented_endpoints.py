@@ -19,8 +19,8 @@ import pytest
 
 from api_process import Client
 from cronium_controller.api.cli import serve
-from documented import OPTIONS, PAGES, PATIENCE, commands, page, place, put_command, run_line
-from openssh import free_port, sshd_path
+from documented import PAGES, PATIENCE, commands, page, place, put_command, run_line
+from openssh import free_port
 from remote_host import RemoteHost
 from web_server import WebServer
 
@@ -185,20 +185,9 @@ def test_a_header_is_handed_over_in_a_file(reader: Reader, curl: str) -> None:
     assert done.stdout == '{"success":true,"data":null}'
 
 
-@pytest.fixture
-def remote(tmp_path: Path, carrier: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteHost]:
-    """One server that answers at seven addresses."""
-    if sshd_path() is None:
-        pytest.skip("openssh-server is not installed")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    with RemoteHost(tmp_path / "remote", carrier, tmp_path / "lib", options=OPTIONS) as made:
-        yield made
-
-
 @pytest.mark.sshd
-def test_the_tool_of_the_page_is_called(remote: RemoteHost, tmp_path: Path) -> None:
-    folder, environment = place(remote, tmp_path)
+def test_the_tool_of_the_page_is_called(seven_hosts: RemoteHost, tmp_path: Path) -> None:
+    folder, environment = place(seven_hosts, tmp_path)
     text = page("api.md").read_text()
     (line,) = re.findall(r"`(CRONIUM_TOOLS=\S+ cronium run [^`]+)`", text)
     (folder / "check.sh").write_text(f"#!/usr/bin/env bash\n{_block('api.md', 'bash', 'executeToolAction')}")

@@ -12,7 +12,6 @@ import shlex
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -21,8 +20,7 @@ import pytest
 import documented
 from cronium_controller.cli import cronium
 from cronium_runner.cli import cronium_runner
-from documented import ID, OPTIONS, PAGES, PATIENCE, commands, filled, place, run_line, spans
-from openssh import sshd_path
+from documented import ID, PAGES, PATIENCE, commands, filled, place, run_line, spans
 from remote_host import RemoteHost
 from runner_process import ROOT
 
@@ -112,27 +110,16 @@ RUN = [
 ]
 
 
-@pytest.fixture
-def remote(tmp_path: Path, carrier: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteHost]:
-    """One server that answers at seven addresses."""
-    if sshd_path() is None:
-        pytest.skip("openssh-server is not installed")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    with RemoteHost(tmp_path / "remote", carrier, tmp_path / "lib", options=OPTIONS) as made:
-        yield made
-
-
 @pytest.mark.sshd
 @pytest.mark.parametrize("page", RUN)
-def test_the_lines_run(remote: RemoteHost, tmp_path: Path, page: str) -> None:
-    folder, environment = place(remote, tmp_path)
+def test_the_lines_run(seven_hosts: RemoteHost, tmp_path: Path, page: str) -> None:
+    folder, environment = place(seven_hosts, tmp_path)
     lines = [(line, filled(line)) for line in commands(documented.page(page))]
     lines = [(line, given) for line, given in lines if not any(word in line for word in _PARSED_ONLY)]
     assert lines
     if page == "deployments.md":  # what is there to go back to
-        older = remote.binary.read_text().replace("#!/bin/sh\n", "#!/bin/sh\n# older\n")
-        (folder / remote.binary.name.replace("0.0.0", "0.1.0")).write_text(older)
+        older = seven_hosts.binary.read_text().replace("#!/bin/sh\n", "#!/bin/sh\n# older\n")
+        (folder / seven_hosts.binary.name.replace("0.0.0", "0.1.0")).write_text(older)
         run_line(
             folder,
             environment,
@@ -146,9 +133,9 @@ def test_the_lines_run(remote: RemoteHost, tmp_path: Path, page: str) -> None:
 
 
 @pytest.mark.sshd
-def test_the_commands_that_sentences_tell_one_to_give_run(remote: RemoteHost, tmp_path: Path) -> None:
+def test_the_commands_that_sentences_tell_one_to_give_run(seven_hosts: RemoteHost, tmp_path: Path) -> None:
     """Those that are whole; a mere name is only spoken of."""
-    folder, environment = place(remote, tmp_path)
+    folder, environment = place(seven_hosts, tmp_path)
     run_line(folder, environment, f"cronium run --host web01 --execution-id {ID} ./nightly.sh")
     told = {
         span
@@ -161,8 +148,8 @@ def test_the_commands_that_sentences_tell_one_to_give_run(remote: RemoteHost, tm
 
 
 @pytest.mark.sshd
-def test_the_limits_of_the_page_hold_and_the_option_beats_the_manifest(remote: RemoteHost, tmp_path: Path) -> None:
-    folder, environment = place(remote, tmp_path)
+def test_the_limits_of_the_page_hold_and_the_option_beats_the_manifest(seven_hosts: RemoteHost, tmp_path: Path) -> None:
+    folder, environment = place(seven_hosts, tmp_path)
     text = documented.page("limits.md").read_text()
     (limits,) = re.findall(r"```yaml\n(limits: .*?)```", text, re.DOTALL)
     (option,) = re.findall(r"`(--limit memory=\S+)`", text)
@@ -199,8 +186,8 @@ def test_the_commands_of_the_page_on_faults_are_ones_that_pytest_takes() -> None
 
 
 @pytest.mark.sshd
-def test_the_programs_of_the_python_page_run(remote: RemoteHost, tmp_path: Path) -> None:
-    folder, environment = place(remote, tmp_path)
+def test_the_programs_of_the_python_page_run(seven_hosts: RemoteHost, tmp_path: Path) -> None:
+    folder, environment = place(seven_hosts, tmp_path)
     (folder / "examples").symlink_to(ROOT / "examples")
     text = (ROOT / "docs/python-api.md").read_text().replace("deploy@", "")
     first, many, later, blocking = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
