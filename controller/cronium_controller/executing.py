@@ -105,19 +105,35 @@ class HostCommands:
     async def wait_chores(self) -> None:
         """Waits until nothing goes on any more, no longer than ending a command may take."""
         if self.chores:
-            await asyncio.wait(list(self.chores), timeout=raw_command.ENDING_SECONDS)
+            await asyncio.wait(list(self.chores), timeout=raw_command.ENDING_SECONDS + raw_command.LAST_WORDS_SECONDS)
 
     async def _wait(
         self, connection: Connection, running: raw_command.RunningCommand, limit: float, command_id: str
     ) -> Completed:
         """A command's end. After its timeout, or when it is left early, it is ended on its host."""
         try:
-            done = await running.wait(limit)
+            if await running.is_over(limit):
+                return await running.completed()
         except BaseException:
-            running.close()
-            self.later(self._end(connection, command_id))
+            self.later(self._leave(connection, running, command_id))
             raise
-        return replace(done, was_ended=await self._end(connection, command_id)) if done.timed_out else done
+        was_ended = await self._end_heard(connection, running, command_id)
+        return replace(await running.completed(), exit_status=None, timed_out=True, was_ended=was_ended)
+
+    async def _leave(self, connection: Connection, running: raw_command.RunningCommand, command_id: str) -> None:
+        """Ends a command that nobody waits for; an error of whoever listens was told to them or concerns nobody."""
+        with contextlib.suppress(Exception):
+            await self._end_heard(connection, running, command_id)
+            await running.completed()
+
+    async def _end_heard(self, connection: Connection, running: raw_command.RunningCommand, command_id: str) -> bool:
+        """Ends a command. What it had written, and what it says to that, is still heard."""
+        try:
+            was_ended = await self._end(connection, command_id)
+            await running.is_over(raw_command.LAST_WORDS_SECONDS if was_ended else 0)
+            return was_ended
+        finally:
+            running.close()
 
     async def _start(
         self, command_id: str, before: str, command: str, in_sh: bool, output: Output | None
@@ -179,8 +195,7 @@ class HostCommands:
         """Asks once whether the login shell reads sh, so that commands need no sh in front of it."""
         with contextlib.suppress(asyncssh.Error, NotStartedError, ControllerError, OSError):
             async with self._connections().lease(self._host()) as lease:
-                running = await raw_command.start(lease.connection, 'echo "$SHELL"', CHECK_SECONDS)
-                done = await running.wait(CHECK_SECONDS)
+                done = await raw_command.asked(lease.connection, 'echo "$SHELL"', CHECK_SECONDS)
             shell = done.stdout.decode("utf-8", "replace").strip()
             self.is_posix = done.exit_status == 0 and os.path.basename(shell) in remote_shell.POSIX_SHELLS
 

@@ -143,6 +143,7 @@ async def run_command(
     except asyncio.CancelledError:
         if not is_interrupted():
             raise
+        await client.close()  # what it had written before is still heard
         return output.noted_in(_interrupted(host.name))
     finally:
         await client.close()

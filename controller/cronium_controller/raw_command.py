@@ -23,6 +23,8 @@ GRACE_SECONDS: Final = 5
 """Between SIGTERM and SIGKILL (contracts §8)."""
 ENDING_SECONDS: Final = GRACE_SECONDS + 5.0
 """How long ending a command may take altogether before it is given up, on a host that may not answer any more."""
+LAST_WORDS_SECONDS: Final = 2.0
+"""For what an ended command had written, some round trips: only a process that got away keeps its output open."""
 _SIGNALS: Final = {
     "HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "TRAP": 5, "ABRT": 6, "BUS": 7, "FPE": 8, "KILL": 9, "USR1": 10,
     "SEGV": 11, "USR2": 12, "PIPE": 13, "ALRM": 14, "TERM": 15, "XCPU": 24, "SYS": 31,
@@ -84,11 +86,6 @@ class _Passing:
         if self._task is not None:
             await self._task
 
-    def stop(self) -> None:
-        """Nobody listens any more."""
-        if self._task is not None:
-            self._task.cancel()
-
     async def _pass(self) -> None:
         while self._pieces:
             stream, data = self._pieces.popleft()
@@ -146,25 +143,23 @@ class RunningCommand(Session):
             self._end_of_input.cancel()
         self._over.set()
 
-    async def wait(self, timeout: float) -> Completed:
-        """Its end, or its timeout in seconds; all output has been heard then. Raises what `output` raises."""
-        timed_out = False
+    async def is_over(self, timeout: float) -> bool:
+        """Whether it ends within that many seconds."""
         try:
             async with asyncio.timeout(None if math.isinf(timeout) else timeout):
                 await self._over.wait()
         except TimeoutError:
-            timed_out = True
-            if self._channel is not None:
-                self._channel.close()
+            return False
+        return True
+
+    async def completed(self) -> Completed:
+        """How it ended, as far as is known, when all output has been heard. Raises what `output` raises."""
         if self._passing is not None:
             await self._passing.wait()
-        status = None if timed_out else self._status
-        return Completed(status, bytes(self.stdout), bytes(self.stderr), timed_out=timed_out)
+        return Completed(self._status, bytes(self.stdout), bytes(self.stderr))
 
     def close(self) -> None:
-        """Listens no more. What runs on the host goes on."""
-        if self._passing is not None:
-            self._passing.stop()
+        """Nothing further comes. What runs on the host goes on."""
         if self._channel is not None:
             self._channel.close()
 
@@ -198,10 +193,21 @@ def dropped(connection: Connection, why: str) -> UnreachableError:
     return UnreachableError("channel.lost", sentence, host=connection.host.name)
 
 
+async def asked(connection: Connection, text: str, timeout: float) -> Completed:
+    """What a short command of ours says; its exit status is None when it took longer than `timeout` seconds to answer.
+
+    Raises as `start` does.
+    """
+    ends_at = time.monotonic() + timeout
+    running = await start(connection, text, timeout)
+    try:
+        await running.is_over(max(0.1, ends_at - time.monotonic()))
+        return await running.completed()
+    finally:
+        running.close()
+
+
 async def end_tree(connection: Connection, command_id: str) -> bool:
     """Ends every process of a command on its host. Whether none is left. Raises asyncssh's errors."""
-    began = time.monotonic()
     text = remote_shell.in_sh(remote_shell.ending(command_id, GRACE_SECONDS))
-    running = await start(connection, text, ENDING_SECONDS)
-    done = await running.wait(max(0.1, ENDING_SECONDS - (time.monotonic() - began)))
-    return done.exit_status == 0
+    return (await asked(connection, text, ENDING_SECONDS)).exit_status == 0

@@ -15,6 +15,8 @@ from .errors import ControllerError
 COMMAND_ID: Final = "CRONIUM_COMMAND_ID"
 """Marks every process of a command in its environment, also those that left its session, so that they can be ended."""
 POSIX_SHELLS: Final = ("sh", "bash", "dash", "zsh", "ksh", "mksh", "ash", "busybox")
+_KILLING_SECONDS: Final = 2
+"""For SIGKILL to be seen: only a process within a system call that can't be interrupted takes longer."""
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _ODD: Final = "\\'!\n\r"
 """What fish (backslashes) or csh (the others) change within single quotes."""
@@ -93,13 +95,16 @@ def ending(command_id: str, grace_seconds: int) -> str:
     """
     # The brackets keep this script and its grep from finding themselves.
     mark = f"{COMMAND_ID}=[{command_id[0]}]{command_id[1:]}"
+    # By the clock, in hundredths of a second since the host started: a round takes long where there is much to look at.
     return (
+        "now() { read -r up rest < /proc/uptime; now=${up%.*}${up#*.}; }; "
         f"found() {{ grep -l {mark} /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | cut -d/ -f3; }}; "
-        'pids=$(found); test -z "$pids" && exit 0; kill -TERM $pids 2>/dev/null; kill -CONT $pids 2>/dev/null; n=0; '
-        f"while test $n -lt {grace_seconds * 20}; do "
-        'pids=$(found); test -z "$pids" && exit 0; sleep 0.05; n=$((n+1)); done; '
-        'n=0; while test $n -lt 40; do pids=$(found); test -z "$pids" && exit 0; kill -KILL $pids 2>/dev/null; '
-        "sleep 0.05; n=$((n+1)); done; exit 1"
+        'pids=$(found); test -z "$pids" && exit 0; kill -TERM $pids 2>/dev/null; kill -CONT $pids 2>/dev/null; '
+        f"now; ends=$((now+{grace_seconds * 100})); "
+        'while now; test $now -lt $ends; do pids=$(found); test -z "$pids" && exit 0; sleep 0.05; done; '
+        f"ends=$((ends+{_KILLING_SECONDS * 100})); "
+        'while pids=$(found); test -n "$pids"; do kill -KILL $pids 2>/dev/null; now; test $now -lt $ends || exit 1; '
+        "sleep 0.05; done; exit 0"
     )
 
 

@@ -7,11 +7,13 @@ import shlex
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cronium_controller import remote_shell
 from remote_host import RemoteHost
 from runner_process import processes_with, wait_until
 
@@ -107,6 +109,40 @@ def test_an_interrupt_ends_the_command_on_its_host(remote: RemoteHost, number: s
     assert b"interrupted" in errors
     assert b"Traceback" not in errors
     wait_until(lambda: not running(remote, "5712"), "the command's end")
+
+
+def test_what_a_command_says_to_its_end_is_heard(remote: RemoteHost) -> None:
+    command = "trap 'echo swept; exit 3' TERM; echo up; while :; do sleep 0.1; done"
+    done = execute(remote, "--timeout", "1", "--", command)
+    assert (done.returncode, done.stdout) == (124, b"up\nswept\n")
+    with remote.start_cronium(
+        "exec", "--host", remote.server.target, "--", command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+    assert (process.returncode, rest) == (130, b"swept\n")
+
+
+def test_an_ended_command_has_its_grace_by_the_clock_also_where_looking_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "grep").write_text('#!/bin/sh\nsleep 1\nexec /bin/grep "$@"\n')
+    (tmp_path / "grep").chmod(0o755)
+    command_id = "ab" * 16
+    stubborn = ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"]
+    with subprocess.Popen(
+        stubborn, env={**os.environ, remote_shell.COMMAND_ID: command_id}, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        began = time.monotonic()
+        assert subprocess.run(["sh", "-c", remote_shell.ending(command_id, 2)], timeout=60).returncode == 0
+        took = time.monotonic() - began
+    assert process.returncode == -signal.SIGKILL
+    assert 2 <= took < 20, "2 s of grace and some looks of a second, not the 40 looks that fit into 2 s elsewhere"
 
 
 def test_json_is_the_object_of_every_result(remote: RemoteHost) -> None:

@@ -365,7 +365,11 @@ def test_an_interrupt_before_any_host_is_reached_is_130_and_a_second_one_tells_h
 def test_an_interrupted_command_has_a_result_for_every_host(hosts: Callable[[int], ManyHosts]) -> None:
     many = hosts(2)
     gate = many.folder / "up"
-    words = [*everywhere(many, many.targets), "--", f"echo up; echo x >> {gate}; sleep 1000"]
+    words = [
+        *everywhere(many, many.targets),
+        "--",
+        f"trap 'echo down' TERM; echo up; echo x >> {gate}; sleep 1000 & wait",
+    ]
     for style in ("--json", "--fold"):
         with many.start_cronium("exec", style, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             wait_until(lambda: gate.exists() and gate.read_text() == "x\nx\n", "both to run")
@@ -376,11 +380,11 @@ def test_an_interrupted_command_has_a_result_for_every_host(hosts: Callable[[int
         if style == "--json":
             *results, summary = map(json.loads, stdout.splitlines())
             told = {result["host"]: (result["state"], result["stdout"]["text"]) for result in results}
-            assert told == dict.fromkeys(many.targets, ("cancelled", "up\n"))
+            assert told == dict.fromkeys(many.targets, ("cancelled", "up\ndown\n"))
             assert summary["states"] == {"cancelled": 2}
         else:
             assert b"(2, cancelled)\n" in stdout, stderr
-            assert stdout.count(b"up\n") == 1
+            assert stdout.count(b"up\ndown\n") == 1
 
 
 def test_runners_are_put_on_many_hosts_and_all_are_looked_at(hosts: Callable[[int], ManyHosts]) -> None:
