@@ -24,7 +24,7 @@ from cronium_runner.wire.names import STDERR, STDOUT
 from payload_bytes import make_payload
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds after which waiting is given up: far more than anything takes, so reaching it is a failure, not a race."""
 
 IGNORING_TERM = "trap '' TERM\necho ready\nwhile :; do sleep 0.05; done\n"

@@ -102,9 +102,9 @@ def ending(command_id: str, grace_seconds: int) -> str:
         'pids=$(found); test -z "$pids" && exit 0; kill -TERM $pids 2>/dev/null; kill -CONT $pids 2>/dev/null; '
         f"now; ends=$((now+{grace_seconds * 100})); "
         'while now; test $now -lt $ends; do pids=$(found); test -z "$pids" && exit 0; sleep 0.05; done; '
-        f"ends=$((ends+{_KILLING_SECONDS * 100})); "
-        'while pids=$(found); test -n "$pids"; do kill -KILL $pids 2>/dev/null; now; test $now -lt $ends || exit 1; '
-        "sleep 0.05; done; exit 0"
+        f"now; ends=$((now+{_KILLING_SECONDS * 100})); "
+        'while pids=$(found); test -n "$pids"; do test $now -lt $ends || exit 1; kill -KILL $pids 2>/dev/null; '
+        "sleep 0.05; now; done; exit 0"
     )
 
 

@@ -64,7 +64,6 @@ class _OurToken:
 
 @SCHEMA.parametrize()
 @settings(
-    deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
     derandomize=True,
@@ -80,7 +79,7 @@ def test_any_request_gets_a_described_answer(case: Any, client: Client, shared_p
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+@settings(max_examples=5, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
 def test_without_a_token_nothing_is_answered(case: Any, shared_platform: Platform) -> None:
     answer = case.call(base_url=shared_platform.address)
     if case.path in ("/health", "/metrics"):

@@ -64,7 +64,6 @@ def test_no_input_gets_past_hypothesis(name: str) -> None:
         max_examples=CASES,
         derandomize=not is_full(),
         database=None,
-        deadline=None,
         print_blob=True,
         phases=(Phase.explicit, Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),

@@ -153,7 +153,7 @@ VALUES = st.one_of(
 KEYS = st.sampled_from([*manifest_module._KEYS, *manifest_module._FLAT_KEYS, "apiToken", "other"])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.dictionaries(KEYS, VALUES, max_size=3))
 def test_schema_and_parser_agree_on_any_document(extra: dict[str, Any]) -> None:
     document = {**BASE, **extra}
@@ -383,7 +383,7 @@ def test_alias_bombs_have_their_code() -> None:
     assert refusal(EXPENSIVE["many items"]).code == "manifest.too_large"
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.text(alphabet="ab01:-?[]{},&*!|>'\"%@` #\n\t\\xu~.=<", max_size=60))
 def test_any_text_is_a_tree_or_a_manifest_error(text: str) -> None:
     try:

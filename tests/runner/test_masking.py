@@ -66,7 +66,7 @@ def test_what_is_held_back_is_only_what_could_go_on() -> None:
     assert masker.feed(b"ion") == b"correct-ion"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     secrets=st.lists(st.binary(min_size=6, max_size=12).map(bytes.hex), min_size=1, max_size=4),
     noise=st.lists(st.binary(max_size=20), max_size=6),

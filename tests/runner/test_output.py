@@ -19,7 +19,7 @@ def sha256(content: bytes) -> str:
 
 
 @given(st.lists(st.binary(max_size=50), max_size=20), st.integers(0, 300))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_the_head_is_kept_exactly_and_anything_more_is_flagged(tmp_path: Path, pieces: list[bytes], cap: int) -> None:
     path = tmp_path / "stdout"
     for left in tmp_path.iterdir():

@@ -441,7 +441,7 @@ def test_a_full_disk_is_the_hosts_fault_not_the_payloads(tmp_path: Path) -> None
     assert done.stdout.split()[0] == b"state.unusable"
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_damaged_payloads_never_crash(tmp_path: Path, data: st.DataObject) -> None:
     """Any mutation of a good tar is accepted or refused with a RunnerError, and nothing lands outside."""

@@ -156,7 +156,7 @@ def test_killed_controllers_cost_no_write(shared: RemoteHost, platform: Platform
 
 
 def test_what_was_not_delivered_is_by_the_next_contact(new_host: NewHost) -> None:
-    host = new_host(environment={"CRONIUM_API_PATIENCE": "0.5"})
+    host = new_host(environment={"CRONIUM_API_PATIENCE": "3"})
     platform = PlatformStore(str(host.remembered / "controller.db"))
     words = ["run", "--host", host.server.target, "--mode", "api", "--execution-id", "later"]
     with host.start_cronium(*words, host.script(WRITER, "writer.sh"), stdout=-3) as running:
