@@ -28,10 +28,15 @@ def reads_bashrc() -> bool:
 
 
 class OpenSSHServer:
-    """`environment` is what sessions get in addition; `options` are further lines of sshd_config, in front."""
+    """`environment` is what sessions get in addition; `options` are sshd_config's first lines, `matches` its last."""
 
     def __init__(
-        self, folder: Path, *, environment: dict[str, str] | None = None, options: list[str] | None = None
+        self,
+        folder: Path,
+        *,
+        environment: dict[str, str] | None = None,
+        options: list[str] | None = None,
+        matches: list[str] | None = None,
     ) -> None:
         self.folder = folder
         self.port = free_port()
@@ -40,6 +45,7 @@ class OpenSSHServer:
         self.log = folder / "sshd.log"
         self._environment = environment or {}
         self._options = options or []
+        self._matches = matches or []
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("host_key", "id_ed25519"):
@@ -83,6 +89,7 @@ class OpenSSHServer:
         if self._environment:
             words = " ".join(f'"{name}={value}"' for name, value in self._environment.items())
             configuration.append(f"SetEnv {words}")
+        configuration += self._matches
         (self.folder / "sshd_config").write_text("\n".join(configuration) + "\n")
         self._process = subprocess.Popen(
             [program, "-D", "-f", self.folder / "sshd_config", "-E", self.log],

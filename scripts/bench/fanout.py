@@ -63,22 +63,26 @@ class FailedError(Exception):
 
 
 class Hosts:
-    """`count` addresses of this machine on which OpenSSH answers, all on one port, with one account and one state."""
+    """`count` addresses of this machine on which OpenSSH answers, all on one port; each has a state directory."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.addresses = [f"127.0.{1 + number // 200}.{1 + number % 200}" for number in range(count)]
-        environment = {"CRONIUM_STATE_DIR": str(folder / "state"), "HOME": str(folder / "home")}
-        (folder / "home").mkdir()  # an empty home: no rc files of whoever runs this
+        home = folder / "home"
+        home.mkdir()  # an empty home: no rc files of whoever runs this
         self.servers: list[OpenSSHServer] = []
         for start in range(0, count, _ADDRESSES):
-            listening = [f"ListenAddress {address}" for address in self.addresses[start : start + _ADDRESSES]]
+            served = self.addresses[start : start + _ADDRESSES]
             beside = folder / f"sshd{start // _ADDRESSES}"
             beside.mkdir()
             if self.servers:
                 for name in ("host_key", "host_key.pub", "id_ed25519", "id_ed25519.pub"):
                     shutil.copy(self.first.folder / name, beside / name)
-            options = ["MaxStartups 2000", *listening]
-            self.servers.append(OpenSSHServer(beside, environment=environment, options=options))
+            options = ["MaxStartups 2000", *(f"ListenAddress {address}" for address in served)]
+            matches = [
+                f'Match LocalAddress {address}\n  SetEnv "HOME={home}" "CRONIUM_STATE_DIR={folder / "state" / address}"'
+                for address in served
+            ]
+            self.servers.append(OpenSSHServer(beside, options=options, matches=matches))
             self.servers[-1].port = self.first.port
         key = " ".join((self.first.folder / "host_key.pub").read_text().split()[:2])
         lines = [f"[{address}]:{self.port} {key}\n" for address in self.addresses]

@@ -113,14 +113,10 @@ def _cronium(setting: Setting) -> list[Way]:
                str(setting.known_hosts), "--forks", str(setting.forks), str(script)]  # fmt: skip
     runner = {"CRONIUM_RUNNER_BINARY": setting.binary, "CRONIUM_RUNNER_ROOT": str(setting.root)}
 
-    def prepare() -> None:
-        """All hosts here have one state: without this each would look through the executions of 200."""
-        shutil.rmtree(setting.folder / "state" / "executions", ignore_errors=True)
-
     return [
-        Way("cronium", [*words, "1", *rest], environment=environment, prepare=prepare),
-        Way("cronium, warm", [*words, "2", *rest], is_warm=True, environment=environment, prepare=prepare),
-        Way("cronium run", command, environment=environment | runner, prepare=prepare),
+        Way("cronium", [*words, "1", *rest], environment=environment),
+        Way("cronium, warm", [*words, "2", *rest], is_warm=True, environment=environment),
+        Way("cronium run", command, environment=environment | runner),
     ]
 
 
