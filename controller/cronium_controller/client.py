@@ -269,7 +269,8 @@ class SSHClient:
         """Runs a command as `run_async` does. Raises ControllerError when there is no exit status and no timeout.
 
         With `in_sh` the command is POSIX sh whatever the login shell is. With `output` that is awaited with each piece
-        of output (stream 1 or 2, bytes) as it comes, and nothing is kept; a timeout of `math.inf` is none.
+        of output (stream 1 or 2, bytes) as it comes, and nothing is kept; a timeout of `math.inf` is none. Cancelled,
+        it has the command ended, and `output` awaited with what that still says, until `close` returns.
         """
         return await self._commands.execute(command, timeout, cwd=cwd, env=env, in_sh=in_sh, output=output)
 

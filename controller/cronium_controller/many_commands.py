@@ -138,16 +138,16 @@ async def run_command(
         executed = await client.execute(
             command.text, command.timeout, cwd=command.cwd, env=command.env, output=output.put
         )
+        result = _ended(host.name, executed)
     except ControllerError as error:
-        return output.noted_in(_failed(host.name, error))
+        result = _failed(host.name, error)
     except asyncio.CancelledError:
         if not is_interrupted():
             raise
-        await client.close()  # what it had written before is still heard
-        return output.noted_in(_interrupted(host.name))
+        result = _interrupted(host.name)
     finally:
-        await client.close()
-    return output.noted_in(_ended(host.name, executed))
+        await client.close()  # when that is over, what was left has been heard to its end
+    return output.noted_in(result)
 
 
 class _Output:

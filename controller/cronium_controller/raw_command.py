@@ -82,9 +82,9 @@ class _Passing:
             self._task = asyncio.ensure_future(self._pass())
 
     async def wait(self) -> None:
-        """Until all of it was heard. Raises what the listener raised."""
+        """Until all of it was heard, which goes on when this is cancelled. Raises what the listener raised."""
         if self._task is not None:
-            await self._task
+            await asyncio.shield(self._task)
 
     async def _pass(self) -> None:
         while self._pieces:
