@@ -34,6 +34,7 @@ from cronium_controller.hosts import parse_host  # noqa: E402
 from cronium_controller.job import Job  # noqa: E402
 from cronium_controller.payloads import Payload, load  # noqa: E402
 from cronium_runner.wire.results import Outcome, Result  # noqa: E402
+from openssh import child_pids  # noqa: E402
 from remote_host import RemoteHost  # noqa: E402
 from tcp_proxy import CUTS, TcpProxy  # noqa: E402
 
@@ -256,10 +257,9 @@ def _descriptors(pid: int) -> list[str]:
 
 def _zombies_below(pid: int) -> int:
     count = 0
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            with contextlib.suppress(OSError):
-                count += Path(f"/proc/{child}/stat").read_bytes().rpartition(b") ")[2][:1] == b"Z"
+    for child in child_pids(pid):
+        with contextlib.suppress(OSError):
+            count += Path(f"/proc/{child}/stat").read_bytes().rpartition(b") ")[2][:1] == b"Z"
     return count
 
 

@@ -126,12 +126,9 @@ class OpenSSHServer:
         found = []
         waiting = [self._process.pid]
         while waiting:
-            for task in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
-                with contextlib.suppress(OSError):
-                    children = [int(word) for word in task.read_text().split()]
-                    servers = [pid for pid in children if _command(pid) == "sshd"]
-                    found += servers
-                    waiting += servers
+            servers = [pid for pid in child_pids(waiting.pop()) if _command(pid) == "sshd"]
+            found += servers
+            waiting += servers
         return found
 
     def count_connections(self) -> int:
@@ -149,6 +146,16 @@ class OpenSSHServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def child_pids(pid: int) -> list[int]:
+    """A process's children; none of one that has ended, nor of a thread that ends meanwhile."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+    return found
 
 
 def _command(pid: int) -> str:

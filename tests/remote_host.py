@@ -22,7 +22,7 @@ from cronium_controller.runners import Runners
 from cronium_controller.store import Store
 from cronium_runner.wire.names import STREAM_NAMES
 from openssh import OpenSSHServer
-from runner_process import PATIENCE, is_running, processes_with, wait_until
+from runner_process import PATIENCE, command_line, is_running, processes_with, wait_until
 
 _MAIN = "import sys; from cronium_controller.cli import main; main()"
 
@@ -201,11 +201,11 @@ class RemoteHost:
 
     def agents(self) -> list[int]:
         """The agent processes on this host."""
-        return [pid for pid in self.processes() if b"agent" in _command_line(pid).split(b"\0")]
+        return [pid for pid in self.processes() if b"agent" in command_line(pid).split(b"\0")]
 
     def processes(self) -> list[int]:
         """Every living process of this host's account, sshd's own excepted."""
-        return [pid for pid in processes_with(str(self.state)) if not _command_line(pid).startswith(b"sshd")]
+        return [pid for pid in processes_with(str(self.state)) if not command_line(pid).startswith(b"sshd")]
 
     def count_sessions(self, kind: str) -> int:
         """How many sessions of a kind (`exec`, `subsystem`) the server's log tells of."""
@@ -215,7 +215,7 @@ class RemoteHost:
         """No process and nothing half-prepared. Ends what is there and fails when there is something."""
         with contextlib.suppress(AssertionError):
             wait_until(lambda: not self.processes(), "the host's processes to end", 8)
-        left = [(pid, _command_line(pid)) for pid in self.processes() if is_running(pid)]
+        left = [(pid, command_line(pid)) for pid in self.processes() if is_running(pid)]
         for pid, _ in left:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -251,10 +251,3 @@ def _status(pid: int | str, name: str) -> int:
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
     raise KeyError(name)
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""

@@ -21,6 +21,7 @@ from typing import Any, Self
 from cronium_runner.wire import frames
 from cronium_runner.wire.frames import Frame, Kind
 from cronium_runner.wire.names import STDERR, STDOUT
+from openssh import child_pids
 from payload_bytes import make_payload
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,8 +67,7 @@ def processes_with(marker: str) -> list[int]:
 
 def unreaped() -> set[int]:
     """Our own children that have ended and that nobody has waited for; those of other tests among them."""
-    ours = [int(word) for path in Path("/proc/self/task").glob("*/children") for word in path.read_text().split()]
-    return {pid for pid in ours if not is_running(pid)}
+    return {pid for pid in child_pids(os.getpid()) if not is_running(pid)}
 
 
 def is_running(pid: int) -> bool:

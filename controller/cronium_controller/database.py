@@ -7,6 +7,7 @@ import contextlib
 import os
 import sqlite3
 import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,9 @@ from .errors import StoreError
 BUSY_SECONDS: Final = 5.0
 """For another process's write to end; each takes a millisecond or two."""
 
+_TURN_SECONDS: Final = 0.01
+_KIND: Final = 0xFF
+"""The bits of an SQLite error code that tell what is wrong; the others tell more of it."""
 _SMALLEST_ROOM: Final = 64 * 1024
 """Bytes: SQLite's index of its log alone takes 32 KiB, and an execution's row some pages."""
 
@@ -38,6 +42,22 @@ def create_privately(path: Path) -> None:
     """
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def keep_log(connection: sqlite3.Connection) -> None:
+    """Turns a database to WAL, where it isn't yet. For another process that writes SQLite waits, but not for one that
+    is just turning it, too, or removes the log as the last one to leave: "locked" at once, so we ask again, as long as
+    SQLite would wait (BUSY_SECONDS). Raises sqlite3.Error.
+    """
+    patience = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & _KIND != sqlite3.SQLITE_BUSY or time.monotonic() >= patience:
+                raise
+        time.sleep(_TURN_SECONDS)
 
 
 class Database:
@@ -73,7 +93,7 @@ class Database:
 
     def _prepare(self) -> None:
         execute = self._connection.execute
-        execute("PRAGMA journal_mode = WAL")
+        keep_log(self._connection)
         # NORMAL survives a crash of ours at any point. A power loss of this machine can take back the last commits, and
         # then an id was forgotten that the host still knows; the host, not this table, makes a start happen once.
         execute("PRAGMA synchronous = NORMAL")

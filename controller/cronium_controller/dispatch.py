@@ -14,7 +14,7 @@ import contextlib
 import re
 import time
 import weakref
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -148,12 +148,15 @@ class Controller:
                 if self._owns_store:
                     self.store.close()
 
-    async def submit(self, host: Host, job: Job, *, follow: bool = True) -> Execution:
+    async def submit(
+        self, host: Host, job: Job, *, follow: bool = True, submitted: Callable[[Execution], object] | None = None
+    ) -> Execution:
         """Submits a job. It is written down first; when this returns, the host has taken it, or the outcome is unknown.
 
         With `follow=False` no output is sent here, only the result. Raises UnreachableError, DeployError, StoreError
         and RefusedError: after each of these nothing was started. Left early (a task that is cancelled), it may have
-        been started or not, as `unknown` says; with `on_disconnect="cancel"` the host is asked to end it.
+        been started or not, as `unknown` says; with `on_disconnect="cancel"` the host is asked to end it. `submitted`
+        is called with the execution before the host has answered, so that it can be cancelled or left already then.
         """
         execution_id = new_execution_id() if job.execution_id is None else job.execution_id
         if not is_execution_id(execution_id):
@@ -174,7 +177,10 @@ class Controller:
         run_as = _other_account(host, job.run_as)
         try:
             with self.reachable.kept(host, run_as):
-                execution = await self._submit(host, job, execution_id, submission, run_as)
+                execution = await self._submitted(host, job, execution_id, submission, run_as)
+                if submitted is not None:
+                    submitted(execution)
+                await self._wait_accepted(execution)
         except ControllerError:
             self.count_unsubmitted()
             raise
@@ -182,7 +188,7 @@ class Controller:
             self._metrics.note_submitted(has_sent_payload=execution.has_sent_payload)
         return execution
 
-    async def _submit(
+    async def _submitted(
         self, host: Host, job: Job, execution_id: str, submission: dict[str, Any], run_as: str | None
     ) -> Execution:
         reached = await self.reachable.reach(host, run_as, is_whole_call=False)
@@ -211,7 +217,7 @@ class Controller:
         execution.lost = execution.ended
         execution.counted = self._count
         execution.unkept = self._tell_unkept
-        return await self._accepted(execution)
+        return execution
 
     async def _endpoint(self, job: Job, reached: Reached, run_as: str | None) -> tuple[str | None, Reason | None]:
         """Where the job finds the runtime API, None for a bundled one; with the reason when that was not preferred.
@@ -320,17 +326,17 @@ class Controller:
         execution.lost = lambda error: self.memory.note_call(host, error)
         execution.counted = self._count
         execution.unkept = self._tell_unkept
-        return await self._accepted(execution)
+        await self._wait_accepted(execution)
+        return execution
 
-    async def _accepted(self, execution: Execution) -> Execution:
-        """The execution, once the host has answered. Whoever doesn't wait for that leaves nothing open."""
+    async def _wait_accepted(self, execution: Execution) -> None:
+        """Waits until the host has answered. Whoever doesn't wait for that leaves nothing open."""
         self._executions.add(execution)
         try:
             await execution.wait_accepted()
         except BaseException:
             execution.abandon()
             raise
-        return execution
 
     async def status(self, execution_id: str, host: Host, *, run_as: str | None = None) -> dict[str, Any]:
         """How an execution stands on its host; `run_as` as for `attach`.

@@ -135,6 +135,13 @@ class Execution:
             self._conversation.send(Kind.DETACH, {})
         self._conversation.close()
 
+    def leave(self) -> None:
+        """Follows no longer, at any time: as `detach`, or as `abandon` while the host has not answered yet."""
+        if self.was_started is None:
+            self.abandon()
+        else:
+            self.detach()
+
     def abandon(self) -> None:
         """Leaves before the host has answered, in the way that the job asks for when a controller is gone."""
         if self._is_over:

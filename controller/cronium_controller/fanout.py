@@ -16,6 +16,7 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cronium_runner.wire.names import invalid_id_sentence, is_execution_id
@@ -103,6 +104,7 @@ class FanOut:
         self._ended: asyncio.Queue[asyncio.Task[Result]] = asyncio.Queue()
         self._running: dict[Host, Execution] = {}
         self._connecting: dict[Host, asyncio.Task[Any]] = {}
+        self._begins_nothing = False
         self._is_cancelled = False
         self._is_left = False
 
@@ -125,7 +127,7 @@ class FanOut:
 
     def cancel(self) -> None:
         """Begins with no further host and has those at work end the script. Their results come, and tell so."""
-        self._is_cancelled = self.tally.is_interrupted = True
+        self._begins_nothing = self._is_cancelled = self.tally.is_interrupted = True
         for connecting in self._connecting.values():
             connecting.cancel()
         for execution in self._running.values():
@@ -134,11 +136,11 @@ class FanOut:
 
     def detach(self) -> None:
         """Begins with no further host and follows none any more; what runs goes on. The results left are `unknown`."""
-        self._is_cancelled = self._is_left = True
+        self._begins_nothing = self._is_left = True
         for connecting in self._connecting.values():
             connecting.cancel()
         for execution in self._running.values():
-            execution.detach()
+            execution.leave()
 
     async def aclose(self) -> None:
         """Leaves it as it is: nothing further begins, and what runs on hosts goes on."""
@@ -199,7 +201,7 @@ class FanOut:
 
     def _begin(self) -> None:
         """Begins with as many hosts as may be begun with now."""
-        while not self._is_cancelled and (target := self._schedule.next()) is not None:
+        while not self._begins_nothing and (target := self._schedule.next()) is not None:
             task = asyncio.ensure_future(self._on(target))
             self._tasks.add(task)
             task.add_done_callback(self._ended.put_nowait)
@@ -226,12 +228,9 @@ class FanOut:
         if not await self._is_connected(host):
             return self._not_begun(host)
         job = replace(self._job, execution_id=self.execution_id(host))
-        execution = await self._controller.submit(host, job, follow=self._output is not None)
-        self._running[host] = execution
-        if self._is_left:
-            execution.detach()
-        elif self._is_cancelled and execution.is_running:
-            execution.cancel()
+        execution = await self._controller.submit(
+            host, job, follow=self._output is not None, submitted=partial(self._hear_submitted, host)
+        )
         if self._output is not None:
             async for piece in execution.pieces():
                 try:
@@ -241,6 +240,15 @@ class FanOut:
         result = await execution.result()
         await execution.wait_acknowledged()
         return result
+
+    def _hear_submitted(self, host: Host, execution: Execution) -> None:
+        """From here on it can be ended or left, and is, where that was asked of all of them in the meantime."""
+        self._running[host] = execution
+        if self._is_cancelled:
+            with contextlib.suppress(ControllerError):  # then its result is `unknown`, and says why
+                execution.cancel()
+        if self._is_left:
+            execution.leave()
 
     async def _is_connected(self, host: Host) -> bool:
         """Connects, which may be given up at any time: nothing has been submitted. Raises as `submit` does."""
@@ -261,7 +269,7 @@ class FanOut:
         except ControllerError:
             self._controller.count_unsubmitted()
             raise
-        return not self._is_cancelled
+        return not self._begins_nothing
 
     def _failed(self, name: str, execution_id: str, error: ControllerError) -> Result:
         """What an error amounts to: nothing was started, or nothing is known of a host that can't be asked."""
@@ -292,7 +300,7 @@ class FanOut:
         )
 
     def _not_begun(self, target: Host | BadTarget) -> Result:
-        reason = "it was interrupted" if self._is_cancelled else f"{counted(self._schedule.failures)} failed before"
+        reason = "it was interrupted" if self._begins_nothing else f"{counted(self._schedule.failures)} failed before"
         execution_id = self.execution_id(target) if isinstance(target, Host) else ""
         return Result(
             execution_id,

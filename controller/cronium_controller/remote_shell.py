@@ -91,14 +91,16 @@ def ending(command_id: str, grace_seconds: int) -> str:
     """sh that ends every process marked with this id: SIGTERM, then SIGKILL, and 1 when some are left.
 
     Looks at environments, which a process can't shed by leaving its session, and at command lines, since a shell's own
-    environment shows only what it was started with. Linux only, as the runner is.
+    environment shows only what it was started with. Linux only, as the runner is. Parents are signalled before their
+    children, so no shell is left to complain of a child that was killed.
     """
     # The brackets keep this script and its grep from finding themselves.
     mark = f"{COMMAND_ID}=[{command_id[0]}]{command_id[1:]}"
     # By the clock, in hundredths of a second since the host started: a round takes long where there is much to look at.
     return (
         "now() { read -r up rest < /proc/uptime; now=${up%.*}${up#*.}; }; "
-        f"found() {{ grep -l {mark} /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | cut -d/ -f3; }}; "
+        f"found() {{ grep -l {mark} /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null"
+        " | cut -d/ -f3 | sort -un; }; "
         'pids=$(found); test -z "$pids" && exit 0; kill -TERM $pids 2>/dev/null; kill -CONT $pids 2>/dev/null; '
         f"now; ends=$((now+{grace_seconds * 100})); "
         'while now; test $now -lt $ends; do pids=$(found); test -z "$pids" && exit 0; sleep 0.05; done; '

@@ -38,7 +38,7 @@ from cronium_controller import (
 from cronium_controller.connection import Access
 from cronium_controller.errors import ControllerError
 from openssh import OpenSSHServer, sshd_path
-from runner_process import ROOT, processes_with, wait_until
+from runner_process import ROOT, command_line, processes_with, wait_until
 
 LONG = 30.0
 """Longer than anything here takes, shorter than a job's own end."""
@@ -99,14 +99,7 @@ async def client(server: OpenSSHServer) -> AsyncIterator[SSHClient]:
 
 def leftovers(server: OpenSSHServer, text: str) -> list[int]:
     """Processes of the server's sessions whose command line has `text`."""
-    return [pid for pid in processes_with(str(server.folder)) if text.encode() in _command_line(pid)]
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+    return [pid for pid in processes_with(str(server.folder)) if text.encode() in command_line(pid)]
 
 
 # -- commands --------------------------------------------------------------------------------------------------------

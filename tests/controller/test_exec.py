@@ -15,7 +15,7 @@ import pytest
 
 from cronium_controller import remote_shell
 from remote_host import RemoteHost
-from runner_process import processes_with, wait_until
+from runner_process import command_line, processes_with, wait_until
 
 Done = subprocess.CompletedProcess[bytes]
 pytestmark = pytest.mark.sshd
@@ -27,14 +27,7 @@ def execute(remote: RemoteHost, *words: object, **how: Any) -> Done:
 
 def running(remote: RemoteHost, text: str) -> list[int]:
     """Processes of the host's sessions whose command line has `text`."""
-    found = []
-    for pid in processes_with(str(remote.state)):
-        try:
-            if text.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-        except OSError:
-            continue
-    return found
+    return [pid for pid in processes_with(str(remote.state)) if text.encode() in command_line(pid)]
 
 
 def test_streams_stay_apart_byte_for_byte_and_the_exit_status_is_ours(remote: RemoteHost) -> None:
@@ -143,6 +136,20 @@ def test_an_ended_command_has_its_grace_by_the_clock_also_where_looking_takes_lo
         took = time.monotonic() - began
     assert process.returncode == -signal.SIGKILL
     assert 2 <= took < 40, "2 s of grace and some looks of a second, not the 40 looks that fit into 2 s elsewhere"
+
+
+def test_a_command_that_is_killed_is_killed_before_its_children_of_whose_end_it_would_complain() -> None:
+    """With a moment between each two signals. The shell is known by its command line, its child by its environment."""
+    command_id = "cd" * 16
+    script = f"export {remote_shell.COMMAND_ID}={command_id}; trap '' TERM; echo up; sleep 5718; true"
+    slowly = 'kill() { for pid in $(shift; echo "$@"); do command kill $1 $pid; sleep 0.1; done; }; '
+    with subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        ending = ["sh", "-c", slowly + remote_shell.ending(command_id, 0)]
+        assert subprocess.run(ending, stderr=subprocess.DEVNULL, timeout=60).returncode == 0
+        _, complaint = process.communicate()
+    assert (process.returncode, complaint) == (-signal.SIGKILL, b"")
 
 
 def test_json_is_the_object_of_every_result(remote: RemoteHost) -> None:

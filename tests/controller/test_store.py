@@ -5,7 +5,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -194,6 +196,36 @@ def test_many_processes_at_once_lose_nothing(path: Path) -> None:
     store = Store(path)
     assert [record.state for record in store.recent(1000)] == ["accepted"] * 300
     store.close()
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        "from cronium_controller.store import Store as opened",
+        "from cronium_controller.platform_store import PlatformStore; opened = lambda path: PlatformStore(str(path))",
+    ],
+    ids=["store", "platform_store"],
+)
+def test_processes_that_open_a_new_one_at_the_same_instant_wait_for_each_other(path: Path, opening: str) -> None:
+    """SQLite itself tells one of them "locked" at once, in one round of four."""
+    program = (
+        f"import sys, time; from pathlib import Path; {opening}\n"
+        "print('ready', flush=True); began = float(input())\n"
+        "for n in range(25):\n"
+        "    time.sleep(max(0, began + 0.05 * n - time.monotonic()))\n"
+        "    opened(Path(f'{sys.argv[1]}{n}')).close()\n"
+    )
+    started = partial(subprocess.Popen[str], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    processes = [started([sys.executable, "-c", program, path], text=True) for _ in range(6)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    began = f"{time.monotonic() + 0.1}\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(began)
+        process.stdin.flush()
+    assert [process.communicate(timeout=60)[1] for process in processes] == [""] * len(processes)
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from typing import Any, Final
 
 from cronium_runner.wire.frames import Kind
 from faults.witness import SCRIPT, Witness
-from runner_process import AgentProcess, Host, is_running, processes_with
+from openssh import child_pids
+from runner_process import AgentProcess, Host, command_line, is_running, processes_with
 
 STUCK_SECONDS: Final = 40.0
 """How long an undisturbed contact may take before its id counts as stuck: fifty times what it takes."""
@@ -237,15 +238,5 @@ def spooled(execution: Path) -> tuple[bytes, bytes]:
 
 def supervisors_below(guardian: int) -> list[int]:
     """The guardian's children that are forks of it: its supervisors, or the undertaker of one."""
-    command = _command(guardian)
-    with contextlib.suppress(OSError):
-        children = Path(f"/proc/{guardian}/task/{guardian}/children").read_text().split()
-        return [int(pid) for pid in children if _command(int(pid)) == command != b""]
-    return []
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+    command = command_line(guardian)
+    return [pid for pid in child_pids(guardian) if command_line(pid) == command != b""]

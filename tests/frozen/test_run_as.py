@@ -18,7 +18,7 @@ import pytest
 
 from accounts import Account, sudo_rule, throw_away_account
 from cronium_runner.wire.frames import MAGIC, Kind, encode_data, encode_json
-from runner_process import Host, wait_until
+from runner_process import Host, command_line, wait_until
 
 pytestmark = [
     pytest.mark.frozen,
@@ -339,7 +339,7 @@ def test_nothing_is_left_when_the_end_is_reported(root: Host, target: Account) -
     )
     result = json.loads(root.run("run", "--json", "--run-as", target.name, script).stdout)
     assert (result["exitCode"], result["strays"] > 0) == (4, True)
-    assert not [pid for pid in target.processes() if b"300" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert not [pid for pid in target.processes() if b"300" in command_line(pid)]
     target.wait_nothing_left()
 
 

@@ -6,12 +6,12 @@ import resource
 import shutil
 import signal
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cronium_runner.wire.frames import Kind
+from openssh import child_pids
 from payload_bytes import make_payload
 from runner_process import PATIENCE, AgentProcess, Host, Payload, is_running, wait_until
 
@@ -28,13 +28,6 @@ def slow_payload(script: bytes) -> Payload:
     return Payload(make_payload({"manifest.yaml": manifest, "s": script, **files}))
 
 
-def children(pid: int) -> list[int]:
-    """The children of a process."""
-    with contextlib.suppress(OSError):
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
-
-
 def kill_supervisor_before_the_claim(host: Host, guardian: int) -> None:
     """Kills the guardian's one child while it prepares, and removes what it could not."""
 
@@ -42,7 +35,7 @@ def kill_supervisor_before_the_claim(host: Host, guardian: int) -> None:
         return [name for name in host.executions() if name.startswith(".new-")]
 
     wait_until(staged, "the preparation to begin")
-    [supervisor] = children(guardian)
+    [supervisor] = child_pids(guardian)
     os.kill(supervisor, signal.SIGKILL)
     wait_until(lambda: not is_running(supervisor), "the supervisor's end")
     for name in staged():
@@ -91,7 +84,7 @@ def test_a_submitter_that_goes_before_the_claim_decides_as_it_said(
         channel = agent.submit(payload, "job", onDisconnect=on_disconnect)
         agent.expect(channel, Kind.WANT_PAYLOAD)
         agent.send_payload(channel, payload.content)
-        wait_until(lambda: children(agent.process.pid), "the supervisor")
+        wait_until(lambda: child_pids(agent.process.pid), "the supervisor")
         agent.close_input()
         assert agent.process.wait(PATIENCE) == 0
     recorded = host.recorded("job")
@@ -123,7 +116,7 @@ def test_a_supervisor_killed_right_after_the_claim_is_followed_to_lost(host: Hos
         agent.send_payload(channel, payload.content)
         while not host.execution("job").exists():
             pass
-        [supervisor] = children(agent.process.pid)
+        [supervisor] = child_pids(agent.process.pid)
         os.kill(supervisor, signal.SIGKILL)
         assert agent.expect(channel, Kind.ACCEPTED).json() == {"executionId": "job", "started": True}
         assert agent.finished(channel)["state"] == "lost"

@@ -362,6 +362,38 @@ def test_an_interrupt_before_any_host_is_reached_is_130_and_a_second_one_tells_h
     assert many.cronium("wait", "long").returncode == 130
 
 
+async def test_what_no_host_has_answered_yet_is_cancelled_too_and_left_at_once(
+    hosts: Callable[[int], ManyHosts],
+) -> None:
+    many = hosts(2)
+    script = many.script("sleep 1000\n")
+    everywhere = reachable(many, many.targets)
+    async with many.controller() as controller:
+        warm = Job(load(script), execution_id="warm", timeout=1)
+        await gathered(controller.run_many(everywhere, warm, keep_connections=True))  # they have the payload now
+        agents = many.agents()
+        for pid in agents:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            stopped = controller.run_many(everywhere, Job(load(script), execution_id="stopped"), keep_connections=True)
+            gathering = asyncio.ensure_future(gathered(stopped))
+            ids = [stopped.execution_id(host) for host in everywhere]
+            async with asyncio.timeout(60):
+                while not all(controller.store.find(execution_id) for execution_id in ids):
+                    await asyncio.sleep(0.01)
+                stopped.cancel()
+                stopped.detach()
+                results = await gathering
+        finally:
+            for pid in agents:
+                os.kill(pid, signal.SIGCONT)
+        assert [result.state for result in results] == [Outcome.UNKNOWN] * 2
+        for execution_id, host in zip(ids, everywhere, strict=True):
+            wait_until((many.execution(execution_id) / "state.jsonl").exists, "its start")
+            ended = await (await controller.attach(execution_id, host)).result()
+            assert ended.state is Outcome.CANCELLED
+
+
 def test_an_interrupted_command_has_a_result_for_every_host(hosts: Callable[[int], ManyHosts]) -> None:
     many = hosts(2)
     gate = many.folder / "up"

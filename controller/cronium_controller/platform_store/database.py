@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import sqlalchemy as sql
 
-from ..database import create_privately, reason
+from ..database import create_privately, keep_log, reason
 from ..errors import StoreError
 from ..state_path import default_path
 
@@ -123,7 +123,7 @@ def _engine(url: sql.URL, is_sqlite: bool) -> sql.Engine:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where we say, also around DDL
-    connection.execute("PRAGMA journal_mode = WAL")
+    keep_log(connection)
     # FULL: once we have answered, the runner forgets its copy of a write. NORMAL would lose it in a power cut.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
