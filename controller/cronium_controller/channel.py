@@ -64,8 +64,9 @@ class Conversation:
         """Sends a payload's pieces and its end, as fast as the connection takes them."""
         for piece in pieces:
             self._channel.send(frames.encode(Kind.PAYLOAD, self._number, piece))
-            await self._channel.wait_writable()
-            if self._arrived:  # refused in the middle, for want of room perhaps: the rest would go nowhere
+            await self._wait_writable()
+            # Refused in the middle, for want of room perhaps, or left: the rest would go nowhere.
+            if self._arrived or self._is_closed:
                 return
         self._channel.send(frames.encode(Kind.PAYLOAD, self._number))
 
@@ -86,6 +87,17 @@ class Conversation:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         return self._arrived.popleft()
+
+    async def _wait_writable(self) -> None:
+        """Waits until the connection takes more, or there is no more to be said."""
+        if self._channel.is_writable:
+            return
+        writable = asyncio.ensure_future(self._channel.wait_writable())
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.wait([writable, self._waiter], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            writable.cancel()
 
     def close(self) -> None:
         """Frees the channel number; frames that still arrive for it are dropped, and `receive` waits no longer."""
@@ -253,6 +265,11 @@ class AgentChannel:
             self._ssh.write(gathered)
         except (asyncssh.Error, OSError) as error:
             self.lose(str(error))
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the connection takes more now."""
+        return self._writable.is_set()
 
     async def wait_writable(self) -> None:
         """Waits until the connection takes more."""

@@ -7,6 +7,7 @@ Heavy imports happen in the commands, so that `--help` and completion stay quick
 import contextlib
 import os
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
@@ -30,7 +31,9 @@ from .errors import ControllerError
 
 if TYPE_CHECKING:
     from .dispatch import Controller
+    from .execution import Execution
     from .hosts import BadTarget, Host
+    from .interrupts import Interrupts
 
 
 _DEFECT: Final = "controller.internal"
@@ -183,31 +186,38 @@ def run(
         return job
 
     async def submit_and_show(controller: "Controller", where: "Host") -> int:
-        job = job_for(controller)
-        execution = await controller.submit(where, job, follow=not detach)
-        if detach:
-            if not execution.is_running:  # rejected, or unknown: say so
-                return await show.follow(execution, as_json=as_json, can_cancel=False)
-            show.print_start(execution, verbose=verbose)
-            if execution.is_served_here:
-                click.echo(
-                    "cronium: warning: nothing serves it now; its writes are kept there, and its reads fail, until: "
-                    f"cronium wait {execution.id}",
-                    err=True,
-                )
-            execution.detach()
-            if as_json:
-                show.print_json({"executionId": execution.id, "host": where.name, "state": "accepted"})
-            else:
-                click.echo(execution.id)
-            return 0
-        return await show.follow(execution, as_json=as_json, verbose=verbose)
+        with ExitStack() as while_it_runs:
+            interrupted: list[Interrupts] = []
+
+            def hear_interrupts(execution: "Execution") -> None:
+                interrupted.append(while_it_runs.enter_context(show.interrupts(execution, can_cancel=True)))
+
+            execution = await controller.submit(where, job_for(controller), submitted=hear_interrupts)
+            return await show.follow_submitted(execution, *interrupted, as_json=as_json, verbose=verbose)
+
+    async def submit_and_leave(controller: "Controller", where: "Host") -> int:
+        execution = await controller.submit(where, job_for(controller), follow=False)
+        if not execution.is_running:  # rejected, or unknown: say so
+            return await show.follow(execution, as_json=as_json)
+        show.print_start(execution, verbose=verbose)
+        if execution.is_served_here:
+            click.echo(
+                "cronium: warning: nothing serves it now; its writes are kept there, and its reads fail, until: "
+                f"cronium wait {execution.id}",
+                err=True,
+            )
+        execution.detach()
+        if as_json:
+            show.print_json({"executionId": execution.id, "host": where.name, "state": "accepted"})
+        else:
+            click.echo(execution.id)
+        return 0
 
     async def on_all(controller: "Controller", targets: "list[Host | BadTarget]") -> int:
         from .hosts import Host
 
         if len(targets) == 1 and isinstance(targets[0], Host):
-            return await submit_and_show(controller, targets[0])
+            return await (submit_and_leave if detach else submit_and_show)(controller, targets[0])
         from .open_files import make_room
         from .show_many import JSON, ManyHosts, leave_running
 

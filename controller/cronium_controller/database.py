@@ -46,8 +46,8 @@ def create_privately(path: Path) -> None:
 
 def keep_log(connection: sqlite3.Connection) -> None:
     """Turns a database to WAL, where it isn't yet. For another process that writes SQLite waits, but not for one that
-    is just turning it, too, or removes the log as the last one to leave: "locked" at once, so we ask again, as long as
-    SQLite would wait (BUSY_SECONDS). Raises sqlite3.Error.
+    is just turning it, too, or removes the log as the last one to leave: "locked" at once, so we ask again, for about
+    as long as SQLite waits elsewhere (BUSY_SECONDS). Raises sqlite3.Error.
     """
     patience = time.monotonic() + BUSY_SECONDS
     while True:

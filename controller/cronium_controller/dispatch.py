@@ -178,9 +178,7 @@ class Controller:
         try:
             with self.reachable.kept(host, run_as):
                 execution = await self._submitted(host, job, execution_id, submission, run_as)
-                if submitted is not None:
-                    submitted(execution)
-                await self._wait_accepted(execution)
+                await self._wait_accepted(execution, submitted)
         except ControllerError:
             self.count_unsubmitted()
             raise
@@ -236,7 +234,7 @@ class Controller:
     async def _admit(self, execution_id: str, job: Job, host: Host, endpoint: str, *, is_new: bool) -> ApiAccess:
         try:
             return await self._live.admit(execution_id, job, host, endpoint)
-        except ControllerError:
+        except BaseException:  # of one who is told to stop, too: nothing has been sent
             if is_new:
                 self.store.note_state(execution_id, "refused")
             raise
@@ -329,10 +327,14 @@ class Controller:
         await self._wait_accepted(execution)
         return execution
 
-    async def _wait_accepted(self, execution: Execution) -> None:
+    async def _wait_accepted(
+        self, execution: Execution, submitted: Callable[[Execution], object] | None = None
+    ) -> None:
         """Waits until the host has answered. Whoever doesn't wait for that leaves nothing open."""
         self._executions.add(execution)
         try:
+            if submitted is not None:
+                submitted(execution)
             await execution.wait_accepted()
         except BaseException:
             execution.abandon()

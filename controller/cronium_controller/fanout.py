@@ -14,10 +14,10 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from cronium_runner.wire.names import invalid_id_sentence, is_execution_id
 from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result
@@ -36,6 +36,7 @@ _SUFFIX_DIGITS: Final = 12
 """Of a host name's SHA-256 in an id (contracts §9): among 10,000 hosts a clash has odds of 1 in 5 million."""
 _log = logging.getLogger("cronium.fanout")
 
+_T = TypeVar("_T")
 Target = Host | str | SSHConfig | BadTarget
 Output = Callable[[Host, Piece], Awaitable[None]]
 
@@ -103,7 +104,8 @@ class FanOut:
         self._tasks: set[asyncio.Task[Result]] = set()
         self._ended: asyncio.Queue[asyncio.Task[Result]] = asyncio.Queue()
         self._running: dict[Host, Execution] = {}
-        self._connecting: dict[Host, asyncio.Task[Any]] = {}
+        self._unsubmitted: dict[Host, asyncio.Task[Any]] = {}
+        """What goes on where nothing has been submitted yet: it may be given up at any time."""
         self._begins_nothing = False
         self._is_cancelled = False
         self._is_left = False
@@ -128,17 +130,20 @@ class FanOut:
     def cancel(self) -> None:
         """Begins with no further host and has those at work end the script. Their results come, and tell so."""
         self._begins_nothing = self._is_cancelled = self.tally.is_interrupted = True
-        for connecting in self._connecting.values():
-            connecting.cancel()
+        for doing in self._unsubmitted.values():
+            doing.cancel()
         for execution in self._running.values():
             with contextlib.suppress(ControllerError):  # then its result is `unknown`, and says why
                 execution.cancel()
 
     def detach(self) -> None:
-        """Begins with no further host and follows none any more; what runs goes on. The results left are `unknown`."""
+        """Begins with no further host and follows none any more; what runs goes on. The results left are `unknown`.
+
+        A host that has not answered yet is left as `on_disconnect` says.
+        """
         self._begins_nothing = self._is_left = True
-        for connecting in self._connecting.values():
-            connecting.cancel()
+        for doing in self._unsubmitted.values():
+            doing.cancel()
         for execution in self._running.values():
             execution.leave()
 
@@ -228,9 +233,12 @@ class FanOut:
         if not await self._is_connected(host):
             return self._not_begun(host)
         job = replace(self._job, execution_id=self.execution_id(host))
-        execution = await self._controller.submit(
-            host, job, follow=self._output is not None, submitted=partial(self._hear_submitted, host)
+        hear = partial(self._hear_submitted, host)
+        execution = await self._interruptible(
+            host, self._controller.submit(host, job, follow=self._output is not None, submitted=hear)
         )
+        if execution is None:
+            return self._not_begun(host)
         if self._output is not None:
             async for piece in execution.pieces():
                 try:
@@ -242,34 +250,32 @@ class FanOut:
         return result
 
     def _hear_submitted(self, host: Host, execution: Execution) -> None:
-        """From here on it can be ended or left, and is, where that was asked of all of them in the meantime."""
+        """From here on it is ended or left as an execution, which may have been started."""
+        del self._unsubmitted[host]
         self._running[host] = execution
-        if self._is_cancelled:
-            with contextlib.suppress(ControllerError):  # then its result is `unknown`, and says why
-                execution.cancel()
-        if self._is_left:
-            execution.leave()
 
     async def _is_connected(self, host: Host) -> bool:
         """Connects, which may be given up at any time: nothing has been submitted. Raises as `submit` does."""
         reach = self._controller.reachable.reach
         account = None if self._job.run_as == host.user else self._job.run_as
-        connecting = self._connecting[host] = asyncio.ensure_future(reach(host, account))
         try:
             with self._controller.connections.hurried(host):
-                await asyncio.wait([connecting])
-        finally:
-            del self._connecting[host]
-            connecting.cancel()
-            await asyncio.wait([connecting])  # until then it keeps the host
-        if connecting.cancelled():
-            return False
-        try:
-            connecting.result()
+                reached = await self._interruptible(host, reach(host, account))
         except ControllerError:
             self._controller.count_unsubmitted()
             raise
-        return not self._begins_nothing
+        return reached is not None and not self._begins_nothing
+
+    async def _interruptible(self, host: Host, step: Coroutine[Any, Any, _T]) -> _T | None:
+        """What a step towards the submission returns; None when it was given up, and nothing was submitted."""
+        doing = self._unsubmitted[host] = asyncio.ensure_future(step)
+        try:
+            await asyncio.wait([doing])
+        finally:
+            self._unsubmitted.pop(host, None)
+            doing.cancel()
+            await asyncio.wait([doing])  # until then it keeps the host
+        return None if doing.cancelled() else doing.result()
 
     def _failed(self, name: str, execution_id: str, error: ControllerError) -> Result:
         """What an error amounts to: nothing was started, or nothing is known of a host that can't be asked."""

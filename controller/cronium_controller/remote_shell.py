@@ -91,8 +91,9 @@ def ending(command_id: str, grace_seconds: int) -> str:
     """sh that ends every process marked with this id: SIGTERM, then SIGKILL, and 1 when some are left.
 
     Looks at environments, which a process can't shed by leaving its session, and at command lines, since a shell's own
-    environment shows only what it was started with. Linux only, as the runner is. Parents are signalled before their
-    children, so no shell is left to complain of a child that was killed.
+    environment shows only what it was started with. Linux only, as the runner is. Lower process ids
+    are signalled first: parents before children, unless the numbers have wrapped, so that no shell is left to complain
+    of a child that was killed.
     """
     # The brackets keep this script and its grep from finding themselves.
     mark = f"{COMMAND_ID}=[{command_id[0]}]{command_id[1:]}"

@@ -40,11 +40,10 @@ LOOKED_AFTER: Final = 0.25
 _has_left = False
 
 
-async def follow(execution: "Execution", *, as_json: bool, verbose: bool = False, can_cancel: bool = True) -> int:
-    """Shows the output as it comes, then the result; returns the exit status.
+def interrupts(execution: "Execution", *, can_cancel: bool) -> Interrupts:
+    """What an interrupt does to an execution: it is ended on its host, and a second one stops waiting for that.
 
-    With `can_cancel`, for one that was submitted just now, its start is told, an interrupt cancels it on the host and
-    waits for its end, and a second one stops waiting. Without, the first one leaves it running.
+    Without `can_cancel` the first one stops waiting, and it goes on.
     """
 
     def cancel() -> None:
@@ -52,24 +51,39 @@ async def follow(execution: "Execution", *, as_json: bool, verbose: bool = False
         with contextlib.suppress(ChannelLostError):  # then the output ends, too, and says so
             execution.cancel()
 
-    def detach() -> None:
+    def stop_waiting() -> None:
         leave()
-        execution.detach()
+        execution.leave()
 
-    interrupts = Interrupts(detach, cancel if can_cancel else None)
+    return Interrupts(stop_waiting, cancel if can_cancel else None)
+
+
+async def follow_submitted(execution: "Execution", interrupted: Interrupts, *, as_json: bool, verbose: bool) -> int:
+    """Shows an execution that was submitted just now, as `follow` does; `interrupted` was entered when it was sent."""
+    if not interrupted.has_left:
+        print_start(execution, verbose=verbose)
+    return await _follow(execution, interrupted, as_json=as_json, verbose=verbose, can_cancel=True)
+
+
+async def follow(execution: "Execution", *, as_json: bool) -> int:
+    """Shows the output as it comes, then the result; returns the exit status. An interrupt leaves it running."""
+    with interrupts(execution, can_cancel=False) as interrupted:
+        return await _follow(execution, interrupted, as_json=as_json, verbose=False, can_cancel=False)
+
+
+async def _follow(
+    execution: "Execution", interrupted: Interrupts, *, as_json: bool, verbose: bool, can_cancel: bool
+) -> int:
     tails = {stream: bytearray() for stream in STREAM_NAMES}
-    with interrupts:
-        if can_cancel:
-            print_start(execution, verbose=verbose)  # whoever reads that can interrupt it
-        async for piece in execution.pieces():
-            if as_json:
-                tails[piece.stream] += piece.data
-                del tails[piece.stream][:-TEXT_TAIL]
-            else:
-                await write(piece.stream, piece.data)
-            if interrupts.has_left:
-                break
-    if interrupts.has_left and execution.known_result is None:
+    async for piece in execution.pieces():
+        if as_json:
+            tails[piece.stream] += piece.data
+            del tails[piece.stream][:-TEXT_TAIL]
+        else:
+            await write(piece.stream, piece.data)
+        if interrupted.has_left:
+            break
+    if interrupted.has_left and execution.known_result is None:
         what = "it is being ended on the host" if can_cancel else "it goes on"
         sentence = f"left; {what}. Look again with: cronium attach {execution.id}"
         return print_unknown(execution.id, execution.host.name, sentence, tails, as_json=as_json)

@@ -199,7 +199,8 @@ class Agent:
         conversation = self._conversations.pop(channel, None)
         if conversation is not None:
             conversation.close()
-        self._send_refusal(channel, error)
+        if conversation is None or not conversation.is_left:
+            self._send_refusal(channel, error)
 
     def _send_refusal(self, channel: int, error: Exception) -> None:
         if isinstance(error, OSError):

@@ -102,6 +102,8 @@ class Conversation:
         self._wants_future = True
         self._credit = dict.fromkeys(STREAM_NAMES, frames.CREDIT)
         self._is_cancelled = False
+        self.is_left = False
+        """Nobody listens any more: it only waits to tell a supervisor of the cancel that was asked for before."""
         self._submission: Submission | None = None
         self._sha256 = ""
         self._payload: IncomingPayload | None = None
@@ -134,7 +136,7 @@ class Conversation:
     def _want_payload(self) -> None:
         self._payload = self._agent.payloads.receive(self._sha256)
         self._move(Phase.RECEIVING)
-        self._agent.send(Kind.WANT_PAYLOAD, self.channel, {"sha256": self._sha256})
+        self._tell(Kind.WANT_PAYLOAD, {"sha256": self._sha256})
 
     def attach(self, *, wants_future: bool, access: Access | None = None) -> None:
         """An execution that exists. Without `wants_future` what is there now is all that is wanted.
@@ -189,6 +191,9 @@ class Conversation:
 
     def detach(self) -> None:
         """Follows no longer. The supervisor keeps its guardian: a detached execution has lost nobody."""
+        if self._is_cancelled and self.phase in (Phase.STARTING, Phase.JOINING):
+            self.is_left, self._wants_data = True, False  # whose the id is, and so whom to tell, is not known yet
+            return
         if self._pid is not None and self._watch is not None:
             watch, self._watch = self._watch, None
             self._agent.ignore(watch)
@@ -240,6 +245,8 @@ class Conversation:
                 self._move(Phase.FOLLOWING)
             if verdict == "finished" and self.phase is Phase.FOLLOWING:
                 self._move(Phase.ENDING)
+            if self.is_left:
+                self.detach()
 
     def _take_rejection(self, rejection: Result) -> None:
         if rejection.error_code == "payload.not_found" and not self._was_received:
@@ -247,6 +254,8 @@ class Conversation:
             self._drop_watch()
             self._pid, self._verdict = None, GuardianReader()
             self._want_payload()
+            if self._is_cancelled:  # which went to a supervisor that is none
+                self.cancel()
             return
         if rejection.error_code == "payload.digest_mismatch":
             self._agent.payloads.drop(self._sha256)
@@ -286,11 +295,13 @@ class Conversation:
             return  # busy: its output is read meanwhile, and the next turn asks again
         if watch is None:
             self._move(Phase.ENDING)
-            return
-        self._pass_access_on(watch)
-        self._move(Phase.FOLLOWING)
-        self._listen(watch)
-        self._pass_cancel_on()
+        else:
+            self._pass_access_on(watch)
+            self._move(Phase.FOLLOWING)
+            self._listen(watch)
+            self._pass_cancel_on()
+        if self.is_left:
+            self.detach()
 
     def _recognise(self) -> None:
         """The execution is there: it is told whose it is, and its output can be read."""
@@ -351,11 +362,15 @@ class Conversation:
         self.phase = phase
 
     def _accept(self, *, started: bool) -> None:
-        self._agent.send(Kind.ACCEPTED, self.channel, {"executionId": self._id, "started": started})
+        self._tell(Kind.ACCEPTED, {"executionId": self._id, "started": started})
 
     def _finish(self, result: dict[str, Any]) -> None:
-        self._agent.send(Kind.FINISHED, self.channel, result)
+        self._tell(Kind.FINISHED, result)
         self.close()
+
+    def _tell(self, kind: Kind, value: dict[str, Any]) -> None:
+        if not self.is_left:
+            self._agent.send(kind, self.channel, value)
 
     def _listen(self, watch: socket.socket) -> None:
         watch.setblocking(False)

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -76,6 +77,30 @@ async def test_first_calls_at_once_share_one_connection_and_one_session(remote: 
         assert [found["stdout"] for found in results] == [b"%d\n" % number for number in range(20)]
         assert controller.connections_opened == 2  # deploy's own, and one for all jobs
         assert remote.server.count_in_log("Starting session") == sessions + 1
+
+
+async def test_who_leaves_while_a_payload_is_on_its_way_over_a_dead_line_leaves_at_once(remote: RemoteHost) -> None:
+    folder = remote.folder / "large"
+    folder.mkdir()
+    (folder / "manifest.yaml").write_text("version: v1\ninterpreter: bash\nentrypoint: script.sh\n")
+    (folder / "script.sh").write_text("echo never\n")
+    (folder / "data").write_bytes(os.urandom(30_000_000))
+    async with TcpProxy(remote.server.port) as proxy, remote.controller() as controller:
+        await controller.deploy(remote.host)
+        proxy.cut_after(3_000_000, "hole", is_sent=True)
+        run = controller.run_many([through(remote, proxy)], Job(load(folder), execution_id="large"))
+        following = asyncio.ensure_future(anext(aiter(run)))
+        async with asyncio.timeout(60):
+            while not proxy.cuts:
+                await asyncio.sleep(0.01)
+            channel = (await controller.reachable.reach(through(remote, proxy))).agent
+            while channel.is_writable:  # until all buffers on the way are full
+                await asyncio.sleep(0.01)
+            run.cancel()
+            run.detach()
+            result = await following
+        assert result.state is Outcome.UNKNOWN
+    assert remote.executions() == []
 
 
 async def test_a_cut_connection_is_unknown_and_attaching_again_misses_no_byte(

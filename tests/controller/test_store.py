@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -216,16 +217,18 @@ def test_processes_that_open_a_new_one_at_the_same_instant_wait_for_each_other(p
         "    opened(Path(f'{sys.argv[1]}{n}')).close()\n"
     )
     started = partial(subprocess.Popen[str], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    processes = [started([sys.executable, "-c", program, path], text=True) for _ in range(6)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    began = f"{time.monotonic() + 0.1}\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write(began)
-        process.stdin.flush()
-    assert [process.communicate(timeout=60)[1] for process in processes] == [""] * len(processes)
+    with ExitStack() as running:
+        processes = [running.enter_context(started([sys.executable, "-c", program, path], text=True)) for _ in range(6)]
+        for process in processes:
+            running.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        began = f"{time.monotonic() + 0.1}\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(began)
+            process.stdin.flush()
+        assert [process.communicate(timeout=60)[1] for process in processes] == [""] * len(processes)
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

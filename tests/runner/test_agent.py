@@ -443,6 +443,23 @@ def test_a_cancel_before_the_payload_is_here_starts_nothing(agent: AgentProcess,
     assert host.executions() == []
 
 
+def test_a_cancel_is_not_lost_when_the_id_exists_and_whoever_asked_leaves_at_once(
+    shared_agent: AgentProcess, shared_host: Host
+) -> None:
+    payload = shared_host.payload("echo ready; sleep 60\n")
+    first = shared_agent.start(payload, "submitted-twice")
+    again = shared_agent.new_channel()
+    submit = frames.encode_json(Kind.SUBMIT, again, {"executionId": "submitted-twice", "sha256": payload.sha256})
+    asked = [submit, frames.encode(Kind.CANCEL, again, b"{}"), frames.encode(Kind.DETACH, again, b"{}")]
+    shared_agent.send_raw(b"".join(asked))
+    assert shared_agent.finished(first)["state"] == "cancelled"
+    shared_agent.send(Kind.PING, 0, b"")
+    shared_agent.expect(0, Kind.PONG)
+    shared_agent.submit(payload, "submitted-twice", again)  # the number is free, and nothing was said on it
+    assert shared_agent.expect(again, Kind.ACCEPTED).json()["started"] is False
+    assert shared_agent.finished(again)["state"] == "cancelled"
+
+
 def test_a_cancel_right_behind_an_attach_is_not_lost(shared_agent: AgentProcess, shared_host: Host) -> None:
     channel = shared_agent.start(shared_host.payload("echo ready; sleep 60\n"), "caught")
     attached = shared_agent.new_channel()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from cronium_runner.agent import PAGE
 from cronium_runner.jobdir import StateDirectory
+from cronium_runner.wire import frames
 from cronium_runner.wire.collection import REPORT, is_report
 from cronium_runner.wire.frames import BEHIND_ALL, Kind
 from runner_process import AgentProcess, Host, is_running, processes_with, wait_until
@@ -203,21 +205,36 @@ sys.exit(main())
 """
 
 
-def test_a_payload_that_goes_while_it_is_wanted_is_asked_for_again(host: Host) -> None:
-    """Between the look into the cache and the start, as a collection or somebody's clean-up can have it."""
-    payload = host.payload("echo paid\n")
+@pytest.fixture
+def forgetful(host: Host) -> Iterator[AgentProcess]:
+    """An agent whose cached payload goes between the look into the cache and the start, as a collection can have it."""
     with host.agent() as agent:
-        agent.finished(agent.start(payload, "first"))
+        agent.finished(agent.start(host.payload("echo paid\n"), "first"))
         assert agent.close() == 0
     host.executable = (sys.executable, "-c", GOING)
     with host.agent() as agent:
-        channel = agent.submit(payload, "second")
-        assert agent.expect(channel, Kind.WANT_PAYLOAD).json() == {"sha256": payload.sha256}
-        agent.send_payload(channel, payload.content)
-        assert agent.expect(channel, Kind.ACCEPTED).json() == {"executionId": "second", "started": True}
-        assert agent.finished(channel)["state"] == "succeeded"
-        assert agent.stdout(channel) == b"paid\n"
+        yield agent
         assert agent.close() == 0
+
+
+def test_a_payload_that_goes_while_it_is_wanted_is_asked_for_again(host: Host, forgetful: AgentProcess) -> None:
+    payload = host.payload("echo paid\n")
+    channel = forgetful.submit(payload, "second")
+    assert forgetful.expect(channel, Kind.WANT_PAYLOAD).json() == {"sha256": payload.sha256}
+    forgetful.send_payload(channel, payload.content)
+    assert forgetful.expect(channel, Kind.ACCEPTED).json() == {"executionId": "second", "started": True}
+    assert forgetful.finished(channel)["state"] == "succeeded"
+    assert forgetful.stdout(channel) == b"paid\n"
+
+
+def test_a_cancel_that_met_a_payload_that_went_starts_nothing(host: Host, forgetful: AgentProcess) -> None:
+    channel = forgetful.new_channel()
+    submission = {"executionId": "second", "sha256": host.payload("echo paid\n").sha256}
+    submit = frames.encode_json(Kind.SUBMIT, channel, submission)
+    forgetful.send_raw(submit + frames.encode(Kind.CANCEL, channel, b"{}"))
+    forgetful.expect(channel, Kind.WANT_PAYLOAD)
+    assert forgetful.finished(channel)["error"]["code"] == "execution.cancelled"
+    assert host.executions() == ["first"]
 
 
 def test_whoever_attaches_behind_all_output_hears_of_the_end_only(host: Host) -> None:

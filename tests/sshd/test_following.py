@@ -16,6 +16,7 @@ from cronium_controller.payloads import load
 from cronium_runner.wire.results import Outcome, exit_status
 from remote_host import RemoteHost, collect
 from runner_process import is_running, wait_until
+from tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 
@@ -117,6 +118,31 @@ def test_a_second_interrupt_leaves_it_running(fresh: RemoteHost, tmp_path: Path)
     assert json.loads(stdout)["state"] == "unknown"
     assert b"Traceback" not in stderr
     assert fresh.wait_result("twice")["state"] == "cancelled", "the first interrupt still holds"
+
+
+async def test_interrupts_are_heard_while_the_payload_is_on_its_way(fresh: RemoteHost, tmp_path: Path) -> None:
+    """A line that is dead, which only its silence would tell after two minutes."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    (folder / "manifest.yaml").write_text("version: v1\ninterpreter: bash\nentrypoint: script.sh\n")
+    (folder / "script.sh").write_text("echo never\n")
+    (folder / "data").write_bytes(os.urandom(30_000_000))
+    await asyncio.to_thread(fresh.cronium, "deploy", "--host", fresh.server.target)
+    async with TcpProxy(fresh.server.port) as proxy:
+        proxy.cut_after(3_000_000, "hole", is_sent=True)
+        words = ["run", "--json", "--execution-id", "early", "--host", f"127.0.0.1:{proxy.port}", folder]
+        with fresh.start_cronium(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+            async with asyncio.timeout(60):
+                while not proxy.cuts:
+                    await asyncio.sleep(0.01)
+            running.send_signal(signal.SIGINT)
+            assert running.stderr is not None
+            assert b"interrupt again" in await asyncio.to_thread(running.stderr.readline)
+            running.send_signal(signal.SIGINT)
+            stdout, stderr = await asyncio.to_thread(running.communicate, timeout=60)
+    assert (running.returncode, json.loads(stdout)["state"]) == (255, "unknown")
+    assert b"Traceback" not in stderr
+    assert fresh.executions() == []
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGHUP"])

@@ -394,6 +394,37 @@ async def test_what_no_host_has_answered_yet_is_cancelled_too_and_left_at_once(
             assert ended.state is Outcome.CANCELLED
 
 
+@pytest.mark.parametrize("end", ["cancel", "detach"])
+async def test_a_host_that_stalls_before_anything_is_submitted_to_it_is_given_up(
+    hosts: Callable[[int], ManyHosts], end: str
+) -> None:
+    """Here while the way back to the runtime API is opened, on a connection that stands."""
+    many = hosts(1)
+    script = many.script("echo done\n")
+    async with many.controller() as controller:
+        first = controller.run_many(reachable(many, many.targets), Job(load(script)), keep_connections=True)
+        await gathered(first)
+        done = many.executions()
+        stalled = many.server.session_pids()
+        for pid in stalled:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            job = Job(load(script), execution_id="stalled", mode="api")
+            run = controller.run_many(reachable(many, many.targets), job, keep_connections=True)
+            gathering = asyncio.ensure_future(gathered(run))
+            async with asyncio.timeout(60):
+                while controller._live._tunnels is None:
+                    await asyncio.sleep(0.01)
+                getattr(run, end)()
+                [result] = await gathering
+        finally:
+            for pid in stalled:
+                os.kill(pid, signal.SIGCONT)
+        assert (result.state, result.error_code) == (Outcome.REJECTED, "fanout.stopped")
+        assert controller.store.find("stalled") is None
+    assert many.executions() == done
+
+
 def test_an_interrupted_command_has_a_result_for_every_host(hosts: Callable[[int], ManyHosts]) -> None:
     many = hosts(2)
     gate = many.folder / "up"
