@@ -22,7 +22,7 @@ from cronium_controller.runners import Runners
 from cronium_controller.store import Store
 from cronium_runner.wire.names import STREAM_NAMES
 from openssh import OpenSSHServer
-from runner_process import PATIENCE, command_line, is_running, processes_with, wait_until
+from runner_process import PATIENCE, Started, command_line, is_running, processes_with, wait_until
 
 _MAIN = "import sys; from cronium_controller.cli import main; main()"
 
@@ -97,16 +97,14 @@ class RemoteHost:
             "CRONIUM_TRACEBACK": "1",  # a defect must not look like a refusal
         }
 
-    def start_cronium(
-        self, *words: object, env: dict[str, str] | None = None, **options: Any
-    ) -> "subprocess.Popen[bytes]":
+    def start_cronium(self, *words: object, env: dict[str, str] | None = None, **options: Any) -> Started:
         """Starts `cronium WORDS`, with the key."""
         command, *rest = map(str, words)
         is_for_hosts = command not in ("version", "payload", "metrics", "hosts")
         identity = ["--identity", str(self.server.identity)] if is_for_hosts else []
         options = {"stdin": subprocess.DEVNULL, **options}
         arguments = [sys.executable, "-c", _MAIN, command, *identity, *rest]
-        return subprocess.Popen(arguments, env={**self.environment, **(env or {})}, **options)
+        return Started(arguments, env={**self.environment, **(env or {})}, **options)
 
     def cronium(
         self, *words: object, input: bytes | None = None, **options: Any
@@ -117,11 +115,7 @@ class RemoteHost:
             options["stdin"] = subprocess.PIPE
         process = self.start_cronium(*words, **options)
         with process:
-            try:
-                stdout, stderr = process.communicate(input, timeout=PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+            stdout, stderr = process.communicate(input, timeout=PATIENCE)
         assert b"Traceback" not in (stderr or b""), stderr.decode()
         assert b"never retrieved" not in (stderr or b""), stderr.decode()
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 from cronium_runner.wire import frames
@@ -78,6 +79,17 @@ def is_running(pid: int) -> bool:
         return False
 
 
+class Started(subprocess.Popen[bytes]):
+    """A process that ends with its `with` block, should that fail: else leaving it would wait, perhaps for ever."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, error, trace)
+
+
 class Host:
     """One account's runner: a private state directory and everything started on it."""
 
@@ -98,14 +110,12 @@ class Host:
 
     # -- what runs -----------------------------------------------------------------------------------------------
 
-    def start(
-        self, *words: object, env: Mapping[str, str | None] | None = None, **options: Any
-    ) -> "subprocess.Popen[bytes]":
+    def start(self, *words: object, env: Mapping[str, str | None] | None = None, **options: Any) -> Started:
         """Starts `cronium-runner WORDS`. A value of None in `env` takes the variable away."""
         environment = {**self.environment, **(env or {})}
         given = {name: value for name, value in environment.items() if value is not None}
         options = {"stdin": subprocess.DEVNULL, "cwd": self.folder, **self.user, **options}
-        return subprocess.Popen([*self.executable, *map(str, words)], env=given, **options)
+        return Started([*self.executable, *map(str, words)], env=given, **options)
 
     def run(self, *words: object, input: bytes | None = None, **options: Any) -> "subprocess.CompletedProcess[bytes]":
         """Runs `cronium-runner WORDS` to its end and returns its streams and exit status."""
@@ -114,11 +124,7 @@ class Host:
             options["stdin"] = subprocess.PIPE
         process = self.start(*words, **options)
         with process:
-            try:
-                stdout, stderr = process.communicate(input, timeout=PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+            stdout, stderr = process.communicate(input, timeout=PATIENCE)
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def run_json(self, *words: object, **options: Any) -> dict[str, Any]:

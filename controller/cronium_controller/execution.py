@@ -271,12 +271,15 @@ class Execution:
 
     def _settle(self, told: Result | None) -> None:
         """Nothing was started: the platform forgets an execution that it knows from this submission."""
-        if self._live is None:
-            return
+        if self._live is not None:
+            self._settling = asyncio.ensure_future(self._settled(self._live, told))
+
+    async def _settled(self, live: Live, told: Result | None) -> None:
+        # A method of ours: a controller that closes waits for its executions, and must not lose sight of this one.
         if self._is_new:
-            self._settling = asyncio.ensure_future(self._live.forget(self.id))
+            await live.forget(self.id)
         elif told is not None:
-            self._settling = asyncio.ensure_future(self._live.end(told))
+            await live.end(told)
 
     def _note_state(self, state: str) -> None:
         """Writes it down where that can be: what goes on on the host does not depend on it."""

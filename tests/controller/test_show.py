@@ -140,7 +140,10 @@ def test_leaving_before_the_host_has_answered_is_unknown_and_says_how_to_look(
     with start(remote, script, "--json", "--execution-id", "early", env=mute.environment) as process:
         wait_until(mute.heard, "the submission to arrive")
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=30)
+        assert process.stderr is not None
+        assert b"interrupt again" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 255
     told = json.loads(stdout)
     assert (told["executionId"], told["state"]) == ("early", "unknown")

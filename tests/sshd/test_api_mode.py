@@ -260,6 +260,25 @@ def test_a_rejected_job_leaves_nothing_on_the_platform_and_its_id_free(
     assert result["stdout"]["text"] == "2\n"
 
 
+async def test_a_controller_that_closes_waits_for_what_the_platform_is_still_told(
+    shared: RemoteHost, platform: PlatformStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when nobody holds the execution any more, and the platform takes its time."""
+    forget = PlatformStore.forget
+
+    def forget_slowly(*given: Any, **named: Any) -> None:
+        time.sleep(0.5)
+        forget(*given, **named)
+
+    monkeypatch.setattr(PlatformStore, "forget", forget_slowly)
+    missing = shared.script("#!/no/such/interpreter\n", "missing-too")
+    missing.chmod(0o755)
+    async with shared.controller() as controller:
+        job = Job(load(missing), mode="api", execution_id="told-late")
+        assert (await (await controller.submit(shared.host, job)).result()).state is Outcome.REJECTED
+    assert platform.find("told-late") is None
+
+
 def test_the_token_is_nowhere_but_with_those_who_use_it(shared: RemoteHost, tmp_path: Path) -> None:
     kept = tmp_path / "token"
     folder = shared.folder / "asks"
