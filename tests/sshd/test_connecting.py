@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +21,7 @@ from cronium_controller.connection import open_connection
 from cronium_controller.errors import AuthenticationError, ControllerError, UnreachableError
 from cronium_controller.hosts import Host, parse_host
 from remote_host import RemoteHost
+from runner_process import wait_until
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 
@@ -259,6 +261,12 @@ async def test_a_changed_key_behind_a_jump_host_is_refused(
     assert fresh.server.count_in_log("Accepted publickey") == 0
 
 
+def _listens(path: Path) -> bool:
+    """Whether somebody listens there; a socket's file is there a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 async def test_the_agent_s_key_opens_the_door(
     fresh: RemoteHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,8 +277,7 @@ async def test_the_agent_s_key_opens_the_door(
     path = tmp_path / "agent"
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.DEVNULL)
     try:
-        while not path.exists():
-            await asyncio.sleep(0.01)
+        wait_until(partial(_listens, path), "the agent to listen")
         monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
         asking = tmp_path / "ask"
         asking.write_text("#!/bin/sh\necho sesame\n")
