@@ -530,8 +530,14 @@ def test_help_is_no_failure(host: Host) -> None:
 def test_an_interrupt_in_the_first_moments_leaves_nothing_running_and_is_no_success(host: Host) -> None:
     """Ctrl-C while the supervisor is being started, which it may reach as well: the fixture looks for what is left."""
     script = host.script("sleep 60\n")
-    moments: list[Callable[[], object]] = [host.state.exists, host.executions, lambda: "job-2" in host.executions()]
+    known: list[str] = []
+    moments: list[Callable[[], object]] = [  # not before: while Python itself starts, it ends with a status of its own
+        host.state.exists,
+        lambda: host.executions() != known,
+        lambda: "job-2" in host.executions(),
+    ]
     for number, moment in enumerate(moments):
+        known[:] = host.executions()
         process = host.start(
             *("run", "--execution-id", f"job-{number}", script), stderr=subprocess.PIPE, start_new_session=True
         )
