@@ -275,6 +275,7 @@ class Supervisor:
 
     def _end(self, reason: Outcome) -> None:
         """The script is to end: SIGTERM now, SIGKILL after the grace period."""
+        self._reap()  # it may have ended before anybody wanted that, which decides its result
         if self._status is not None:
             self._is_hurried = True  # nothing is left to end but the waiting for a platform
         if self._end_reason is None and self._status is None:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from cronium_runner.supervisor import MAX_CONNECTIONS
+from cronium_runner.wire.frames import Kind
 from runner_process import IGNORING_TERM, PATIENCE, ROOT, Host, is_running, processes_with, wait_until
 
 DAEMONS = """
@@ -217,6 +218,29 @@ def test_a_script_that_ends_with_zero_after_a_cancel_was_cancelled_all_the_same(
     result = host.recorded("job")
     assert result is not None
     assert (result["state"], result["exitCode"]) == ("cancelled", 0)
+
+
+@pytest.mark.parametrize("reason", ["cancel", "timeout"])
+def test_a_script_that_has_ended_before_it_was_to_end_keeps_its_result(host: Host, reason: str) -> None:
+    script = "echo up; while [ ! -e ../../../go ]; do sleep 0.02; done\n"
+    with host.agent() as agent:
+        channel = agent.start(host.payload(script), "e", **({"timeout": 5} if reason == "timeout" else {}))
+        supervisor = host.wait_running("e", b"up")["supervisor"]["pid"]
+        os.kill(supervisor, signal.SIGSTOP)
+        try:
+            (host.state / "go").touch()
+            pid = next(line["script"]["pid"] for line in host.history("e") if "script" in line)
+            wait_until(lambda: not is_running(pid), "the script's end")
+            ended = time.monotonic()
+            if reason == "cancel":
+                agent.send(Kind.CANCEL, channel)
+                agent.send(Kind.PING, 0)
+                agent.expect(0, Kind.PONG)  # so the cancel has been passed on
+            else:
+                wait_until(lambda: time.monotonic() > ended + 5, "the deadline")
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        assert agent.finished(channel)["state"] == "succeeded"
 
 
 def test_a_hang_up_lets_the_script_run_on_by_default(host: Host) -> None:
