@@ -7,7 +7,6 @@ Heavy imports happen in the commands, so that `--help` and completion stay quick
 import contextlib
 import os
 import sys
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from .dispatch import Controller
     from .execution import Execution
     from .hosts import BadTarget, Host
-    from .interrupts import Interrupts
 
 
 _DEFECT: Final = "controller.internal"
@@ -186,19 +184,21 @@ def run(
         return job
 
     async def submit_and_show(controller: "Controller", where: "Host") -> int:
-        with ExitStack() as while_it_runs:
-            interrupted: list[Interrupts] = []
+        with contextlib.ExitStack() as while_it_runs:
 
             def hear_interrupts(execution: "Execution") -> None:
-                interrupted.append(while_it_runs.enter_context(show.interrupts(execution, can_cancel=True)))
+                while_it_runs.enter_context(show.interrupts(execution, can_cancel=True))
 
             execution = await controller.submit(where, job_for(controller), submitted=hear_interrupts)
-            return await show.follow_submitted(execution, *interrupted, as_json=as_json, verbose=verbose)
+            if not execution.is_left:
+                show.print_start(execution, verbose=verbose)
+            return await show.follow(execution, as_json=as_json, verbose=verbose)
 
     async def submit_and_leave(controller: "Controller", where: "Host") -> int:
         execution = await controller.submit(where, job_for(controller), follow=False)
         if not execution.is_running:  # rejected, or unknown: say so
-            return await show.follow(execution, as_json=as_json)
+            with show.interrupts(execution, can_cancel=False):
+                return await show.follow(execution, as_json=as_json)
         show.print_start(execution, verbose=verbose)
         if execution.is_served_here:
             click.echo(

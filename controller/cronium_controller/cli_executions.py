@@ -63,7 +63,8 @@ def attach(execution_ids: tuple[str, ...], offsets: tuple[int, int], as_json: bo
 
         if len(records) == 1:
             execution = await controller.attach(records[0].id, records[0].host, offsets=offsets)
-            return await show.follow(execution, as_json=as_json)
+            with show.interrupts(execution, can_cancel=False):
+                return await show.follow(execution, as_json=as_json)
         if any(offsets):
             raise ControllerError("usage.invalid", "--offset is for one execution; name one")
         from .attached import Attached

@@ -237,6 +237,7 @@ class Controller:
         except BaseException:  # of one who is told to stop, too: nothing has been sent
             if is_new:
                 self.store.note_state(execution_id, "refused")
+                await self._live.forget(execution_id)
             raise
 
     async def _readmit(self, execution_id: str, reached: Reached, run_as: str | None) -> ApiAccess | None:

@@ -92,6 +92,10 @@ class Execution:
         """Told when the result could not be written down here. It is told all the same, and its host keeps it."""
         self.has_sent_payload = False
         """Whether the host has asked for the payload."""
+        self.is_cancelled = False
+        """Whether its host was asked from here to end it."""
+        self.is_left = False
+        """Whether it was chosen here not to follow it any longer."""
         self._receiving = asyncio.Lock()
         self._result: Result | None = None
         self._is_over = False
@@ -125,12 +129,13 @@ class Execution:
     def cancel(self) -> None:
         """Asks the host to end the execution: SIGTERM, grace, SIGKILL. `result` tells when nothing of it is left."""
         self._conversation.send(Kind.CANCEL, {})
+        self.is_cancelled = True
 
     def detach(self) -> None:
         """Follows no longer, and `pieces` ends, wherever it waits; the execution goes on and can be attached to."""
         if self.was_started is not None and not self._is_over:
             self.ended(None)  # what was asked of the host went well so far
-        self._is_over = True
+        self._is_over = self.is_left = True
         with contextlib.suppress(ChannelLostError):
             self._conversation.send(Kind.DETACH, {})
         self._conversation.close()

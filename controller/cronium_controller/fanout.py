@@ -14,10 +14,10 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cronium_runner.wire.names import invalid_id_sentence, is_execution_id
 from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result
@@ -36,7 +36,6 @@ _SUFFIX_DIGITS: Final = 12
 """Of a host name's SHA-256 in an id (contracts §9): among 10,000 hosts a clash has odds of 1 in 5 million."""
 _log = logging.getLogger("cronium.fanout")
 
-_T = TypeVar("_T")
 Target = Host | str | SSHConfig | BadTarget
 Output = Callable[[Host, Piece], Awaitable[None]]
 
@@ -104,7 +103,7 @@ class FanOut:
         self._tasks: set[asyncio.Task[Result]] = set()
         self._ended: asyncio.Queue[asyncio.Task[Result]] = asyncio.Queue()
         self._running: dict[Host, Execution] = {}
-        self._unsubmitted: dict[Host, asyncio.Task[Any]] = {}
+        self._unsubmitted: dict[Host, asyncio.Task[Execution]] = {}
         """What goes on where nothing has been submitted yet: it may be given up at any time."""
         self._begins_nothing = False
         self._is_cancelled = False
@@ -186,7 +185,7 @@ class FanOut:
             raise target.error
         is_ours = not self._controller.reachable.is_reached(target, self._job.run_as)
         try:
-            await self._is_connected(target)
+            await self._connect(target)
             job = replace(self._job, execution_id=self.execution_id(target))
             execution = await self._controller.submit(target, job, follow=False)
             if not execution.is_running:
@@ -230,15 +229,18 @@ class FanOut:
                 await self._controller.reachable.leave(target)
 
     async def _execute(self, host: Host) -> Result:
-        if not await self._is_connected(host):
+        if self._begins_nothing:  # since our task was made
             return self._not_begun(host)
-        job = replace(self._job, execution_id=self.execution_id(host))
-        hear = partial(self._hear_submitted, host)
-        execution = await self._interruptible(
-            host, self._controller.submit(host, job, follow=self._output is not None, submitted=hear)
-        )
-        if execution is None:
+        doing = self._unsubmitted[host] = asyncio.ensure_future(self._submit(host))
+        try:
+            await asyncio.wait([doing])
+        finally:
+            self._unsubmitted.pop(host, None)
+            doing.cancel()
+            await asyncio.wait([doing])  # until then it keeps the host
+        if doing.cancelled():
             return self._not_begun(host)
+        execution = doing.result()
         if self._output is not None:
             async for piece in execution.pieces():
                 try:
@@ -249,33 +251,27 @@ class FanOut:
         await execution.wait_acknowledged()
         return result
 
+    async def _submit(self, host: Host) -> Execution:
+        """Raises as `Controller.submit` does. Cancelled before `_hear_submitted` is called, nothing was submitted."""
+        await self._connect(host)
+        job = replace(self._job, execution_id=self.execution_id(host))
+        hear = partial(self._hear_submitted, host)
+        return await self._controller.submit(host, job, follow=self._output is not None, submitted=hear)
+
     def _hear_submitted(self, host: Host, execution: Execution) -> None:
         """From here on it is ended or left as an execution, which may have been started."""
         del self._unsubmitted[host]
         self._running[host] = execution
 
-    async def _is_connected(self, host: Host) -> bool:
-        """Connects, which may be given up at any time: nothing has been submitted. Raises as `submit` does."""
-        reach = self._controller.reachable.reach
+    async def _connect(self, host: Host) -> None:
+        """Raises as `submit` does."""
         account = None if self._job.run_as == host.user else self._job.run_as
         try:
             with self._controller.connections.hurried(host):
-                reached = await self._interruptible(host, reach(host, account))
+                await self._controller.reachable.reach(host, account)
         except ControllerError:
             self._controller.count_unsubmitted()
             raise
-        return reached is not None and not self._begins_nothing
-
-    async def _interruptible(self, host: Host, step: Coroutine[Any, Any, _T]) -> _T | None:
-        """What a step towards the submission returns; None when it was given up, and nothing was submitted."""
-        doing = self._unsubmitted[host] = asyncio.ensure_future(step)
-        try:
-            await asyncio.wait([doing])
-        finally:
-            self._unsubmitted.pop(host, None)
-            doing.cancel()
-            await asyncio.wait([doing])  # until then it keeps the host
-        return None if doing.cancelled() else doing.result()
 
     def _failed(self, name: str, execution_id: str, error: ControllerError) -> Result:
         """What an error amounts to: nothing was started, or nothing is known of a host that can't be asked."""

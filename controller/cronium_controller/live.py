@@ -102,7 +102,11 @@ class Live:
         if foreign is not None:
             return foreign
         service = await self._opened()
-        token = await asyncio.to_thread(service.admit, execution_id, job, host.name)
+        admitting = asyncio.ensure_future(asyncio.to_thread(service.admit, execution_id, job, host.name))
+        try:
+            token = await asyncio.shield(admitting)
+        finally:
+            await asyncio.wait([admitting])  # the thread goes on when we are cancelled: what undoes it comes after
         return Access(endpoint, token)
 
     async def readmit(self, execution_id: str, endpoint: str) -> Access | None:

@@ -58,22 +58,8 @@ def interrupts(execution: "Execution", *, can_cancel: bool) -> Interrupts:
     return Interrupts(stop_waiting, cancel if can_cancel else None)
 
 
-async def follow_submitted(execution: "Execution", interrupted: Interrupts, *, as_json: bool, verbose: bool) -> int:
-    """Shows an execution that was submitted just now, as `follow` does; `interrupted` was entered when it was sent."""
-    if not interrupted.has_left:
-        print_start(execution, verbose=verbose)
-    return await _follow(execution, interrupted, as_json=as_json, verbose=verbose, can_cancel=True)
-
-
-async def follow(execution: "Execution", *, as_json: bool) -> int:
-    """Shows the output as it comes, then the result; returns the exit status. An interrupt leaves it running."""
-    with interrupts(execution, can_cancel=False) as interrupted:
-        return await _follow(execution, interrupted, as_json=as_json, verbose=False, can_cancel=False)
-
-
-async def _follow(
-    execution: "Execution", interrupted: Interrupts, *, as_json: bool, verbose: bool, can_cancel: bool
-) -> int:
+async def follow(execution: "Execution", *, as_json: bool, verbose: bool = False) -> int:
+    """Shows the output as it comes, then the result; returns the exit status. Ends early when the execution is left."""
     tails = {stream: bytearray() for stream in STREAM_NAMES}
     async for piece in execution.pieces():
         if as_json:
@@ -81,10 +67,8 @@ async def _follow(
             del tails[piece.stream][:-TEXT_TAIL]
         else:
             await write(piece.stream, piece.data)
-        if interrupted.has_left:
-            break
-    if interrupted.has_left and execution.known_result is None:
-        what = "it is being ended on the host" if can_cancel else "it goes on"
+    if execution.is_left and execution.known_result is None:
+        what = "it is being ended on the host" if execution.is_cancelled else "it goes on"
         sentence = f"left; {what}. Look again with: cronium attach {execution.id}"
         return print_unknown(execution.id, execution.host.name, sentence, tails, as_json=as_json)
     result = await execution.result()

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -277,6 +278,32 @@ async def test_a_controller_that_closes_waits_for_what_the_platform_is_still_tol
         job = Job(load(missing), mode="api", execution_id="told-late")
         assert (await (await controller.submit(shared.host, job)).result()).state is Outcome.REJECTED
     assert platform.find("told-late") is None
+
+
+async def test_an_interrupt_while_the_platform_is_told_leaves_nothing_there(
+    shared: RemoteHost, platform: PlatformStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register, begun, done = PlatformStore.register, threading.Event(), threading.Event()
+
+    def register_slowly(*given: Any, **named: Any) -> None:
+        begun.set()
+        time.sleep(0.5)
+        register(*given, **named)
+        done.set()
+
+    monkeypatch.setattr(PlatformStore, "register", register_slowly)
+    async with shared.controller() as controller:
+        run = controller.run_many([shared.host], Job(load(shared.script("true")), mode="api", execution_id="untold"))
+        following = asyncio.ensure_future(anext(aiter(run)))
+        await asyncio.to_thread(begun.wait, 60)
+        run.cancel()
+        assert (await following).error_code == "fanout.stopped"
+        record = controller.store.find("untold")
+        assert record is not None
+        assert record.state == "refused"
+    assert done.wait(60)
+    assert platform.find("untold") is None
+    assert not shared.execution("untold").exists()
 
 
 def test_the_token_is_nowhere_but_with_those_who_use_it(shared: RemoteHost, tmp_path: Path) -> None:

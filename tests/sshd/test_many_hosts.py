@@ -395,6 +395,23 @@ async def test_what_no_host_has_answered_yet_is_cancelled_too_and_left_at_once(
 
 
 @pytest.mark.parametrize("end", ["cancel", "detach"])
+async def test_a_run_that_is_ended_in_its_first_steps_begins_nothing(
+    hosts: Callable[[int], ManyHosts], end: str
+) -> None:
+    many = hosts(3)
+    script = many.script("echo done\n")
+    async with many.controller() as controller:
+        for steps in range(8):
+            run = controller.run_many(reachable(many, many.targets), Job(load(script)))
+            gathering = asyncio.ensure_future(gathered(run))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            getattr(run, end)()
+            assert [result.error_code for result in await gathering] == ["fanout.stopped"] * 3, steps
+    assert many.executions() == []
+
+
+@pytest.mark.parametrize("end", ["cancel", "detach"])
 async def test_a_host_that_stalls_before_anything_is_submitted_to_it_is_given_up(
     hosts: Callable[[int], ManyHosts], end: str
 ) -> None:
