@@ -16,7 +16,7 @@ from typing import Any
 from cronium_controller.api.issue import issue
 from cronium_controller.api.tokens import Tokens, load_key
 from cronium_controller.platform_store import LiveExecution, PlatformStore
-from runner_process import wait_until
+from runner_process import PATIENCE, wait_until
 
 _MAIN = "from cronium_controller.cli import main; main()"
 
@@ -130,7 +130,7 @@ class Platform:
         if self.process is None:
             return None
         self.process.send_signal(number)
-        status = self.process.wait(20)
+        status = self.process.wait(PATIENCE)
         self.process = None
         return status
 

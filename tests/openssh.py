@@ -4,6 +4,7 @@ It runs as whoever starts it and lets in that account only. Nothing of the syste
 changed. `stop` ends the server and every session process it started, by pid.
 """
 
+import atexit
 import contextlib
 import os
 import pwd
@@ -12,9 +13,10 @@ import signal
 import socket
 import subprocess
 import time
+from collections import deque
 from pathlib import Path
 
-READY_SECONDS = 10.0
+READY_SECONDS = 60.0
 
 
 def sshd_path() -> str | None:
@@ -165,9 +167,27 @@ def _command(pid: int) -> str:
         return ""
 
 
+_reserved: deque[socket.socket] = deque()
+_RESERVED_AT_MOST = 64
+
+
 def free_port() -> int:
-    """A port of the loopback interface on which nobody listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback interface on which nobody listens, nor is given by the kernel: only who asks for it.
+
+    It is bound here without listening, which keeps no server from it that sets SO_REUSEADDR, as all do. The last ports
+    given out are kept so.
+    """
+    if len(_reserved) == _RESERVED_AT_MOST:
+        _reserved.popleft().close()
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    _reserved.append(reserved)
+    port: int = reserved.getsockname()[1]
+    return port
+
+
+@atexit.register
+def _give_ports_back() -> None:
+    while _reserved:
+        _reserved.pop().close()

@@ -22,7 +22,7 @@ from cronium_controller.runners import Runners
 from cronium_controller.store import Store
 from cronium_runner.wire.names import STREAM_NAMES
 from openssh import OpenSSHServer
-from runner_process import PATIENCE, Started, command_line, is_running, processes_with, wait_until
+from runner_process import FAREWELL, PATIENCE, Started, command_line, is_running, processes_with, wait_until
 
 _MAIN = "import sys; from cronium_controller.cli import main; main()"
 
@@ -208,7 +208,7 @@ class RemoteHost:
     def check_nothing_left(self) -> None:
         """No process and nothing half-prepared. Ends what is there and fails when there is something."""
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: not self.processes(), "the host's processes to end", 8)
+            wait_until(lambda: not self.processes(), "the host's processes to end", FAREWELL)
         left = [(pid, command_line(pid)) for pid in self.processes() if is_running(pid)]
         for pid, _ in left:
             with contextlib.suppress(OSError):

@@ -28,6 +28,8 @@ from payload_bytes import make_payload
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 120.0
 """Seconds after which waiting is given up: far more than anything takes, so reaching it is a failure, not a race."""
+FAREWELL = 30.0
+"""Seconds within which all of ours is gone after a result: it tidies up on a slow disk. Strays sleep for 60."""
 
 IGNORING_TERM = "trap '' TERM\necho ready\nwhile :; do sleep 0.05; done\n"
 """A script that only SIGKILL ends. `ready` says that the trap is set."""
@@ -203,7 +205,7 @@ class Host:
 
     def check_nothing_left(self) -> None:
         """No process, no helper socket, nothing half-prepared. Ends what is there and fails when there is something."""
-        until = time.monotonic() + 3
+        until = time.monotonic() + FAREWELL
         while (left := self.processes()) and time.monotonic() < until:
             time.sleep(0.005)  # a supervisor removes its work directory after its result
         seen = [command_line(pid) for pid in left if is_running(pid)]

@@ -7,7 +7,6 @@ import socket
 import socketserver
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple, Self
@@ -44,7 +43,8 @@ class StubPlatform:
         self.condition: bool | None = None
         self.context: dict[str, Any] = {}
         self.tools: list[Any] = []
-        self.tool_seconds = 0.0
+        self.tools_answer = threading.Event()
+        self.tools_answer.set()
         self.upset: Callable[[Seen], Upset | None] = lambda _: None
         self._path = path
         self._tls = tls
@@ -163,7 +163,7 @@ class StubPlatform:
         if seen.headers.get("authorization") != f"Bearer {TOKEN}":
             return 401, {"error": "unauthorized", "message": "no"}
         if seen.path == "/tool-actions/execute":
-            time.sleep(self.tool_seconds)
+            self.tools_answer.wait(60)
             self.tools.append(seen.body)
             return 200, {"success": True, "data": {"did": seen.body["action"]}}
         _, _, _execution, what, *key = seen.path.split("/")

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _HAS_RUNNER: Final = "runner"
 LONGEST_SECONDS: Final = 24 * 3600.0
 """What a job may take (contracts §8); with nohup there is no limit."""
-_STARTING_SECONDS: Final = 10.0
-"""From being accepted to running takes milliseconds, and on a machine in distress seconds."""
+_STARTING_SECONDS: Final = 60.0
+"""From being accepted to running takes milliseconds, and where the disk stalls many seconds."""
 _PAUSE: Final = 0.02
 _log = logging.getLogger("cronium.client")
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 from . import schema
 from .errors import StoreError
 
-BUSY_SECONDS: Final = 5.0
-"""For another process's write to end; each takes a millisecond or two."""
+BUSY_SECONDS: Final = 60.0
+"""For another process's write to end; each takes a millisecond or two, or as long as a slow disk needs for a sync."""
 
 _TURN_SECONDS: Final = 0.01
 _KIND: Final = 0xFF

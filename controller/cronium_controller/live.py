@@ -102,12 +102,7 @@ class Live:
         if foreign is not None:
             return foreign
         service = await self._opened()
-        admitting = asyncio.ensure_future(asyncio.to_thread(service.admit, execution_id, job, host.name))
-        try:
-            token = await asyncio.shield(admitting)
-        finally:
-            await asyncio.wait([admitting])  # the thread goes on when we are cancelled: what undoes it comes after
-        return Access(endpoint, token)
+        return Access(endpoint, await _in_thread(service.admit, execution_id, job, host.name))
 
     async def readmit(self, execution_id: str, endpoint: str) -> Access | None:
         """A new token for an execution that is known; None when the platform doesn't know it. Raises StoreError."""
@@ -115,7 +110,7 @@ class Live:
         if foreign is not None:
             return foreign
         service = await self._opened()
-        token = await asyncio.to_thread(service.readmit, execution_id)
+        token = await _in_thread(service.readmit, execution_id)
         return None if token is None else Access(endpoint, token)
 
     async def end(self, result: Result) -> None:
@@ -138,7 +133,7 @@ class Live:
         if self._service is None:
             return
         try:
-            await asyncio.to_thread(call, self._service)
+            await _in_thread(call, self._service)
         except StoreError as error:
             _log.warning("token_not_revoked", extra={"execution": execution_id, "reason": error.message})
 
@@ -153,6 +148,15 @@ class Live:
             if self._service is None:
                 self._service = await _Service.open(self._folder, self._environment)
             return self._service
+
+
+async def _in_thread(call: Callable[..., _T], *given: Any) -> _T:
+    """A call that waits for the database. Its thread goes on when we are cancelled, so what comes next waits for it."""
+    calling = asyncio.ensure_future(asyncio.to_thread(call, *given))
+    try:
+        return await asyncio.shield(calling)
+    finally:
+        await asyncio.wait([calling])
 
 
 class _Service:

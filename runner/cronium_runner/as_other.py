@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 from . import install
 from .account import Account
 from .errors import ExecutionError, OutcomeUnknownError, RunnerError, SystemRefusedError
-from .foreground import copy_piece
+from .foreground import copy_piece, wait_readable
 from .jobdir import StateDirectory
 from .packing import packed
 from .submission import Submission, to_frame
@@ -291,7 +291,7 @@ class _Agent:
     def _read(self) -> bytes:
         assert self._process.stdout is not None
         seconds = START_SECONDS if self._greeting is not None else frames.SILENCE_SECONDS
-        if not select.select([self._process.stdout], [], [], seconds)[0]:
+        if not wait_readable(self._process.stdout.fileno(), seconds):
             raise self._failed(f"the runner of {self._account.name} has been silent for {seconds:g} s")
         piece = os.read(self._process.stdout.fileno(), 1024 * 1024)
         if not piece:

@@ -6,6 +6,7 @@ cancel the execution, HUP follows what was asked for the loss of the submitter.
 """
 
 import contextlib
+import functools
 import os
 import select
 import signal
@@ -127,9 +128,37 @@ def cancel(execution: ExecutionDirectory) -> bool:
 def _hear(channel: socket.socket) -> bytes:
     """What the supervisor says next; nothing when it is gone, also when it went without having listened."""
     try:
+        wait_readable(channel.fileno())
         return channel.recv(65536)
     except OSError:
         return b""
+
+
+def wait_readable(descriptor: int, seconds: float | None = None) -> bool:
+    """Whether there is something to read, or nothing to come, within the time. Signals are acted on meanwhile.
+
+    One that arrives after Python has last looked for signals, and before a read blocks, would wait as long as the read.
+    """
+    until = None if seconds is None else time.monotonic() + seconds
+    signals = _signals()
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    poll.register(signals, select.POLLIN)
+    while True:
+        left = None if until is None else max(0.0, until - time.monotonic()) * 1000
+        ready = dict(poll.poll(left))
+        if descriptor in ready or not ready:
+            return bool(ready)
+        with contextlib.suppress(BlockingIOError):
+            os.read(signals, 4096)
+
+
+@functools.cache
+def _signals() -> int:
+    """The end to read of a pipe that every signal with a handler of ours writes to, as long as this process lives."""
+    readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    return readable
 
 
 def _copy_until_end(watch: socket.socket, follower: follow.Follower, *, show: bool) -> None:

@@ -117,11 +117,12 @@ def test_a_service_that_is_killed_loses_nothing_it_has_answered(platform: Platfo
     token = platform.token("one", "u")
     answered = 0
     for round_ in range(5):
-        stop = threading.Timer(0.15 + 0.1 * round_, platform.stop, (signal.SIGKILL,))
-        stop.start()
         died = (OSError, http.client.HTTPException)
+        stop = threading.Thread(target=platform.stop, args=(signal.SIGKILL,))
         with Client(platform.address, token, "one") as client, contextlib.suppress(*died):
             while True:
+                if stop.ident is None and answered >= 5 * (round_ + 1):
+                    stop.start()
                 assert client.write("PUT", "variables/x", {"value": answered + 1}, sequence=answered + 1).status == 200
                 answered += 1
         stop.join()

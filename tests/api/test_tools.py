@@ -132,15 +132,15 @@ async def test_redirects_are_followed_on_the_same_host_only() -> None:
 async def test_an_answer_that_is_too_large_too_late_or_no_json() -> None:
     released = threading.Event()
     with WebServer() as web:
-        hook = Webhook({"url": web.url, "timeout": 0.3})
+        hook = Webhook({"url": web.url})
         web.answering = lambda handler: answer(handler, 200, b"plain \xff")
         assert await hook.execute("a", {}, CALLER) == {"status": 200, "body": "plain �"}
         web.answering = lambda handler: answer(handler, 200, b"1" * (LARGEST_ANSWER + 1))
         with pytest.raises(ToolError, match="larger than"):
-            await Webhook({"url": web.url}).execute("a", {}, CALLER)
+            await hook.execute("a", {}, CALLER)
         web.answering = lambda _handler: (released.wait(30), None)[1]
         with pytest.raises(ToolError, match=r"no answer within 0.3 s; whether it was acted on is not known"):
-            await hook.execute("a", {}, CALLER)
+            await Webhook({"url": web.url, "timeout": 0.3}).execute("a", {}, CALLER)
         released.set()
         web.answering = lambda handler: answer(handler, 200, b"1.10")
         assert exactjson.dumps(await hook.execute("a", {}, CALLER)) == '{"status":200,"body":1.10}'

@@ -207,12 +207,11 @@ async def test_two_hundred_commands_of_which_many_are_given_up(remote: RemoteHos
         check_settled(pool)
         [shelf] = pool._shelves.values()
         assert len(shelf.entries) <= 10
-        entries = [entry.connection for entry in shelf.entries]
-        assert not any(connection.is_closed() for connection in entries)
         await until(
-            lambda: remote.server.count_connections() == len(entries),
+            lambda: shelf.opening is None and remote.server.count_connections() == len(shelf.entries),
             "the server to have as many connections as the pool",
         )
+        assert not any(entry.connection.is_closed() for entry in shelf.entries)
         assert await room(controller.connections, remote) == 2
     await until(lambda: not remote.server.session_pids(), "every connection to end")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner_process import ROOT
+from runner_process import PATIENCE, ROOT
 
 COMMANDS = ["run", "deploy", "attach", "wait", "status", "logs", "cancel", "ps", "gc", "version"]
 _MAIN = "from cronium_controller.cli import main; main()"
@@ -198,7 +198,7 @@ def test_an_interrupt_while_it_is_loaded_is_one_sentence(tmp_path: Path) -> None
     found_first = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     done = subprocess.run(
         [sys.executable, "-c", "from cronium_controller.entry import main; main()", "version"],
-        env={**os.environ, "PYTHONPATH": found_first}, capture_output=True, check=False, timeout=30,
+        env={**os.environ, "PYTHONPATH": found_first}, capture_output=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, b"cronium: interrupted\n")
 
@@ -207,7 +207,7 @@ def test_what_the_command_is_made_of_runs_it() -> None:
     """The entry point of the package."""
     done = subprocess.run(
         [sys.executable, "-c", "from cronium_controller.entry import main; main()", "version"],
-        capture_output=True, check=True, timeout=30,
+        capture_output=True, check=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.stdout.startswith(b"cronium ")
     assert 'cronium = "cronium_controller.entry:main"' in (ROOT / "pyproject.toml").read_text()

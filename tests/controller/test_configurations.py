@@ -99,7 +99,7 @@ async def test_a_raw_command_and_a_copy(serve: Serve, tmp_path: Path, name: str)
         if configuration.command_status:
             assert "closed on Mondays" in result.stderr or "sftp connections only" in result.stdout
         else:
-            timed = await client.run_async("echo before; sleep 7711", timeout=1)
+            timed = await client.run_async("echo before; sleep 7711", timeout=3)
             assert (timed.timed_out, timed.stdout.endswith("before\n")) == (True, True)
             assert "was ended" in (timed.error or ""), "also without SSH's own signals"
             copied = await client.scp_to_async(str(tmp_path / "source"), str(remote.home / "there"))

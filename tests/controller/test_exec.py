@@ -80,7 +80,7 @@ def is_idle(pid: int) -> bool:
 
 
 def test_a_timeout_is_124_with_what_was_written_and_leaves_nothing(remote: RemoteHost) -> None:
-    done = execute(remote, "--timeout", "1", "--", "echo partial; (setsid sleep 5711 &); sleep 5711")
+    done = execute(remote, "--timeout", "3", "--", "echo partial; (setsid sleep 5711 &); sleep 5711")
     assert (done.returncode, done.stdout) == (124, b"partial\n")
     assert b"[command.timeout]" in done.stderr
     assert not running(remote, "5711")
@@ -106,7 +106,7 @@ def test_an_interrupt_ends_the_command_on_its_host(remote: RemoteHost, number: s
 
 def test_what_a_command_says_to_its_end_is_heard(remote: RemoteHost) -> None:
     command = "trap 'echo swept; exit 3' TERM; echo up; while :; do sleep 0.1; done"
-    done = execute(remote, "--timeout", "1", "--", command)
+    done = execute(remote, "--timeout", "3", "--", command)
     assert (done.returncode, done.stdout) == (124, b"up\nswept\n")
     with remote.start_cronium(
         "exec", "--host", remote.server.target, "--", command, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -176,6 +176,7 @@ def test_ps_lists_what_runs_and_what_is_kept(remote: RemoteHost, tmp_path: Path)
 def test_gc_says_what_goes_and_later_commands_say_that_it_went(remote: RemoteHost) -> None:
     script = remote.script("echo precious; exit 3")
     assert remote.run("--execution-id", "old", script).returncode == 3
+    wait_until(lambda: not remote.processes(), "its supervisor to end")
     gc = ["gc", "--host", remote.server.target]
     dry = remote.cronium(*gc, "--older-than", "0", "--dry-run")
     assert b"would remove old\nwould remove 1 execution and " in dry.stdout

@@ -21,7 +21,7 @@ from cronium_controller.memory import Memory
 from cronium_controller.payloads import load
 from openssh import OpenSSHServer
 from remote_host import RemoteHost, collect
-from runner_process import wait_until
+from runner_process import PATIENCE, wait_until
 
 pytestmark = pytest.mark.sshd
 
@@ -107,19 +107,19 @@ async def test_a_jump_host_that_dies_is_one_clear_error_and_the_next_call_works(
         running = asyncio.ensure_future(client.run_async(waiting, 60))
         await asyncio.to_thread(wait_until, begun.exists, "the command to begin")
         kill_sessions(server)
-        lost = await asyncio.wait_for(running, 30)
+        lost = await asyncio.wait_for(running, PATIENCE)
         begun.unlink()
         assert (lost.success, lost.error_code) == (False, "channel.lost")
         server.stop()
         before = server.count_in_log("Connection from")
         with pytest.raises(UnreachableError) as raised:
-            await asyncio.wait_for(controller.submit(host, Job(load(way.remote.script("true")))), 30)
+            await asyncio.wait_for(controller.submit(host, Job(load(way.remote.script("true")))), PATIENCE)
         assert (raised.value.code, raised.value.host) == ("host.unreachable", "inner")
         assert raised.value.message.startswith(f"inner: at the jump host {dead}: cannot connect to {dead}: ")
         assert raised.value.message.count("cannot connect") == 1
         assert server.count_in_log("Connection from") == before
         server.start()
-        execution = await asyncio.wait_for(controller.submit(host, Job(load(way.remote.script("echo on")))), 30)
+        execution = await asyncio.wait_for(controller.submit(host, Job(load(way.remote.script("echo on")))), PATIENCE)
         assert (await collect(execution))["stdout"] == b"on\n"
     await wait_closed(way.outer, way.middle, way.remote.server)
 
@@ -134,7 +134,7 @@ async def test_a_jump_host_that_dies_while_it_connects_leaves_nothing_open(way: 
         await asyncio.to_thread(wait_until, way.middle.count_connections, "the second one to be asked")
         kill_sessions(way.outer)
         with pytest.raises(UnreachableError, match="at the jump host middle: ") as raised:
-            await asyncio.wait_for(opening, 30)
+            await asyncio.wait_for(opening, PATIENCE)
         assert raised.value.code == "host.unreachable"
     finally:
         os.kill(way.middle._process.pid, signal.SIGCONT)

@@ -19,7 +19,7 @@ from cronium_controller.hosts import LOCAL, LOCAL_HOST, Host, SSHConfig, parse_h
 from cronium_controller.local_connection import LocalConnection
 from cronium_controller.memory import Memory
 from cronium_controller.sessions import Channel, Session
-from runner_process import unreaped, wait_until
+from runner_process import PATIENCE, unreaped, wait_until
 
 
 async def test_a_client_needs_no_ssh(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ async def test_a_client_needs_no_ssh(tmp_path: Path) -> None:
         assert [result.stdout for result in results] == [f"{number}\n" for number in range(30)]
         assert {result.transport_used for result in results} == {"local"}
         assert await client.check_connectivity() == (True, "Connected via local")
-        slow = await client.run_async("echo begun; sleep 600", timeout=0.5)
+        slow = await client.run_async("echo begun; sleep 600", timeout=3)
         assert (slow.timed_out, slow.stdout) == (True, "begun\n")
         log = tmp_path / "log" / "background"
         started = await client.run_background("echo one; echo two >&2", log_file=str(log), with_runner=False)
@@ -134,7 +134,7 @@ async def test_output_is_held_back_while_nobody_wants_it(tmp_path: Path) -> None
             await asyncio.sleep(0.001)
         assert session.heard - before < size // 2, "it was not held back"
     channel.resume_reading()
-    await asyncio.wait_for(session.over.wait(), 20)
+    await asyncio.wait_for(session.over.wait(), PATIENCE)
     assert channel.get_exit_status() == 6
     await connection.close()
 

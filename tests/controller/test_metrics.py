@@ -23,6 +23,7 @@ from cronium_controller.runners import Runners
 from cronium_controller.store import Store
 from cronium_controller.store_metrics import text
 from cronium_runner.wire.results import Outcome, Result
+from openssh import free_port
 from remote_host import RemoteHost
 from runner_process import PATIENCE
 
@@ -39,9 +40,7 @@ def parsed(told: str) -> Samples:
 
 
 def nobody_there() -> Host:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return parse_host("127.0.0.1:{1}".format(*taken.getsockname()))
+    return parse_host(f"127.0.0.1:{free_port()}")
 
 
 @pytest.mark.sshd

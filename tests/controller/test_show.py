@@ -15,7 +15,7 @@ from cronium_controller import show
 from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from remote_host import RemoteHost
-from runner_process import wait_until
+from runner_process import PATIENCE, wait_until
 from tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.sshd
@@ -59,7 +59,7 @@ def test_an_interrupt_cancels_on_the_host_and_waits_for_the_end(remote: RemoteHo
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
             process.send_signal(number)
-            stdout, stderr = process.communicate(timeout=30)
+            stdout, stderr = process.communicate(timeout=PATIENCE)
         assert (process.returncode, stdout) == (130, b"cleaned\n")
         assert b"interrupt again" in stderr
         assert b"Traceback" not in stderr
@@ -76,7 +76,7 @@ def test_a_reader_that_goes_away_ends_the_showing_and_nothing_else(remote: Remot
         process.stdout.close()
         assert process.stderr is not None
         assert process.stderr.read() == b""
-        assert process.wait(30) == 5
+        assert process.wait(PATIENCE) == 5
     recorded = remote.recorded("unread")
     assert recorded is not None
     assert recorded["output"] == "done"
@@ -95,7 +95,7 @@ def test_a_secret_comes_from_a_file_standard_input_or_the_environment(remote: Re
     with remote.start_cronium(
         *words, "--secret", "C", script, env={"C": "from-env"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
-        stdout, _ = process.communicate(b"from-stdin\n", timeout=30)
+        stdout, _ = process.communicate(b"from-stdin\n", timeout=PATIENCE)
     expected = subprocess.run(
         ["bash", "-c", "for value in from-file from-stdin from-env; do echo $value | sha256sum; done"],
         capture_output=True,

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 from cronium_runner.jobdir import StateDirectory
 from cronium_runner.wire.frames import Kind
 from payload_bytes import make_payload
-from runner_process import ROOT, AgentProcess, Host, Payload, command_line, is_running, processes_with
+from runner_process import FAREWELL, ROOT, AgentProcess, Host, Payload, command_line, is_running, processes_with
 
 ID: Final = "point"
 STUCK_SECONDS: Final = 60.0
@@ -524,7 +524,7 @@ class Trial:
             self.violations.append(f"{name} is cut, which is not flagged: {summary}")
 
     def _check_left(self) -> None:
-        until = time.monotonic() + 3
+        until = time.monotonic() + FAREWELL
         while (left := self._processes()) and time.monotonic() < until:
             time.sleep(0.005)
         if left:

@@ -126,7 +126,7 @@ def test_a_disk_of_any_small_size_refuses_or_keeps_everything(
         side = host.folder / "started"
         script = host.script(f"echo started >>{side}\necho output\n")
         seen.append(judge_small_disk(host, side, script, limit.format(number)))
-        assert not host.processes()
+        host.check_nothing_left()
     assert seen[0][0] == "rejected"
     assert {then for _, then in seen} <= {"succeeded", "failed"}
     if is_full():

@@ -57,7 +57,7 @@ def test_killed_runners_start_nothing_twice_and_lose_nothing(killed_host: Host, 
     rounds = until_killed(RUNNER_KILLS, lambda number: Round(host, number, seed, 1.2 * life, tally).run(), tally, 4)
     seconds = time.monotonic() - began
     print(f"{rounds} rounds in {seconds:.0f} s: {tally}")
-    wait_until(lambda: not host.processes(), "every process of the host to end", 10)
+    wait_until(lambda: not host.processes(), "every process of the host to end")
     assert tally.violations == []
     assert tally.kills.total() >= RUNNER_KILLS
     check_leftovers_are_swept(host)

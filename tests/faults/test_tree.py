@@ -27,8 +27,8 @@ COMMAND = "scripts/test --faults tests/faults/test_tree.py"
 NOBODY = 65534
 GRACE, DRAIN, SLACK = 5.0, 2.0, 1.0
 """Seconds; what is promised is grace + 1 after a deadline or cancel, drain + grace + 1 after a normal end."""
-ALLOWED = SLACK if is_full() else 10 * SLACK
-"""The ordinary suite may share its processors with anything; the promise is measured by the full one."""
+ALLOWED = SLACK if is_full() else 30 * SLACK
+"""The ordinary suite may share its processors and its disk with anything; the full one measures the promise."""
 DEAF, LOOPS = 21, 8
 
 TREE: Final = """
@@ -179,7 +179,7 @@ class Tree:
             f"CRONIUM_EXECUTION_ID={self.id}\0".encode() not in environment_of(pid) for pid in self.host.processes()
         )
         if "group" in self.claim:
-            wait_until(lambda: not os.path.exists(self.claim["group"]), "the group to be removed", patience=3)
+            wait_until(lambda: not os.path.exists(self.claim["group"]), "the group to be removed")
 
 
 def sys_python(host: Host) -> str:
@@ -224,9 +224,9 @@ def test_after_a_cancel(account: Account) -> None:
 
 def test_after_a_deadline(account: Account) -> None:
     with account.host.agent() as agent:
-        tree = Tree(account, agent, "scrubbed", timeout=4.0)
+        tree = Tree(account, agent, "scrubbed", timeout=15.0)
         result = agent.finished(tree.channel)
-        took = result["durationMs"] / 1000 - 4.0
+        took = result["durationMs"] / 1000 - 15.0
         tree.check_gone()
     assert result["state"] == "timed_out"
     assert took <= GRACE + ALLOWED

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from runner_process import PATIENCE
+
 pytestmark = pytest.mark.frozen
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,7 +243,7 @@ def slow_job(binary: Path, tmp_path: Path, environment: dict[str, str]) -> Itera
     assert process.poll() is None, (tmp_path / "err").read_text()
     yield process
     (tmp_path / "go").touch()
-    process.wait(30)
+    process.wait(PATIENCE)
 
 
 def extractions(environment: dict[str, str]) -> list[Path]:
@@ -254,7 +256,7 @@ def test_job_outlives_the_extraction_directory(
     assert len(extractions(environment)) == 1
     shutil.rmtree(extractions(environment)[0])
     (tmp_path / "go").touch()
-    assert slow_job.wait(30) == 7
+    assert slow_job.wait(PATIENCE) == 7
     assert (tmp_path / "out").read_bytes() == b"started\nover\n"
     said = (tmp_path / "err").read_text().splitlines()
     assert [line for line in said if not line.startswith("[PYI-")] == []  # the parent may miss what it has to remove
@@ -264,7 +266,7 @@ def test_job_outlives_the_one_file_parent(
     slow_job: subprocess.Popen[bytes], tmp_path: Path, environment: dict[str, str]
 ) -> None:
     slow_job.send_signal(signal.SIGKILL)
-    slow_job.wait(30)
+    slow_job.wait(PATIENCE)
     for left in extractions(environment):
         shutil.rmtree(left)
     (tmp_path / "go").touch()

@@ -18,7 +18,7 @@ import pytest
 
 from accounts import Account, sudo_rule, throw_away_account
 from cronium_runner.wire.frames import MAGIC, Kind, encode_data, encode_json
-from runner_process import Host, command_line, wait_until
+from runner_process import PATIENCE, Host, command_line, wait_until
 
 pytestmark = [
     pytest.mark.frozen,
@@ -28,6 +28,14 @@ pytestmark = [
 with_sudo = pytest.mark.skipif(shutil.which("sudo") is None, reason="needs sudo: apt-get install sudo")
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def has_begun(target: Account, execution_id: str) -> bool:
+    """Whether the script's `on` is there."""
+    try:
+        return (target.execution(execution_id) / "stdout").read_bytes() == b"on\n"
+    except FileNotFoundError:
+        return False
 
 
 def _octal(frame: bytes) -> str:
@@ -144,7 +152,7 @@ def test_no_descriptor_of_roots_reaches_the_agent(root: Host, target: Account, t
     held = [os.readlink(path) for path in Path(f"/proc/{process.pid}/fd").iterdir()]
     assert os.stat(f"/proc/{process.pid}").st_uid == target.uid, "the very process that root started"
     assert os.readlink(f"/proc/{process.pid}/cwd") == "/"
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert str(secret) not in held
     assert {name.split(":")[0] for name in held} <= {"pipe", "/dev/null", "socket"}
@@ -176,11 +184,11 @@ def test_it_can_neither_signal_nor_look_into_a_process_of_roots(root: Host, targ
 def test_between_root_and_the_target_stays_only_the_client(root: Host, target: Account) -> None:
     """The agent that root started has become the target's: root keeps no process but the one that was called."""
     process = root.start("run", "--run-as", target.name, "--execution-id", "between", root.script("echo on; sleep 60"))
-    wait_until(lambda: (target.execution("between") / "stdout").exists(), "the script to run")
+    wait_until(lambda: has_begun(target, "between"), "the script to run")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert [os.stat(f"/proc/{pid}").st_uid for pid in children] == [target.uid]
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 130
+    assert process.wait(PATIENCE) == 130
     target.wait_nothing_left()
 
 
@@ -208,7 +216,7 @@ def test_the_terminal_of_the_caller_is_out_of_reach(root: Host, target: Account)
     except OSError:
         pass  # the terminal's other side is closed
     os.close(primary)
-    process.wait(30)
+    process.wait(PATIENCE)
     assert b"REACHED" not in shown
     lines = [line.strip() for line in shown.decode().splitlines() if "/dev/tty" not in line]
     assert lines == ["0", "?", "?", "?"], shown  # the script, its supervisor, the agent
@@ -316,7 +324,7 @@ def test_a_slow_reader_of_the_client_does_not_end_it(root: Host, target: Account
     time.sleep(1)  # longer than it takes to fill every buffer on the way
     content = process.stdout.read()
     process.stdout.close()
-    assert (len(content), process.wait(30)) == (6000000, 0)
+    assert (len(content), process.wait(PATIENCE)) == (6000000, 0)
 
 
 # -- promises ----------------------------------------------------------------------------------------------------------
@@ -349,18 +357,18 @@ def test_a_signal_to_the_client_cancels(root: Host, target: Account, number: sig
     process = root.start(
         "run", "--run-as", target.name, "--execution-id", execution_id, root.script("echo on; sleep 99")
     )
-    wait_until(lambda: (target.execution(execution_id) / "stdout").exists(), "the script to run")
+    wait_until(lambda: has_begun(target, execution_id), "the script to run")
     process.send_signal(number)
-    assert process.wait(30) == 130
+    assert process.wait(PATIENCE) == 130
     target.wait_nothing_left()
 
 
 @pytest.mark.parametrize(("what", "state"), [("continue", "succeeded"), ("cancel", "cancelled")])
 def test_a_client_that_is_killed_follows_on_disconnect(root: Host, target: Account, what: str, state: str) -> None:
     words = ["--execution-id", what, "--on-disconnect", what]
-    script = root.script("echo on; sleep 3; echo off")
+    script = root.script(f"echo on; sleep {3 if what == 'continue' else 99}; echo off")
     process = root.start("run", "--run-as", target.name, *words, script, stdout=subprocess.DEVNULL)
-    wait_until(lambda: (target.execution(what) / "stdout").exists(), "the script to run")
+    wait_until(lambda: has_begun(target, what), "the script to run")
     process.kill()
     process.wait()
     done = root.run("attach", "--run-as", target.name, "--json", what)
@@ -370,12 +378,12 @@ def test_a_client_that_is_killed_follows_on_disconnect(root: Host, target: Accou
 
 def test_the_targets_executions_are_looked_at_and_ended_from_here(root: Host, target: Account) -> None:
     process = root.start("run", "--run-as", target.name, "--execution-id", "looked", root.script("echo on; sleep 99"))
-    wait_until(lambda: (target.execution("looked") / "stdout").exists(), "the script to run")
+    wait_until(lambda: has_begun(target, "looked"), "the script to run")
     status = json.loads(root.run("status", "--run-as", target.name, "--json", "looked").stdout)
     assert (status["executionId"], status["state"], status["stdout"]["bytes"]) == ("looked", "running", 3)
     assert "looked" in printed(root.run("list", "--run-as", target.name))
     assert root.run("cancel", "--run-as", target.name, "looked").returncode == 0
-    assert process.wait(30) == 130
+    assert process.wait(PATIENCE) == 130
     again = root.run("cancel", "--run-as", target.name, "looked")
     assert (again.returncode, b"has ended already" in again.stderr) == (0, True)
     missing = root.run("status", "--run-as", target.name, "nonesuch")
@@ -535,8 +543,8 @@ def test_a_signal_reaches_the_script_behind_sudo(caller: Account, target: Accoun
     here = ordinary(caller, caller.home)
     with sudo_rule(f"{caller.name} ALL=({target.name}) NOPASSWD: ALL"):
         process = here.start("run", "--run-as", target.name, "--execution-id", "behind", script)
-        wait_until(lambda: (target.execution("behind") / "stdout").exists(), "the script to run")
+        wait_until(lambda: has_begun(target, "behind"), "the script to run")
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(PATIENCE) == 130
         target.wait_nothing_left()
         wait_until(lambda: not caller.processes(), "sudo to end")

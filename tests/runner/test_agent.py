@@ -16,7 +16,7 @@ import pytest
 from cronium_runner.wire import frames
 from cronium_runner.wire.frames import Kind
 from cronium_runner.wire.names import STDERR, STDOUT
-from runner_process import AgentProcess, Host, Payload, is_running, wait_until
+from runner_process import FAREWELL, PATIENCE, AgentProcess, Host, Payload, is_running, wait_until
 
 WAITING = "echo ready\nuntil [ -e go ]; do sleep 0.01; done\necho done\necho err >&2\nexit 3\n"
 
@@ -493,7 +493,7 @@ def test_a_detached_execution_that_prints_much_ends_completely(agent: AgentProce
     agent.send(Kind.DETACH, channel, {})
     host.wait_result("job")
     supervisor = host.history("job")[0]["supervisor"]["pid"]
-    wait_until(lambda: not is_running(supervisor), "the supervisor to end", 10)
+    wait_until(lambda: not is_running(supervisor), "the supervisor to end")
     assert agent.close() == 0
 
 
@@ -565,7 +565,7 @@ def test_what_is_not_in_the_protocol_ends_the_channel_and_no_execution(
     assert agent.receive() is None
     assert agent.process.poll() is None
     go(host, "job")
-    assert agent.process.wait(30) == 0
+    assert agent.process.wait(PATIENCE) == 0
     recorded = host.recorded("job")
     assert recorded is not None
     assert recorded["exitCode"] == 3
@@ -586,7 +586,7 @@ def test_a_channel_number_in_use_is_not_taken_twice(agent: AgentProcess, host: H
     agent.submit(payload, "other", channel=channel)
     assert agent.expect(0, Kind.ERROR).json()["code"] == "channel.protocol"
     go(host, "job")
-    assert agent.process.wait(30) == 0
+    assert agent.process.wait(PATIENCE) == 0
     assert not host.execution("other").exists()
 
 
@@ -624,7 +624,7 @@ def test_nothing_starts_behind_the_end_of_the_connection(agent: AgentProcess, ho
     agent.finished(agent.start(payload, "warm"))
     late = frames.encode_json(Kind.SUBMIT, 9, {"executionId": "late", "sha256": payload.sha256})
     agent.send_raw(frames.encode_json(Kind.ERROR, 0, {"code": "channel.version", "message": "bye"}) + late)
-    assert agent.process.wait(30) == 0
+    assert agent.process.wait(PATIENCE) == 0
     assert host.executions() == ["warm"]
 
 
@@ -658,7 +658,7 @@ def test_an_agent_whose_channel_is_gone_stays_until_its_executions_have_ended(ag
     assert agent.receive() is None
     assert agent.process.poll() is None
     go(host, "job")
-    assert agent.process.wait(30) == 0
+    assert agent.process.wait(PATIENCE) == 0
     recorded = host.recorded("job")
     assert recorded is not None
     assert (recorded["state"], recorded["exitCode"]) == ("failed", 3)
@@ -676,7 +676,7 @@ def test_a_lost_channel_cancels_what_was_submitted_so(agent: AgentProcess, host:
     assert host.wait_result("job")["state"] == "cancelled"
     assert host.recorded("kept") is None
     go(host, "kept")
-    assert agent.process.wait(30) == 0
+    assert agent.process.wait(PATIENCE) == 0
 
 
 def test_a_submission_that_waits_for_its_payload_leaves_nothing_when_the_channel_goes(
@@ -715,7 +715,7 @@ def test_a_killed_supervisor_is_reported_as_lost(shared_agent: AgentProcess, sha
     result = shared_agent.finished(channel)
     assert (result["state"], result["error"]["code"]) == ("lost", "execution.lost")
     script = int(shared_agent.stdout(channel))
-    wait_until(lambda: not is_running(script), "the script's end", 5)
+    wait_until(lambda: not is_running(script), "the script's end", FAREWELL)
 
 
 def test_a_killed_supervisor_whose_execution_nobody_follows_is_lost_all_the_same(
@@ -771,7 +771,7 @@ def test_the_agent_keeps_no_descriptor_of_what_has_ended(shared_agent: AgentProc
             shared_host.wait_result(f"leak-{number}")
         else:
             shared_agent.finished(channel)
-    wait_until(lambda: open_now() <= before, f"the agent to have {before} descriptors again", 5)
+    wait_until(lambda: open_now() <= before, f"the agent to have {before} descriptors again")
 
 
 def test_detaching_from_an_execution_that_another_submission_started_keeps_no_descriptor(
@@ -789,4 +789,4 @@ def test_detaching_from_an_execution_that_another_submission_started_keeps_no_de
     agent.send(Kind.DETACH, started[False], {})
     go(host, "job")
     assert agent.finished(started[True])["exitCode"] == 3
-    wait_until(lambda: len(os.listdir(folder)) <= before, f"the agent to have {before} descriptors again", 5)
+    wait_until(lambda: len(os.listdir(folder)) <= before, f"the agent to have {before} descriptors again")

@@ -1,5 +1,6 @@
 """Executions in API mode, on a platform that knows contracts §7 only: what scripts see, and what arrives there."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from cronium_runner.wire.frames import Kind
 from runner_process import AgentProcess, Host, is_running, wait_until
 from stub_platform import TOKEN, Seen, StubPlatform, Upset
 
-PATIENCE = "3"
+PATIENCE = "10"
 """Seconds that a read waits for its platform here, and that undelivered writes are waited for."""
 QUICK = 8.0
 """Seconds: less than a read waits by default, more than a loaded machine needs for anything else here."""
@@ -126,7 +127,8 @@ def test_the_script_sees_the_token_only_when_its_manifest_asks_and_nobody_sees_i
     for folder, _, names in os.walk(agent.host.folder):
         for name in names:
             path = Path(folder, name)
-            assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+            with contextlib.suppress(FileNotFoundError):  # the last supervisor tidies up after its result
+                assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
     assert TOKEN.encode() not in agent.host.command_lines()
 
 
@@ -207,31 +209,29 @@ def test_while_the_platform_is_away_reads_wait_and_nothing_else_does(host: Host,
 def _reads_wait(agent: AgentProcess, stub: StubPlatform) -> None:
     stub.down()
     script = """
-began=$SECONDS
 for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do cronium.getVariable "V$n" & done 2>all.txt
 cronium.setVariable A 1 && cronium.output k v && echo written; cronium.getVariable A
-echo $((SECONDS - began)); wait
-sort all.txt | uniq -c | wc -l; head -1 all.txt | cut -d'(' -f1 | sed 's/V[0-9]*/V/'; echo $((SECONDS - began))
+wc -c <all.txt; wait
+sort all.txt | uniq -c | wc -l; head -1 all.txt | cut -d'(' -f1 | sed 's/V[0-9]*/V/'; echo $SECONDS
 """
-    before = time.monotonic()
     channel = agent.start(agent.host.payload(script), "e", api=stub.api())
     agent.host.wait_running("e", b"written\n1\n")
-    assert time.monotonic() - before < QUICK
-    told = agent.finished(channel)
+    told = ended(agent, channel)
     lines = agent.stdout(channel).decode().split("\n")
-    assert lines[:2] == ["written", "1"]
-    assert int(lines[2]) <= 1, "neither the writes nor the read of what was written waited"
-    assert lines[3:5] == ["20", "Error: the platform did not tell variable 'V' within 3 s "]
-    assert 2 <= int(lines[5]) <= 7  # all of them together, not one after the other
+    assert lines[:3] == ["written", "1", "0"], "neither the writes nor the read of what was written waited"
+    assert lines[3:5] == ["20", f"Error: the platform did not tell variable 'V' within {PATIENCE} s "]
+    assert int(lines[5]) < 2 * int(PATIENCE) + 30, "all of them together, not one after the other"
     assert (told["state"], told["undelivered"]) == ("succeeded", 2)
     assert told["output"] == {"k": "v"}
 
 
-def test_a_deadline_is_met_while_reads_wait(agent: AgentProcess, stub: StubPlatform) -> None:
+def test_a_deadline_is_met_while_reads_wait(host: Host, stub: StubPlatform) -> None:
     stub.down()
-    before = time.monotonic()
-    assert run(agent, stub, "cronium.input\n", timeout=0.5)["state"] == "timed_out"
-    assert time.monotonic() - before < QUICK
+    host.environment["CRONIUM_API_PATIENCE"] = "60"
+    with host.agent() as agent:
+        told = run(agent, stub, "cronium.input\n", timeout=0.5)
+    assert told["state"] == "timed_out"
+    assert told["durationMs"] < 50_000
 
 
 def test_a_read_that_waits_is_answered_when_the_platform_comes_back(agent: AgentProcess, stub: StubPlatform) -> None:
@@ -404,13 +404,17 @@ def test_a_tool_needs_api_mode(agent: AgentProcess) -> None:
 
 
 def test_a_slow_tool_delays_nobody(agent: AgentProcess, stub: StubPlatform) -> None:
-    stub.tool_seconds = 2.0
+    stub.tools_answer.clear()
     stub.variables["V"] = "read"
     script = """
 for n in 1 2 3 4 5; do cronium.executeToolAction mail send >/dev/null && echo sent & done
 cronium.getVariable V; cronium.setVariable A 1 && echo written; wait
 """
-    assert run(agent, stub, script)["out"] == "read\nwritten\n" + "sent\n" * 5
+    channel = agent.start(agent.host.payload(script), "e", api=stub.api())
+    agent.host.wait_running("e", b"read\nwritten\n")
+    stub.tools_answer.set()
+    assert agent.finished(channel)["exitCode"] == 0
+    assert agent.stdout(channel) == b"read\nwritten\n" + b"sent\n" * 5
 
 
 def test_a_read_that_the_platform_refuses_fails_at_once(agent: AgentProcess, stub: StubPlatform) -> None:

@@ -212,7 +212,7 @@ def test_a_misuse_is_125_and_never_looks_like_a_script(host: Host, words: list[s
         ("echo out; echo err >&2\n", [], 0, "succeeded"),
         ("echo out; echo err >&2; exit 3\n", [], 3, "failed"),
         ("echo out; echo err >&2; kill -9 $$\n", [], 137, "failed"),
-        ("echo out; echo err >&2; sleep 60\n", ["--timeout", "0.3"], 124, "timed_out"),
+        ("echo out; echo err >&2; sleep 60\n", ["--timeout", "2"], 124, "timed_out"),
     ],
     ids=["succeeded", "failed", "signal", "timeout"],
 )

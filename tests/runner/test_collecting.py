@@ -18,7 +18,7 @@ from cronium_runner.jobdir import StateDirectory
 from cronium_runner.wire import frames
 from cronium_runner.wire.collection import REPORT, is_report
 from cronium_runner.wire.frames import BEHIND_ALL, Kind
-from runner_process import AgentProcess, Host, is_running, processes_with, wait_until
+from runner_process import PATIENCE, AgentProcess, Host, is_running, processes_with, wait_until
 
 DAY = 86_400.0
 
@@ -74,6 +74,8 @@ def test_an_agent_that_collects_says_so_and_answers_while_it_does_other_things(h
         assert "gc" in agent.hello["knows"]
         for name in ("fetched", "unfetched"):
             agent.finished(agent.start(host.payload("echo out\n"), name))
+        supervisors = [host.history(name)[0]["supervisor"]["pid"] for name in ("fetched", "unfetched")]
+        wait_until(lambda: not any(map(is_running, supervisors)), "the supervisors to end")
         acknowledge(agent, "fetched")
         waiting = agent.start(host.payload("echo up; until [ -e go ]; do sleep 0.02; done\n"), "busy")
         host.wait_running("busy", b"up")
@@ -279,12 +281,12 @@ def test_wait_blocks_until_all_have_ended_and_an_interrupt_leaves_them(host: Hos
     wait_until(lambda: left.pid in processes_with(str(host.state)), "the other one")
     script = next(line["script"]["pid"] for line in host.history("a") if "script" in line)
     left.send_signal(signal.SIGINT)
-    left.wait(20)
+    left.wait(PATIENCE)
     assert is_running(script)
     (host.execution("a") / "work/go").touch()
-    stdout, _ = waiting.communicate(timeout=20)
+    stdout, _ = waiting.communicate(timeout=PATIENCE)
     assert (waiting.returncode, [line.split()[0] for line in stdout.splitlines()]) == (0, [b"a", b"b"])
-    assert [process.wait(20) for process in running] == [0, 0]
+    assert [process.wait(PATIENCE) for process in running] == [0, 0]
 
 
 def test_status_of_a_tombstone_says_what_it_is(host: Host) -> None:
@@ -310,4 +312,4 @@ def test_list_shows_what_runs(host: Host) -> None:
     done = host.run("list", "--running")
     assert [line.split()[0] for line in done.stdout.splitlines()] == [b"runs"]
     host.run("cancel", "runs")
-    assert running.wait(20) == 130
+    assert running.wait(PATIENCE) == 130

@@ -52,7 +52,6 @@ def test_memory_above_its_limit_is_told_as_that_and_not_only_as_signal_9(held: H
     assert (result["state"], result["signal"], result["exit status"]) == ("failed", signal.SIGKILL, 137)
     assert result["error"]["code"] == "limits.memory"
     assert "memory=64MiB" in result["error"]["message"]
-    assert result["durationMs"] < 15_000
 
 
 def test_memory_of_all_descendants_counts(host: Host) -> None:
@@ -63,7 +62,7 @@ def test_memory_of_all_descendants_counts(host: Host) -> None:
 
 def test_memory_that_is_only_reserved_or_shared_counts_once_or_not(host: Host) -> None:
     script = RESERVES + "import os, time\nkept = b'x' * (60 << 20)\n"
-    script += "for _ in range(5):\n    if os.fork() == 0:\n        time.sleep(0.8)\n        os._exit(0)\n"
+    script += "for number in range(5):\n    if os.fork() == 0:\n        time.sleep(0.8 + number)\n        os._exit(0)\n"
     script += "while True:\n    try:\n        os.wait()\n    except ChildProcessError:\n        break\n"
     result = host.run_json("--limit", "memory=150MiB", host.script(script, "shares.py"))
     assert (result["state"], result["error"]) == ("succeeded", None)
@@ -74,7 +73,7 @@ def test_too_many_processes(held: Host) -> None:
     result = held.run_json("--limit", "processes=8", "--timeout", "30", script)
     assert (result["state"], result["error"]["code"]) == ("failed", "limits.processes")
     assert "processes=8" in result["error"]["message"]
-    assert result["durationMs"] < 4000, "no grace for what is above its limit"
+    assert result["signal"] == signal.SIGKILL, "no grace for what is above its limit"
 
 
 def test_threads_count_as_processes(host: Host) -> None:

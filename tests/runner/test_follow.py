@@ -11,7 +11,7 @@ import pytest
 
 from cronium_runner.helper_socket import BACKLOG
 from cronium_runner.wire.frames import Kind
-from runner_process import Host, wait_until
+from runner_process import PATIENCE, Host, wait_until
 
 GATED = "".join(
     f"echo {word}; while [ ! -e ../../../{gate} ]; do sleep 0.02; done\n"
@@ -73,7 +73,7 @@ def test_the_command_waits_for_a_busy_supervisor_too(host: Host) -> None:
     wait_until(lambda: seen.read_bytes() == b"up\non\n", "what is new, before the end")
     assert attached.poll() is None
     open_gate(host, "end")
-    assert (attached.wait(20), running.wait(20)) == (0, 0)
+    assert (attached.wait(PATIENCE), running.wait(PATIENCE)) == (0, 0)
 
 
 def test_a_cancel_reaches_a_busy_supervisor(host: Host) -> None:
@@ -82,5 +82,5 @@ def test_a_cancel_reaches_a_busy_supervisor(host: Host) -> None:
         asking = host.start("cancel", "busy")
         with pytest.raises(subprocess.TimeoutExpired):
             asking.wait(0.5)
-    assert asking.wait(20) == 0
-    assert running.wait(20) == 130
+    assert asking.wait(PATIENCE) == 0
+    assert running.wait(PATIENCE) == 130

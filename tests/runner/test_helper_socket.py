@@ -246,7 +246,7 @@ def test_no_descriptor_of_a_client_is_kept(supervised: Supervised) -> None:
         supervised.connect().close()
         with supervised.connect() as connection:
             connection.sendall(b"nonsense")
-    wait_until(lambda: count() <= before, "descriptors to be closed", 5)
+    wait_until(lambda: count() <= before, "descriptors to be closed")
 
 
 def test_a_watcher_that_talks_nonsense_ends_nothing(supervised: Supervised) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from cronium_runner import orphans
 from cronium_runner.orphans import Orphans
-from runner_process import processes_with, wait_until
+from runner_process import PATIENCE, processes_with, wait_until
 
-SOCKET = "/nowhere/0123abcd"
+SOCKET = f"/nowhere/{os.getpid():08x}"
 
 
 @pytest.fixture
@@ -33,10 +33,10 @@ def test_orphans_are_known_by_what_they_inherited_and_others_are_left_alone(slee
         marked = b"CRONIUM_SOCKET=" + SOCKET.encode()
         wait_until(lambda: marked in orphans._environment(orphan.pid), "the orphan's environment")
         assert left.may_be_left()
-        Orphans("CRONIUM_SOCKET=/nowhere/0123abc", None, None).signal(signal.SIGKILL)
+        Orphans(f"CRONIUM_SOCKET={SOCKET[:-1]}", None, None).signal(signal.SIGKILL)
         assert orphan.poll() is None
         assert left.signal(signal.SIGKILL)
-        assert orphan.wait(10) == -signal.SIGKILL
+        assert orphan.wait(PATIENCE) == -signal.SIGKILL
     assert sleeper.poll() is None
     wait_until(lambda: not left.may_be_left(), "a look that finds nobody")
 

@@ -22,7 +22,7 @@ from cronium_runner.submission import Archive, Folder, Script, Source, Submissio
 from cronium_runner.wire import codes
 from cronium_runner.wire.access import Access
 from cronium_runner.wire.limits import Limits
-from runner_process import Host
+from runner_process import PATIENCE, Host
 
 making_accounts = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("useradd") is None, reason="needs root and useradd, to make accounts"
@@ -114,7 +114,7 @@ def test_a_terminal_is_no_channel(host: Host) -> None:
     primary, secondary = os.openpty()
     other = "nobody" if os.geteuid() == 0 else "root"
     process = host.start("agent", "--run-as", other, stdin=secondary, stderr=subprocess.PIPE, start_new_session=True)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=PATIENCE)
     os.close(primary)
     os.close(secondary)
     assert (process.returncode, b"[usage.invalid]" in stderr) == (125, True)

@@ -97,8 +97,8 @@ def test_input_variables_event_and_secrets(shared: RemoteHost, platform: Platfor
 async def test_two_jobs_on_two_hosts_see_each_others_writes(new_host: NewHost) -> None:
     one, two = new_host(), new_host()
     script = one.script(
-        "cronium.setVariable FROM_$1 hello; for _ in $(seq 500); do\n"
-        "cronium.getVariable FROM_$2 2>/dev/null && exit; sleep 0.02; done; exit 9"
+        "cronium.setVariable FROM_$1 hello; while :; do\n"
+        "cronium.getVariable FROM_$2 2>/dev/null && exit; sleep 0.02; done"
     )
 
     async def run(controller: Controller, host: RemoteHost, mine: str, theirs: str) -> dict[str, bytes]:

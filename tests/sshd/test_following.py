@@ -15,7 +15,7 @@ from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from cronium_runner.wire.results import Outcome, exit_status
 from remote_host import RemoteHost, collect
-from runner_process import is_running, wait_until
+from runner_process import PATIENCE, is_running, wait_until
 from tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
@@ -60,7 +60,7 @@ def test_detach_and_everything_from_later_processes(fresh: RemoteHost, tmp_path:
     assert attached.stdout is not None
     assert attached.stdout.readline() == b"line 1\n"
     gate.touch()
-    stdout, stderr = attached.communicate(timeout=30)
+    stdout, stderr = attached.communicate(timeout=PATIENCE)
     assert attached.returncode == 9
     assert b"line 1\n" + stdout == expected(3, 3)["stdout"]
     assert stderr == expected(3, 3)["stderr"]
@@ -113,7 +113,7 @@ def test_a_second_interrupt_leaves_it_running(fresh: RemoteHost, tmp_path: Path)
     assert b"cronium attach twice" in told, told
     assert is_running(fresh.script_group("twice"))
     gate.touch()
-    stdout, stderr = running.communicate(timeout=30)
+    stdout, stderr = running.communicate(timeout=PATIENCE)
     assert running.returncode == 255, stderr
     assert json.loads(stdout)["state"] == "unknown"
     assert b"Traceback" not in stderr
@@ -154,7 +154,7 @@ def test_a_controller_that_dies_loses_nothing(fresh: RemoteHost, tmp_path: Path,
         running = fresh.start_cronium(*words, stdout=stdout, stderr=stderr)
         wait_until(lambda: seen["stdout"].stat().st_size > 5000, "some output")
         running.send_signal(signal.Signals[name])
-        running.wait(10)
+        running.wait(PATIENCE)
     had = {stream: path.read_bytes() for stream, path in seen.items()}
     record = fresh.store().find("orphan")
     assert record is not None
@@ -223,7 +223,7 @@ def test_the_command_says_unknown_with_255(fresh: RemoteHost, tmp_path: Path) ->
     for pid in fresh.server.session_pids():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    stdout, stderr = running.communicate(timeout=30)
+    stdout, stderr = running.communicate(timeout=PATIENCE)
     assert running.returncode == 255
     assert b"Traceback" not in stderr
     assert json.loads(stdout)["state"] == "unknown"

