@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cronium_runner.wire.sizes import readable
+
 from .cli_each import ask_hosts
 from .cli_executions import MOST_LISTED
 from .cli_hosts import chosen_targets, some_hosts
@@ -67,7 +69,7 @@ def deploy(
             show.print_json({"host": where.name, **told, "attempts": done.attempts})
         elif done.uploaded_bytes:
             tries = "" if done.attempts == 1 else f", attempt {done.attempts}"
-            click.echo(f"{where}: installed {done.path} ({done.uploaded_bytes / 1e6:.1f} MB by {done.method}{tries})")
+            click.echo(f"{where}: installed {done.path} ({readable(done.uploaded_bytes)} by {done.method}{tries})")
         else:
             click.echo(f"{where}: {done.path} is there{' and used from now on' if rollback or version else ''}")
 
@@ -105,5 +107,5 @@ def _line(made: "Made") -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(made.deployed_at))
     what = f"{made.version or '?'}-{(made.sha256 or '?')[:12]}"
     tries = f"{made.attempts} attempt{'' if made.attempts == 1 else 's'}"
-    cost = f"{made.duration_ms / 1000:.1f} s, {made.uploaded_bytes / 1e6:.1f} MB, {tries}"
+    cost = f"{made.duration_ms / 1000:.1f} s, {readable(made.uploaded_bytes)}, {tries}"
     return f"{when}  {made.host}  {what} {made.architecture or ''}  {made.outcome} ({cost}) {made.error or ''}".rstrip()

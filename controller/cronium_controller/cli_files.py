@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cronium_runner.wire.sizes import readable
+
 from . import completing, progress
 from .cli_commands import interruptible
 from .cli_hosts import some_hosts
@@ -151,18 +153,14 @@ class _Shown:
         there = sum(self._there.values())
         done = self._tally.succeeded + self._tally.failed
         hosts = "" if len(self._targets) == 1 else f"{done}/{len(self._targets)} hosts · "
-        of = "" if self._size is None else f" of {_megabytes(self._size * len(self._targets))}"
-        return f"{hosts}{_megabytes(there)}{of}"
+        of = "" if self._size is None else f" of {readable(self._size * len(self._targets))}"
+        return f"{hosts}{readable(there)}{of}"
 
 
 def _line(host: str, source: str, copied: "Copied") -> str:
-    size = _megabytes(copied.bytes)
+    size = readable(copied.bytes)
     if copied.sent == 0 and copied.bytes:
         return f"{host}: {copied.path} is there already ({size})"
-    sent = "" if copied.sent == copied.bytes else f", {_megabytes(copied.sent)} of it now"
+    sent = "" if copied.sent == copied.bytes else f", {readable(copied.sent)} of it now"
     warned = "" if copied.is_verified else "; NOT verified, as the host computes no SHA-256"
     return f"{host}: {source} -> {copied.path} ({size}{sent}, by {copied.method}){warned}"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count} bytes"

@@ -16,6 +16,7 @@ import click
 from cronium_runner.wire import exactjson, masks
 from cronium_runner.wire.names import STDERR, STDOUT, STREAM_NAMES
 from cronium_runner.wire.results import EXIT_RUNNER_FAILED, TEXT_TAIL, Outcome, Result, exit_status
+from cronium_runner.wire.sizes import readable
 
 from . import progress, standard_streams
 from .errors import ChannelLostError
@@ -247,10 +248,10 @@ def print_collection(told: Mapping[str, Any], host: str | None = None) -> None:
     for execution_id in gone:
         click.echo(f"{would} {execution_id}")
     went = f"{counted(len(gone), 'executions')} and {counted(len(told['payloads']), 'payloads')}"
-    click.echo(f"{would} {went}: {_size(told['freedBytes'])}")
+    click.echo(f"{would} {went}: {readable(told['freedBytes'])}")
     click.echo(
         f"{first}{left}: {told['running']} running, {told['kept']} ended ({told['unacknowledged']} not fetched), "
-        f"{told['tombstones']} of which only the ending is left; {_size(used)} of {_size(budget)}"
+        f"{told['tombstones']} of which only the ending is left; {readable(used)} of {readable(budget)}"
     )
     for execution_id, reason in told.get("failed", {}).items():
         click.echo(f"cronium: {first}{execution_id} could not be removed: {reason}", err=True)
@@ -262,16 +263,8 @@ def print_collection(told: Mapping[str, Any], host: str | None = None) -> None:
                 "--unacknowledged-older-than DAYS"
             )
         click.echo(
-            f"cronium: {first}{_size(used - budget)} over the budget, and nothing more may go; {advice}", err=True
+            f"cronium: {first}{readable(used - budget)} over the budget, and nothing more may go; {advice}", err=True
         )
-
-
-def _size(count: int) -> str:
-    """With the unit in which a person reads it: 512 bytes, 21.5 kB, 3.2 MB, 10.7 GB."""
-    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= length:
-            return f"{count / length:.1f} {unit}"
-    return counted(count, "bytes")
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from .submission import Script, Submission
 from .wire import exactjson, masks
 from .wire.limits import shown
 from .wire.results import Outcome, Result
+from .wire.sizes import readable
 
 if TYPE_CHECKING:
     from .doctor import Finding
@@ -50,7 +51,7 @@ def print_end(submission: Submission, result: Result) -> None:
         _row("time", f"{result.duration_ms:.0f} ms{cpu}{memory}")
     _row(
         "streams",
-        f"{_size(result.stdout.bytes)} on standard output, {_size(result.stderr.bytes)} on standard error",
+        f"{readable(result.stdout.bytes)} on standard output, {readable(result.stderr.bytes)} on standard error",
     )
     _row(
         "output",
@@ -93,13 +94,13 @@ def print_collection(told: dict[str, Any]) -> None:
     for execution_id, reason in told["failed"].items():
         print(f"could not collect {execution_id}: {reason}")
     print(
-        f"{would} {len(gone)} executions and {len(told['payloads'])} payloads, {told['freedBytes'] / 1e6:.1f} MB; "
+        f"{would} {len(gone)} executions and {len(told['payloads'])} payloads, {readable(told['freedBytes'])}; "
         f"kept: {told['kept']} executions ({told['unacknowledged']} not acknowledged), {told['running']} running, "
-        f"{used / 1e6:.1f} of {budget / 1e6:.0f} MB"
+        f"{readable(used)} of {readable(budget)}"
     )
     if used > budget:
         print(
-            f"{(used - budget) / 1e6:.1f} MB over the budget: nothing more may go. Fetch results (they are "
+            f"{readable(used - budget)} over the budget: nothing more may go. Fetch results (they are "
             "acknowledged then), or give up those that nobody fetches with --unacknowledged-older-than DAYS"
         )
 
@@ -124,10 +125,6 @@ def _ending(result: Result) -> str:
     if result.signal is not None:
         return f" (signal {result.signal})"
     return "" if result.exit_code is None else f" (exit {result.exit_code})"
-
-
-def _size(count: int) -> str:
-    return f"{count} bytes" if count < 10_000 else f"{count / 1_000_000:.1f} MB"
 
 
 def _heading(text: str) -> None:

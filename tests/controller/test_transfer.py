@@ -237,7 +237,7 @@ def test_put_and_get_on_the_command_line(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(b"x" * 200_000)
     where = ("--host", remote.server.target)
     done = remote.cronium("put", *where, tmp_path / "source", "~/there")
-    said = f"{remote.server.target}: {tmp_path}/source -> {remote.home}/there (0.2 MB, by sftp)\n"
+    said = f"{remote.server.target}: {tmp_path}/source -> {remote.home}/there (200.0 kB, by sftp)\n"
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, said, b""), "no progress off a terminal"
     again = json.loads(remote.cronium("put", "--json", *where, tmp_path / "source", "~/there").stdout)
     assert (again["bytes"], again["sentBytes"], again["verified"], again["error"]) == (200_000, 0, True, None)
