@@ -33,9 +33,10 @@ SAMPLE: Final = 5
 """Points of each scenario and kind in the bounded form: a quarter of a second each."""
 AT_ONCE: Final = 5
 """Trials in flight: a process start is mostly waiting, for strace and for the disk."""
-HIT_SHARE: Final = 0.8
-"""Of the points tried, at least so many are come by: what a run does besides the path differs a little each time."""
-UNDERTAKERS_HIT_SHARE: Final = 0.3
+HIT_SHARE: Final = 0.8 if is_full() else 0.4
+"""Of the points tried, at least so many are come by: what a run does besides the path differs a little each time, and
+of a small sample's points that may be several."""
+UNDERTAKERS_HIT_SHARE: Final = 0.3 if is_full() else 0.1
 """The undertaker looks at every process of the machine, and there are never twice as many."""
 
 # What went wrong once: nothing had been started, or the script had ended well, and the outcome was another.
