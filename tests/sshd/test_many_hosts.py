@@ -66,7 +66,9 @@ async def test_every_host_has_its_own_correct_result_whatever_the_others_do(
     good = many.targets[changed:]
     refused, silent = many.refusing(refusing), many.hanging(hanging)
     job = Job(load(many.script("echo done\n")), execution_id="mixed")
-    async with many.controller() as controller:
+    async with many.controller(connect_timeout=60.0) as controller:
+        deploying = controller.run_many(reachable(many, good), replace(job, execution_id="first"), forks=8)
+        assert {result.state for result in await gathered(deploying)} == {Outcome.SUCCEEDED}
         began = time.monotonic()
         await gathered(controller.run_many(reachable(many, good), replace(job, execution_id="alone"), forks=HOSTS))
         alone = time.monotonic() - began
@@ -90,7 +92,7 @@ async def test_every_host_has_its_own_correct_result_whatever_the_others_do(
     failures = refusing + changed + hanging + 1
     assert fan_out.tally.exit_status == min(255, 100 + failures)
     assert (fan_out.tally.verdict, fan_out.tally.failed) == ("PARTIAL SUCCESS", failures)
-    ids = [fanout.id_on(execution_id, target) for execution_id in ("alone", "mixed") for target in good]
+    ids = [fanout.id_on(execution_id, target) for execution_id in ("first", "alone", "mixed") for target in good]
     assert sorted(many.executions()) == sorted(ids)
     assert many.count_waiting() == [1] * hanging, "one that hung was tried again"
     if HOSTS > 50:  # as one of many tests it shares its machine
