@@ -169,6 +169,7 @@ def _command(pid: int) -> str:
 
 _reserved: deque[socket.socket] = deque()
 _RESERVED_AT_MOST = 64
+"""More than one test has servers; each costs a descriptor."""
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""A TCP proxy on the loopback interface for tests: it counts bytes, delays them, and cuts connections.
+"""A TCP proxy on the loopback interface for tests: it counts bytes and turns, and cuts connections.
 
 A cut is a reset, as by a firewall that has forgotten the connection; an end, as by a peer that was shut down; or a
 hole, as by a cable that was pulled: nothing passes any more, and nobody is told.
@@ -37,10 +37,11 @@ class _Pair:
 class TcpProxy:
     """Passes connections on to a port of this machine. Lives in the test's event loop."""
 
-    def __init__(self, target_port: int, *, delay: float = 0.0) -> None:
-        self.delay = delay
-        """Seconds that each piece waits, in each direction."""
+    def __init__(self, target_port: int) -> None:
         self.connections = 0
+        self.turns = 0
+        """How often a client has spoken first, or after the target: at least so many round trips."""
+        self._was_sent = False
         self.sent_bytes = 0
         """Bytes from the clients to the target."""
         self.received_bytes = 0
@@ -106,21 +107,19 @@ class TcpProxy:
     async def _pump(
         self, pair: _Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_sent: bool
     ) -> None:
-        loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):
             while piece := await reader.read(65536):
                 if pair.is_cut:
                     return
                 passed = self._allowed(piece, is_sent=is_sent)
-                if self.delay:
-                    loop.call_later(self.delay, writer.write, passed)
-                else:
-                    writer.write(passed)
-                    await writer.drain()
+                self.turns += is_sent and not self._was_sent
+                self._was_sent = is_sent
+                writer.write(passed)
+                await writer.drain()
                 if self._has_come(is_sent=is_sent):
                     return
         if not pair.is_cut:
-            writer.transport.abort() if self.delay else writer.close()
+            writer.close()
 
     def _allowed(self, piece: bytes, *, is_sent: bool) -> bytes:
         """What of the piece passes before the planned cut. Counted."""

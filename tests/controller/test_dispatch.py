@@ -44,17 +44,20 @@ def test_the_blocking_face_takes_what_the_other_takes() -> None:
         assert taken == set(options.__annotations__)
 
 
-async def test_a_warm_job_sends_no_payload_bytes_and_opens_nothing(remote: RemoteHost) -> None:
+async def test_a_warm_job_costs_one_round_trip_and_no_payload_bytes(remote: RemoteHost) -> None:
     job = Job(payload(remote, "echo hello"))
     async with TcpProxy(remote.server.port) as proxy, remote.controller() as controller:
         host = through(remote, proxy)
-        assert (await (await controller.submit(host, job)).result()).state is Outcome.SUCCEEDED
-        sent = proxy.sent_bytes
+        first = await controller.submit(host, job)
+        assert (await first.result()).state is Outcome.SUCCEEDED
+        await first.wait_acknowledged()
+        sent, turns = proxy.sent_bytes, proxy.turns
         execution = await controller.submit(host, job)
         found = await collect(execution)
         assert (await execution.result()).state is Outcome.SUCCEEDED
         assert found == {"stdout": b"hello\n", "stderr": b""}
         await execution.wait_acknowledged()
+        assert proxy.turns - turns == 2, "the submission, and the acknowledgement that nobody waits for"
         assert proxy.sent_bytes - sent < 1000
         assert proxy.connections == controller.connections_opened == 1
 

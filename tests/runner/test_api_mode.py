@@ -17,8 +17,6 @@ from stub_platform import TOKEN, Seen, StubPlatform, Upset
 
 PATIENCE = "10"
 """Seconds that a read waits for its platform here, and that undelivered writes are waited for."""
-QUICK = 8.0
-"""Seconds: less than a read waits by default, more than a loaded machine needs for anything else here."""
 
 
 @pytest.fixture
