@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".work" / "build"
 DIST = ROOT / "dist"
-INPUTS = ("pyproject.toml", "README.md", "LICENSE", "build", "runner", "helpers", "controller")
+INPUTS = ("pyproject.toml", "LICENSE", "build", "runner", "helpers")
 CLIENTS = ("x86_64", "aarch64")
 EPOCH = "1735689600"
 """2025-01-01, the build time of a tree without a commit. Any fixed number would do."""
