@@ -1,0 +1,79 @@
+"""Foreign text, made safe to stand in a sentence, a table or a prefixed line: no control reaches the terminal.
+
+Foreign is everything that a server, a host, a script, a file or another program has chosen. Controls are shown the way
+vis(3) does, as visible escapes: a newline is `\\n`, an escape character `\\x1b`. Backslashes stay single, so text that
+is clean already is not changed, however often it is cleaned.
+"""
+
+import re
+from typing import Final
+
+LONGEST: Final = 2000
+"""Characters of a message: room for a path of PATH_MAX in an error of the usual length, without filling a screen."""
+LONGEST_WORDS: Final = 400
+"""Characters of what a program or server printed; the reason is in a line or two."""
+MARK: Final = "…"
+"""Stands where something was cut off."""
+
+# Categories Cc, Cf, Cs, Zl and Zp, and what Unicode calls Default_Ignorable_Code_Point, except for the variation
+# selectors U+FE00 to U+FE0F: emoji consist of them, and they change nothing but the character before. Written out
+# because unicodedata differs from one Python to the next.
+_INVISIBLE: Final = (
+    "\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff0-\uffff\U000110bd\U000110cd\U00013430-\U0001345f"
+    "\U0001bca0-\U0001bcaf\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_UNSAFE: Final = re.compile(f"[\x00-\x1f\x7f-\x9f{_INVISIBLE}]")
+_UNSAFE_IN_LINES: Final = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_INVISIBLE}]")
+_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def clean(text: str | bytes, longest: int = LONGEST) -> str:
+    """One line without any control or invisible character, of at most `longest` characters.
+
+    White space around it is removed. What is cut off at the end is marked by MARK. Bytes are read as UTF-8; those that
+    are not are shown as escapes.
+    """
+    text = _decoded(text.strip()[: 4 * longest + 4] if isinstance(text, bytes) else text)
+    if len(text) <= longest and text.isascii() and text.isprintable():
+        return text.strip(" ")
+    shown = _UNSAFE.sub(_escape, text.strip()[: longest + 1])
+    return shown if len(shown) <= longest else shown[: longest - len(MARK)] + MARK
+
+
+def last_words(printed: str | bytes, longest: int = LONGEST_WORDS) -> str:
+    """The end of what a program printed, as one line: each run of white space is one space, the rest as `clean`."""
+    text = _decoded(printed[-8 * longest :])
+    shown = _UNSAFE.sub(_escape, " ".join(text.split()))
+    is_whole = len(shown) <= longest and len(printed) <= 8 * longest
+    return shown if is_whole else MARK + shown[max(0, len(shown) - longest + len(MARK)) :]
+
+
+def clean_lines(output: bytes) -> bytes:
+    """Lines of output in which nothing moves the cursor but a tab and the end of a line; all else is escaped.
+
+    An end of line `\\r\\n` becomes `\\n`. For output that shares a terminal with that of other hosts.
+    """
+    if output.isascii() and not _CONTROL_BYTES.search(output):
+        return output
+    text = _decoded(output).replace("\r\n", "\n")
+    return _UNSAFE_IN_LINES.sub(_escape, text).encode()
+
+
+_CONTROL_BYTES: Final = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def _decoded(text: str | bytes) -> str:
+    return text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
+
+
+def _escape(found: re.Match[str]) -> str:
+    character = found.group()
+    code = ord(character)
+    if character in _SHORT:
+        return _SHORT[character]
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    if code > 0xFFFF:
+        return f"\\U{code:08x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
