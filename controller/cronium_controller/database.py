@@ -107,10 +107,20 @@ class Database:
             execute("BEGIN IMMEDIATE")  # two first starts at once: the second finds the tables made
             self._migrate(self._version())
             execute("COMMIT")
+        if self._absent_additions():
+            execute("BEGIN IMMEDIATE")
+            for name in self._absent_additions():
+                for statement in schema.ADDITIONS[name]:
+                    execute(statement)
+            execute("COMMIT")
 
     def _version(self) -> int:
         found: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
         return found
+
+    def _absent_additions(self) -> list[str]:
+        tables = {row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        return [name for name in schema.ADDITIONS if name not in tables]
 
     def _migrate(self, found: int) -> None:
         if found >= schema.VERSION:

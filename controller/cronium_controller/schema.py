@@ -6,7 +6,7 @@
 from typing import Final
 
 VERSION: Final = 5
-"""As it stands in the database's `user_version`."""
+"""As it stands in the database's `user_version`: a cronium that knows a lower one refuses the file."""
 
 _EXECUTIONS: Final = (
     "CREATE TABLE executions (id VARCHAR(64) NOT NULL, host VARCHAR NOT NULL, address VARCHAR NOT NULL, port INTEGER, "
@@ -54,3 +54,13 @@ MIGRATIONS: Final = {
     4: _VERSIONED,
 }
 """What makes the next version of an older one. A table that changes once more is written out here as it was made."""
+
+ADDITIONS: Final = {
+    "run_hosts": (
+        # One row for each host of a run. `state` is `waiting` until nothing more can be started there; a host with an
+        # execution has a row in `executions`, which then says how it ended.
+        "CREATE TABLE run_hosts (run_id VARCHAR(64) NOT NULL, host VARCHAR NOT NULL, execution_id VARCHAR NOT NULL, "
+        "state VARCHAR NOT NULL, result BLOB, noted_at FLOAT NOT NULL, PRIMARY KEY (run_id, host)) WITHOUT ROWID",
+    ),
+}
+"""Tables that an older cronium of the same version does not miss, each by its name: made where they are absent."""

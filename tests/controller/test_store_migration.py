@@ -92,3 +92,15 @@ def test_the_same_id_for_two_accounts_is_a_conflict(tmp_path: Path) -> None:
     assert found is not None
     assert found.run_as is None
     store.close()
+
+
+def test_an_older_cronium_works_with_added_tables(tmp_path: Path) -> None:
+    """An added table doesn't raise the version, so 0.1.0 opens the file; one that it made gets the table later."""
+    database = tmp_path / "controller.db"
+    Store(database).close()
+    with sqlite3.connect(database) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (5,)
+        connection.execute("DROP TABLE run_hosts")
+    store = Store(database)
+    assert store.database.read("SELECT * FROM run_hosts") == []
+    store.close()
