@@ -95,7 +95,7 @@ def list_executions(run_as: str | None, wants_all: bool, wants_running: bool, as
     found = [
         one
         for one in _statuses(run_as)
-        if (wants_all or not one.get("collected")) and not (wants_running and one["result"] is not None)
+        if (wants_all or not one.get("collected")) and not (wants_running and _has_ended(one))
     ]
     if as_json:
         for one in found:
@@ -117,6 +117,11 @@ def _statuses(run_as: str | None, execution_id: str | None = None) -> list[dict[
     state = StateDirectory.open()
     wanted = state.ids() if execution_id is None else [execution_id]
     return [follow.settled_status(state.execution(each)) for each in wanted]
+
+
+def _has_ended(status: dict[str, Any]) -> bool:
+    """Whether an execution has ended. Of one whose record cannot be read nobody knows that it runs."""
+    return status["result"] is not None or (status.get("error") or {}).get("code") == "state.damaged"
 
 
 @click.command()

@@ -28,9 +28,11 @@ def with_text(result: Result, tails: "dict[str, bytes] | None" = None) -> dict[s
 
 def _end_of(execution_id: str, stream: str) -> bytes:
     from .jobdir import StateDirectory
+    from .state_files import open_file
 
     try:
-        with open(StateDirectory.open().execution(execution_id).spool_path(stream), "rb") as file:
+        path = StateDirectory.open().execution(execution_id).spool_path(stream)
+        with open(path, "rb", opener=open_file) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TEXT_TAIL))
             return file.read(TEXT_TAIL)
     except FileNotFoundError:

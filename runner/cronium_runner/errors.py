@@ -63,6 +63,17 @@ class StateDirectoryError(RunnerError):
         super().__init__("state.unusable", message)
 
 
+class StateDamagedError(StateDirectoryError):
+    """One file of the state directory is not what it should be; other executions are not affected.
+
+    `path` is the file's, `what` completes the sentence that begins with it, `then` says what follows from that.
+    """
+
+    def __init__(self, path: str, what: str, then: str = "what became of its execution is not known") -> None:
+        RunnerError.__init__(self, "state.damaged", f"the record {path} {what}; {then}")
+        self.what = f"{path} {what}"
+
+
 class SystemRefusedError(RunnerError):
     """The operating system refused what the runner itself needs: a process, a descriptor, a read, a write."""
 

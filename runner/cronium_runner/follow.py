@@ -13,11 +13,13 @@ from typing import Any, Final
 
 from . import process, undertaker
 from .errors import ExecutionError, RunnerError
-from .jobdir import ExecutionDirectory
+from .jobdir import TOMBSTONE, ExecutionDirectory
 from .lifecycle import State
+from .state_files import open_file
 from .wire import exactjson
 from .wire.access import API, Access, mode_of
 from .wire.names import STREAM_NAMES
+from .wire.results import Outcome
 
 READ_PIECE: Final = 256 * 1024
 
@@ -62,7 +64,7 @@ class Follower:
         file = self._files.get(stream)
         if file is None:
             try:
-                file = os.open(self.execution.spool_path(STREAM_NAMES[stream]), os.O_RDONLY | os.O_CLOEXEC)
+                file = open_file(self.execution.spool_path(STREAM_NAMES[stream]), os.O_RDONLY)
             except FileNotFoundError:
                 return b""
             self._files[stream] = file
@@ -144,19 +146,25 @@ def wait_settled(execution: ExecutionDirectory, *, is_guardian: bool = False) ->
 
 def status(execution: ExecutionDirectory) -> dict[str, Any]:
     """What is known of an execution, as one object: state, times, offsets, and the result once there is one."""
-    damage = None
+    damage: RunnerError | None = None
+    result: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = []
     try:
+        history = execution.history()
         result = final_result(execution)
+        history = execution.history()
     except RunnerError as error:  # one bad record must not hide the others
-        result, damage = None, {"code": error.code, "message": error.message}
-    history = execution.history()
+        damage = error
     claim = history[0] if history else {}
-    state = State.FINISHED.value if result else (history[-1]["state"] if history else State.CLAIMED.value)
+    if damage is not None:
+        state = Outcome.UNKNOWN.value
+    else:
+        state = State.FINISHED.value if result else str(history[-1].get("state") if history else State.CLAIMED.value)
     sizes = {}
     for name in STREAM_NAMES.values():
         try:
-            sizes[name] = os.stat(execution.spool_path(name)).st_size
-        except FileNotFoundError:
+            sizes[name] = os.lstat(execution.spool_path(name)).st_size
+        except OSError:
             sizes[name] = 0
     running = next((record for record in history if "heldBy" in record), {})
     script: dict[str, Any] = next((record["script"] for record in history if "script" in record), {})
@@ -167,7 +175,7 @@ def status(execution: ExecutionDirectory) -> dict[str, Any]:
         "pid": script.get("pid"),
         "claimedAt": claim.get("at"),
         "acknowledged": any("acknowledged" in record for record in history),
-        "collected": execution.is_tombstone(),
+        "collected": isinstance(claim.get(TOMBSTONE), dict),
         "stdout": {"bytes": sizes["stdout"]},
         "stderr": {"bytes": sizes["stderr"]},
         "mode": mode_of(result or claim),
@@ -175,7 +183,7 @@ def status(execution: ExecutionDirectory) -> dict[str, Any]:
         "heldBy": running.get("heldBy"),
         "limits": running.get("limits", {}),
         "result": result,
-        "error": damage,
+        "error": None if damage is None else {"code": damage.code, "message": damage.message},
     }
 
 

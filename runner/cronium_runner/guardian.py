@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from . import __version__, process
 from .errors import RunnerError, SystemRefusedError
 from .jobdir import AlreadyClaimedError, StateDirectory
+from .state_files import open_file
 from .submission import Submission
 from .wire import exactjson
 from .wire.access import API, BUNDLED
@@ -186,7 +187,7 @@ def _report_defect(
         _tell_rejection(submission, guardian, defect)
         return
     path = os.path.join(state.executions, submission.execution_id, "supervisor.log")
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as file:
+    with open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "w") as file:
         traceback.print_exception(error, file=file)
 
 

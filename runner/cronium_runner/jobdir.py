@@ -19,8 +19,9 @@ import stat
 import time
 from typing import Any, Final
 
-from .errors import ExecutionError, StateDirectoryError
+from .errors import ExecutionError, StateDamagedError, StateDirectoryError
 from .lifecycle import State
+from .state_files import RESULT_LIMIT, STATE_LIMIT, open_file, read_file
 from .wire import exactjson
 from .wire.names import invalid_id_sentence, is_execution_id
 
@@ -129,7 +130,7 @@ class StateDirectory:
         if not is_execution_id(execution_id):
             raise ExecutionError("execution.id_invalid", invalid_id_sentence(execution_id))
         execution = ExecutionDirectory(self, execution_id)
-        if not os.path.isdir(execution.path):
+        if not is_directory(execution.path):
             raise ExecutionError(
                 "execution.not_found",
                 f"no execution '{execution_id}' in {self.path}; `cronium-runner list` shows those that there are",
@@ -159,10 +160,10 @@ class StateDirectory:
     def is_collection_due(self) -> bool:
         """Whether the last collection began an hour ago or more. A state directory is never due at first."""
         try:
-            return not 0 <= time.time() - os.stat(self.collected).st_mtime < COLLECTED_EVERY_SECONDS
+            return not 0 <= time.time() - os.lstat(self.collected).st_mtime < COLLECTED_EVERY_SECONDS
         except FileNotFoundError:
-            with contextlib.suppress(OSError):
-                os.close(os.open(self.collected, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            with contextlib.suppress(OSError, StateDamagedError):
+                os.close(open_file(self.collected, os.O_WRONLY | os.O_CREAT))
         except OSError:
             pass
         return False
@@ -278,6 +279,7 @@ class ExecutionDirectory:
         self.id = execution_id
         self.path = path or os.path.join(state.executions, execution_id)
         self.work = os.path.join(self.path, "work")
+        self.state_path = os.path.join(self.path, "state.jsonl")
 
     def __repr__(self) -> str:
         return f"<ExecutionDirectory {self.id}>"
@@ -285,11 +287,7 @@ class ExecutionDirectory:
     def append_state(self, state: State, record: dict[str, Any]) -> None:
         """Adds one line to the history of states. One write(2) with O_APPEND: a reader sees all of it or nothing."""
         line = exactjson.encode({"state": state.value, "at": utc_now(), **record}) + b"\n"
-        opened = os.open(
-            os.path.join(self.path, "state.jsonl"),
-            os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
-            0o600,
-        )
+        opened = open_file(self.state_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             written = os.write(opened, line)
             if written != len(line):  # the disk is full: half a line would make what follows unreadable
@@ -299,10 +297,9 @@ class ExecutionDirectory:
             os.close(opened)
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of state.jsonl, oldest first. A line cut short by a crash is left out."""
+        """The lines of state.jsonl, oldest first. A line cut short by a crash is left out. Raises StateDamagedError."""
         try:
-            with open(os.path.join(self.path, "state.jsonl"), "rb") as file:
-                lines = file.read().split(b"\n")
+            lines = read_file(self.state_path, STATE_LIMIT).split(b"\n")
         except FileNotFoundError:
             return []
         found = []
@@ -323,17 +320,16 @@ class ExecutionDirectory:
         _sync_directory(self.path)
 
     def read_result(self) -> dict[str, Any] | None:
-        """The recorded result, or None while there is none. Raises StateDirectoryError for one that is damaged."""
+        """The recorded result, or None while there is none. Raises StateDamagedError for one that cannot be read."""
         path = os.path.join(self.path, "result.json")
         try:
-            with open(path, "rb") as file:
-                value = exactjson.loads(file.read())
+            value = exactjson.loads(read_file(path, RESULT_LIMIT))
         except FileNotFoundError:
             return self._tombstone_result()
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            raise StateDirectoryError(f"the record {path} is damaged; what became of '{self.id}' is not known")
+            raise StateDamagedError(path, "is damaged")
         return value
 
     def is_tombstone(self) -> bool:
@@ -361,7 +357,7 @@ class ExecutionDirectory:
         }
         if any("acknowledged" in record for record in history):
             line["acknowledged"] = True
-        write_durably(os.path.join(self.path, "state.jsonl"), exactjson.encode(line) + b"\n")
+        write_durably(self.state_path, exactjson.encode(line) + b"\n")
         _sync_directory(self.path)
         self.remove_all_but_the_tombstone()
 
@@ -395,6 +391,14 @@ class ExecutionDirectory:
     def remove_work(self) -> None:
         """Removes the script's work directory with whatever it left there."""
         remove_tree(self.work)
+
+
+def is_directory(path: str) -> bool:
+    """Whether there is a directory of that name, not a link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def remove_tree(path: str) -> None:

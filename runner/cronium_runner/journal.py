@@ -18,8 +18,10 @@ import threading
 from collections import deque
 from typing import Any, Final, NamedTuple
 
+from .errors import StateDamagedError
 from .helpers import HelperError, Json
 from .jobdir import ExecutionDirectory
+from .state_files import JOURNAL_LIMIT, open_file, read_file
 from .values import MERGE, OUTPUT, VARIABLE
 from .wire import exactjson
 
@@ -68,24 +70,24 @@ class Journal:
 
     @classmethod
     def read(cls, execution: ExecutionDirectory) -> "Journal":
-        """A journal as it is now, to look at. A line cut short by a crash is none. Raises OSError."""
+        """A journal as it is now, to look at. A line cut short by a crash is none.
+
+        Raises OSError, StateDamagedError.
+        """
         journal = cls(execution)
-        try:
-            with open(journal._path, "rb") as file:
-                journal._take_all(file.read())
-        except FileNotFoundError:
-            pass
+        with contextlib.suppress(FileNotFoundError):
+            journal._take_all(read_file(journal._path, JOURNAL_LIMIT))
         return journal
 
     @classmethod
     def take_over(cls, execution: ExecutionDirectory) -> "Journal | None":
         """The journal that an execution has left, to deliver it: nobody else does at the same time.
 
-        None while somebody else has it, or when there is none. Raises OSError.
+        None while somebody else has it, or when there is none. Raises OSError, StateDamagedError.
         """
         journal = cls(execution)
         try:
-            journal._file = os.open(journal._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+            journal._file = open_file(journal._path, os.O_RDWR | os.O_APPEND)
             fcntl.flock(journal._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_current = os.path.samestat(os.fstat(journal._file), os.stat(journal._path))
         except (FileNotFoundError, BlockingIOError):
@@ -95,8 +97,12 @@ class Journal:
                 os.close(journal._file)
             return None
         assert journal._file is not None
+        size = os.fstat(journal._file).st_size
+        if size > JOURNAL_LIMIT:
+            os.close(journal._file)
+            raise StateDamagedError(journal._path, f"has {size} bytes, more than the {JOURNAL_LIMIT} that it may have")
         _end_last_line(journal._file)
-        journal._take_all(os.pread(journal._file, os.fstat(journal._file).st_size, 0))
+        journal._take_all(os.pread(journal._file, size + 1, 0))
         return journal
 
     # -- what the script's helpers do ----------------------------------------------------------------------------
@@ -115,6 +121,8 @@ class Journal:
                 self._append_line(encoded)
             except OSError as error:
                 raise HelperError("store.failed", f"{NAME} could not be written: {error.strerror}") from None
+            except StateDamagedError as error:
+                raise HelperError("store.failed", f"{NAME} could not be written: {error.what}") from None
             self._add(Entry(self._sequence + 1, write, key, value, len(encoded)))
 
     def newest(self, name: str) -> Entry | None:
@@ -147,7 +155,7 @@ class Journal:
             if entry.write in (OUTPUT, MERGE):
                 self._output = self.output_with(entry)
             # Can't be noted down: after a crash it is delivered once more, which its number makes harmless.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, StateDamagedError):
                 self._append_line(exactjson.encode({"delivered": entry.sequence}) + b"\n")
                 self._compact_if_large()
 
@@ -157,7 +165,7 @@ class Journal:
             entry = self._settle()
             self._count_refusal(reason[:MAX_REASON])
             line = {"refused": entry.sequence, "reason": reason[:MAX_REASON]}
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, StateDamagedError):
                 self._append_line(exactjson.encode(line) + b"\n")
 
     def sync(self) -> None:
@@ -174,8 +182,7 @@ class Journal:
 
     def _append_line(self, line: bytes) -> None:
         if self._file is None:
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._file = os.open(self._path, flags, 0o600)
+            self._file = open_file(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody else delivers while we live
         size = os.fstat(self._file).st_size
         if os.write(self._file, line) != len(line):  # the disk is full: half a line would spoil the next
@@ -188,8 +195,7 @@ class Journal:
             return
         base = {"base": self._sequence, "output": self._output, "refused": self.refusals, "refusal": self.refusal}
         temporary = self._path + ".new"
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        new = os.open(temporary, flags, 0o600)
+        new = open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         try:
             fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)
             view = memoryview(exactjson.encode(base) + b"\n")
@@ -249,7 +255,7 @@ def undelivered(execution: ExecutionDirectory) -> int | None:
     """How many writes of an execution wait, None when that can't be read."""
     try:
         return Journal.read(execution).undelivered
-    except OSError:
+    except (OSError, StateDamagedError):
         return None
 
 

@@ -9,6 +9,8 @@ import os
 from typing import Final
 
 from .digest import sha256
+from .errors import StateDamagedError
+from .state_files import open_file
 from .wire.results import StreamSummary
 
 DEFAULT_CAP: Final = 1024 * 1024 * 1024
@@ -17,6 +19,7 @@ TAIL: Final = 64 * 1024
 """Bytes of the end that are kept beside a truncated head: the last words say why a job failed."""
 RESERVE: Final = 1024 * 1024
 """Bytes of the file system that no spool takes: the result, which says that the disk was full, must still fit."""
+_REPLACED: Final = OSError(errno.EEXIST, "something else than a regular file is in its place")
 
 
 class Spool:
@@ -53,9 +56,7 @@ class Spool:
         kept = 0
         try:
             if self._file < 0:
-                self._file = os.open(
-                    self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-                )
+                self._file = open_file(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             allowed = min(len(piece), _room(self._file))
             view = memoryview(piece)[:allowed]
             while kept < allowed:
@@ -64,6 +65,8 @@ class Spool:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self.error = error
+        except StateDamagedError:
+            self.error = _REPLACED
         self._size += kept
         self._digest.update(piece[:kept])
         return kept
@@ -84,12 +87,14 @@ class Spool:
 
     def _write_tail(self) -> None:
         try:
-            with open(self._path + ".tail", "wb", opener=_private) as file:
+            with open(self._path + ".tail", "wb", opener=open_file) as file:
                 file.write(self._tail)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             self.error = error
+        except StateDamagedError:
+            self.error = _REPLACED
 
 
 def _room(file: int) -> int:
@@ -97,7 +102,3 @@ def _room(file: int) -> int:
     found = os.fstatvfs(file)
     free = found.f_bfree if os.geteuid() == 0 else found.f_bavail  # root may use the blocks reserved for it
     return max(0, free * found.f_frsize - RESERVE)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

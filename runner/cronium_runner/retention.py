@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from . import process, settings
-from .errors import InputError, StateDirectoryError
+from .errors import InputError, StateDamagedError, StateDirectoryError
 from .jobdir import ExecutionDirectory, StateDirectory
 from .settings import Settings
+from .state_files import open_file
 
 PAYLOAD_DAYS: Final = 30.0
 """A payload that was not used for so long: a monthly job is sent its payload at most once a month."""
@@ -135,7 +136,8 @@ def choose(
 def start(state: StateDirectory) -> int:
     """Begins a collection in a process of its own and returns its pid at once. Raises OSError."""
     with contextlib.suppress(OSError):
-        os.utime(state.collected)  # the next hour begins now, also when this one fails, and for others that look now
+        # The next hour begins now, also when this one fails, and for others that look now.
+        os.utime(state.collected, follow_symlinks=False)
     pid = os.fork()
     if pid == 0:
         try:
@@ -207,7 +209,7 @@ def _collect(state: StateDirectory, chosen: Settings, marker: int | None) -> Rep
     """`marker` is the lock's descriptor; None only looks."""
     seen = _look(state)
     choice = choose(seen.ended, seen.payloads, seen.used, time.time(), chosen)
-    failed: dict[str, str] = {}
+    failed = dict(seen.damaged)
     freed = 0
     if marker is not None:
         for execution_id in seen.half_collected:
@@ -238,11 +240,13 @@ def _collect(state: StateDirectory, chosen: Settings, marker: int | None) -> Rep
 
 
 class _Seen(NamedTuple):
-    """What the state directory holds. `half_collected` are tombstones with something left beside them."""
+    """What the state directory holds. `half_collected` are tombstones with something left beside them, `damaged` are
+    records that cannot be read, with the reason."""
 
     ended: list[Kept]
     payloads: list[KeptPayload]
     half_collected: list[str]
+    damaged: dict[str, str]
     running: int
     tombstones: int
     used: int
@@ -251,12 +255,17 @@ class _Seen(NamedTuple):
 def _look(state: StateDirectory) -> _Seen:
     ended: list[Kept] = []
     half_collected: list[str] = []
+    damaged: dict[str, str] = {}
     running = tombstones = used = 0
     for execution_id in state.ids():
         execution = ExecutionDirectory(state, execution_id)
         size = _size(execution.path)
         used += size
-        record = _ended(execution, size)
+        try:
+            record = _ended(execution, size)
+        except StateDamagedError as error:
+            damaged[execution_id] = error.message
+            continue
         if record is not None:
             ended.append(record)
         elif execution.is_tombstone():
@@ -266,7 +275,8 @@ def _look(state: StateDirectory) -> _Seen:
         else:
             running += 1
     payloads = _payloads(state)
-    return _Seen(ended, payloads, half_collected, running, tombstones, used + sum(one.bytes for one in payloads))
+    used += sum(one.bytes for one in payloads)
+    return _Seen(ended, payloads, half_collected, damaged, running, tombstones, used)
 
 
 def _try(failed: dict[str, str], execution_id: str, step: Callable[[], bool | None]) -> bool:
@@ -281,11 +291,14 @@ def _try(failed: dict[str, str], execution_id: str, step: Callable[[], bool | No
 
 
 def _ended(execution: ExecutionDirectory, size: int) -> Kept | None:
-    """The execution as a record that could go; None while it runs, or when it is a tombstone or can't be read."""
+    """The execution as a record that could go; None while it runs, or when it is a tombstone.
+
+    Raises StateDamagedError.
+    """
     try:
-        finished_at = os.stat(os.path.join(execution.path, "result.json")).st_mtime
+        finished_at = os.lstat(os.path.join(execution.path, "result.json")).st_mtime
         history = execution.history()
-        changed_at = os.stat(os.path.join(execution.path, "state.jsonl")).st_mtime
+        changed_at = os.lstat(execution.state_path).st_mtime
     except OSError:
         return None
     if not history or execution.is_tombstone():
@@ -374,7 +387,10 @@ def _size_of_tombstone(path: str) -> int:
 @contextlib.contextmanager
 def _only_one(state: StateDirectory, *, waits: bool) -> Iterator[int]:
     """No other collection is at work while the block runs. Without `waits` raises BlockingIOError when one is."""
-    marker = os.open(state.collected, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        marker = open_file(state.collected, os.O_RDWR | os.O_CREAT)
+    except StateDamagedError as error:
+        raise StateDirectoryError(f"nothing can be collected: {error.what}; remove it, then try again") from None
     try:
         fcntl.flock(marker, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield marker

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from . import strict_yaml
-from .errors import InputError, ManifestError
+from .errors import InputError, ManifestError, StateDamagedError
 from .jobdir import StateDirectory
+from .state_files import read_file
 from .wire import exactjson, limits
 
 RETENTION_DAYS: Final = 7.0
@@ -60,10 +61,11 @@ def _text(value: object) -> str:
 def _written(path: str) -> Settings:
     """What settings.yaml says. Raises InputError with file, line and key."""
     try:
-        with open(path, "rb") as file:
-            root = strict_yaml.parse(file.read(strict_yaml.MAX_BYTES + 1), path)
+        root = strict_yaml.parse(read_file(path, strict_yaml.MAX_BYTES), path)
     except FileNotFoundError:
         return Settings()
+    except StateDamagedError as error:
+        raise InputError(error.what, "usage.invalid") from None
     except ManifestError as error:
         raise InputError(error.message, "usage.invalid") from None
     found = Settings()

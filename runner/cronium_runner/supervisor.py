@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from . import __version__, follow, helper_socket, helpers, process
 from .ending import Ending
-from .errors import StateDirectoryError
+from .errors import StateDamagedError, StateDirectoryError
 from .jobdir import ExecutionDirectory, utc_now
 from .lifecycle import State, has_move
 from .output import Spool
@@ -418,7 +418,8 @@ class Supervisor:
         assert has_move(self._state, state), f"{self._state} → {state}"
         self._state = state
         self._has_news = True
-        with contextlib.suppress(OSError):  # a full disk must not end a running script; the result says what happened
+        # A full disk or a damaged record must not end a running script; the result says what happened.
+        with contextlib.suppress(OSError, StateDamagedError):
             self._execution.append_state(state, record)
 
     def _finish(self) -> Result:

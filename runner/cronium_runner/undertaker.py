@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from . import __version__, cgroup, orphans, process
 from .digest import sha256
-from .errors import StateDirectoryError
+from .errors import StateDamagedError, StateDirectoryError
 from .jobdir import ExecutionDirectory, utc_now
 from .lifecycle import State
+from .state_files import open_file
 from .wire.access import API, mode_of
 from .wire.names import STDERR, STDOUT, STREAM_NAMES
 from .wire.results import Outcome, Result, StreamSummary
@@ -133,7 +134,7 @@ def _writes(execution: ExecutionDirectory, claim: dict[str, Any]) -> dict[str, A
 
     try:
         left = Journal.read(execution)
-    except OSError:
+    except (OSError, StateDamagedError):
         return {"mode": API}
     return {"mode": API, "undelivered": left.undelivered, "refused": left.refusals, "refusal": left.refusal}
 
@@ -141,7 +142,8 @@ def _writes(execution: ExecutionDirectory, claim: dict[str, Any]) -> dict[str, A
 def _kept(execution: ExecutionDirectory, stream: int) -> StreamSummary:
     """What the spool holds. It counts as cut: what was in the pipe when the supervisor died is gone."""
     size, digest = 0, sha256()
-    with contextlib.suppress(OSError), open(execution.spool_path(STREAM_NAMES[stream]), "rb") as file:
+    path = execution.spool_path(STREAM_NAMES[stream])
+    with contextlib.suppress(OSError, StateDamagedError), open(path, "rb", opener=open_file) as file:
         while piece := file.read(READ_PIECE):
             size += len(piece)
             digest.update(piece)

@@ -9,7 +9,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from .errors import StateDamagedError
 from .helpers import HelperError, Json, shown
+from .state_files import open_file
 from .wire.exactjson import encode
 
 EVENT_FIELDS: Final = (
@@ -180,13 +182,14 @@ class BundledValues:
             self._write(name, encoded)
         except OSError as error:
             raise HelperError("store.failed", f"{name} could not be written: {error.strerror}") from None
+        except StateDamagedError as error:
+            raise HelperError("store.failed", f"{name} could not be written: {error.what}") from None
 
     def _write(self, name: str, content: bytes) -> None:
         path = f"{self._folder}/{name}"
         temporary = f"{self._folder}/.{name}.new"
         left = memoryview(content)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o600)
+        descriptor = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             try:
                 while left:

@@ -42,6 +42,7 @@ CODES: Final[dict[str, str]] = {
     "execution.not_found": "no execution of this id on this host",
     "execution.collected": "the execution's record was collected; how it ended is all that is left",
     "execution.lost": "the supervisor died without a result; how far the script came is not known",
+    "execution.elsewhere": "the execution belongs to another machine or container; its state cannot be told from here",
     "execution.set_up_timeout": "the payload could not be unpacked in time; nothing was started",
     "execution.timeout": "the script ran longer than its timeout and was ended",
     "execution.cancelled": "the execution was cancelled and the script was ended",
@@ -50,6 +51,7 @@ CODES: Final[dict[str, str]] = {
     "execution.spool": "the script's output could not be written down completely",
     # The runner on its host.
     "state.unusable": "the state directory cannot be used; nothing was started",
+    "state.damaged": "the record of an execution was removed, cannot be read, or is not a regular file",
     "install.unusable": "no directory on this host where the runner can be installed and executed",
     "input.invalid": "input, variables or event are not valid JSON, or a file of them cannot be read",
     "usage.invalid": "an option or value that the command does not take",
