@@ -71,7 +71,7 @@ async def _ask(agent: AgentChannel, kind: Kind, body: dict[str, Any]) -> dict[st
         conversation.close()
     assert frame is not None, "nobody else closes this conversation"
     try:
-        told = frame.json()
+        told = frame.told()
     except ProtocolError as error:
         raise ChannelLostError(f"the agent said something unknown: {error}", host=agent.host_name) from None
     if frame.kind == Kind.REFUSED:

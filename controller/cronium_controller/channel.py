@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final
 
 from cronium_runner.wire import frames
 from cronium_runner.wire.frames import Frame, Kind, ProtocolError
+from cronium_runner.wire.text import last_words
 
 from .errors import ChannelLostError, ControllerError, DeployError, reason
 from .sessions import Channel, Connection, Session
@@ -176,7 +177,7 @@ class AgentChannel:
         except TimeoutError:
             # Not tried in another way: whatever keeps the login shell busy would do so again.
             channel.close(f"no greeting within {patience:g} s")
-            printed = " ".join(channel.printed().decode("utf-8", "replace").split())[-400:]
+            printed = last_words(channel.printed())
             raise DeployError(
                 "deploy.failed",
                 f"the host did not start the runner within {patience:g} s"
@@ -264,7 +265,7 @@ class AgentChannel:
         try:
             self._ssh.write(gathered)
         except (asyncssh.Error, OSError) as error:
-            self.lose(str(error))
+            self.lose(reason(error))
 
     @property
     def is_writable(self) -> bool:
@@ -359,13 +360,13 @@ class AgentChannel:
             return
         match frame.kind:
             case Kind.HELLO:
-                self.agent = frame.json()
+                self.agent = frame.told()
                 if not self._ready.done():
                     self._ready.set_result(None)
             case Kind.PING:
                 self.send(frames.encode(Kind.PONG, 0, frame.body[:16]))
             case Kind.ERROR:
-                told = frame.json()
+                told = frame.told()
                 self.close(f"the agent gave up: {told.get('message')} [{told.get('code')}]")
             case Kind.PONG if frame.body == _LAST_WORD:
                 self._note_heard()
@@ -418,4 +419,4 @@ class _Session(Session):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._channel.lose(str(exc) if exc else "the agent's channel was closed")
+        self._channel.lose(reason(exc) if exc else "the agent's channel was closed")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from . import background, copying, remote_shell
 from .connection import Access
 from .connections import REFUSALS, Connections
-from .errors import ControllerError
+from .errors import ControllerError, reason
 from .executing import CHECK_SECONDS, Executed, HostCommands, timeout_sentence
 from .health import SSHHealth
 from .hostkeys import default_known_hosts
@@ -372,7 +372,7 @@ class SSHClient:
                     return lease.connection.transport, True
                 except asyncssh.ChannelOpenError as error:
                     lease.note_refused()
-                    why = error.reason
+                    why = reason(error)
                 finally:
                     if not copying_it.done():
                         copying_it.cancel()

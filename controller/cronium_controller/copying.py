@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from cronium_runner.wire.text import last_words
+
 from . import remote_shell, sftp
 from .errors import UnreachableError, reason
 from .sessions import Connection, Ended
@@ -138,8 +140,7 @@ def _check(connection: Connection, remote: str, done: Ended) -> None:
     if done.exit_status is None and done.exit_signal is None:
         raise UnreachableError("channel.lost", "the connection ended during the copy", host=connection.host.name)
     if done.exit_status != 0:
-        said = done.stderr.decode("utf-8", "replace") if isinstance(done.stderr, bytes) else str(done.stderr)
-        raise refused(connection, remote, " ".join(said.split())[-200:] or f"exit status {done.exit_status}")
+        raise refused(connection, remote, last_words(done.stderr or b"") or f"exit status {done.exit_status}")
 
 
 def _local(connection: Connection, path: str, mode: str) -> BinaryIO:

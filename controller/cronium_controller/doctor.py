@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
 from cronium_runner.wire import exactjson
+from cronium_runner.wire.text import LONGEST_WORDS, clean, clean_values, last_words
 
 from .connection import SSHConnection
 from .errors import ControllerError, reason
@@ -57,7 +58,7 @@ async def examine(connection: Connection, runners: Runners) -> AsyncIterator[Fin
 
 async def _server(connection: SSHConnection) -> AsyncIterator[Finding]:
     """What SSH and the account's shell there let us do."""
-    version = connection.ssh.get_extra_info("server_version", "an unknown server")
+    version = clean(connection.ssh.get_extra_info("server_version", "an unknown server"), LONGEST_WORDS)
     user = connection.ssh.get_extra_info("username")
     yield Finding("connection", OK, f"{version} as {user}, route {connection.transport}")
     for check in (_login_shell, _file_transfer, _sessions, _forwarding):
@@ -73,8 +74,8 @@ async def _login_shell(connection: Connection) -> Finding:
     done = await connection.run("echo cronium", timeout=ASK_SECONDS)
     took = time.monotonic() - began
     if done.stdout.strip() != b"cronium" or done.stderr:
-        printed = " ".join((done.stdout + done.stderr).decode("utf-8", "replace").replace("cronium", "").split())
-        return Finding("login shell", NOTE, f"prints by itself: {printed[:200]!r}", "jobs don't mind; raw commands do")
+        printed = last_words((done.stdout + done.stderr).replace(b"cronium", b""))
+        return Finding("login shell", NOTE, f"prints by itself: '{printed}'", "jobs don't mind; raw commands do")
     if took > SLOW_SHELL_SECONDS:
         return Finding(
             "login shell", NOTE, f"{took * 1000:.0f} ms", "its rc files are slow; jobs pay that once, not each"
@@ -139,7 +140,7 @@ async def _runner(connection: Connection, runners: Runners) -> AsyncIterator[Fin
         asked = time.time()
         done = await connection.run(f"{shlex.quote(deployment.path)} doctor --json", timeout=ASK_SECONDS)
         between = (asked + time.time()) / 2
-        told = exactjson.loads(done.stdout[done.stdout.index(b"{") :])
+        told = clean_values(exactjson.loads(done.stdout[done.stdout.index(b"{") :]))
     except ControllerError as error:
         yield Finding("runner", BAD, error.message, "see docs/errors.md for the code " + error.code)
         return

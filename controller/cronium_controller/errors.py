@@ -1,15 +1,20 @@
 """What can go wrong between the operator and a host. Each error says what happened, where, and what to do about it.
 
-Exceptions of asyncssh, the operating system and the database are translated once, where they arise; nothing above
-`connection`, `channel`, `install` and `store` ever sees them. `cli` alone turns these into exit statuses.
+Every message is one line without controls, whatever was put into it. Exceptions of asyncssh, the operating system and
+the database are translated once, where they arise; nothing above `connection`, `channel`, `install` and `store` ever
+sees them. `cli` alone turns these into exit statuses.
 """
 
 import os
 import re
-from typing import Self
+from typing import Final, Self
 
 from cronium_runner.wire.codes import CODES
 from cronium_runner.wire.results import EXIT_RUNNER_FAILED, EXIT_UNREACHABLE
+from cronium_runner.wire.text import LONGEST_WORDS, clean
+
+LONGEST_MESSAGE: Final = 4000
+"""Characters: several routes or jump hosts, each with its own words, in one sentence."""
 
 
 class ControllerError(Exception):
@@ -23,9 +28,9 @@ class ControllerError(Exception):
 
     def __init__(self, code: str, message: str, *, host: str | None = None) -> None:
         assert code in CODES, f"unlisted error code {code!r}"
-        super().__init__(message if host is None else f"{host}: {message}")
+        self.message = clean(message if host is None else f"{host}: {message}", LONGEST_MESSAGE)
+        super().__init__(self.message)
         self.code = code
-        self.message = str(self)
         self.host = host
 
     def about(self, host: str, before: str = "") -> Self:
@@ -33,7 +38,7 @@ class ControllerError(Exception):
         again = type(self).__new__(type(self))
         again.__dict__.update(self.__dict__)
         sentence = self.message if self.host is None else self.message.removeprefix(f"{self.host}: ")
-        again.message, again.host = f"{host}: {before}{sentence}", host
+        again.message, again.host = clean(f"{host}: {before}{sentence}", LONGEST_MESSAGE), host
         again.args = (again.message,)
         return again
 
@@ -121,7 +126,14 @@ class StoreError(ControllerError):
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, without its class; never empty."""
+    """What an exception says, without its class, in one line; never empty.
+
+    A server chooses the words of some of them, also of one that is not yet known to be the right one.
+    """
+    return clean(_said(error), LONGEST_WORDS) or type(error).__name__
+
+
+def _said(error: BaseException) -> str:
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer in time"
     if isinstance(error, OSError):
@@ -131,4 +143,4 @@ def reason(error: BaseException) -> str:
         said = ", ".join(told) or error.strerror
         if said:
             return said
-    return getattr(error, "reason", "") or str(error) or type(error).__name__
+    return str(getattr(error, "reason", "") or error)

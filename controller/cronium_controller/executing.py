@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from . import raw_command, remote_shell
 from .connections import REFUSALS, Connections, asked_for
-from .errors import ControllerError, UnreachableError
+from .errors import ControllerError, UnreachableError, reason
 from .hosts import Host, SSHConfig
 from .pool import MAX_CONNECTIONS, Lease
 from .raw_command import Completed, NotStartedError, Output
@@ -158,7 +158,7 @@ class HostCommands:
                 lease.give_back()
                 refused += 1
                 if refused == REFUSALS:
-                    raise self.no_room(error.reason) from None
+                    raise self.no_room(reason(error)) from None
             except NotStartedError as error:
                 lease.suspect()
                 lease.connection.abort()

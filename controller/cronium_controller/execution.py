@@ -228,7 +228,7 @@ class Execution:
             case Kind.FINISHED:
                 self._finish(Result.from_json(frame.json()))
             case Kind.REFUSED:
-                refusal = asking.refusal(frame.json(), self.host.name)
+                refusal = asking.refusal(frame.told(), self.host.name)
                 is_attach = self._job is None
                 if self.was_started is not None or (is_attach and refusal.code.startswith(_HOSTS_TROUBLE)):
                     self._lose(refusal.code, refusal.message)  # the host failed us, which ends no script

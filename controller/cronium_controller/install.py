@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from cronium_runner.wire.text import clean
+
 from .deployments import FAILED, INSTALLED, PRESENT, Deployments, Known, Made
 from .errors import (
     AuthenticationError,
@@ -29,7 +31,9 @@ from .sessions import Connection
 from .uploading import MARK, shell, upload, verify
 
 INSTALL_SECONDS: Final = 60.0
-_FOLDER: Final = re.compile(r".+-[0-9a-f]{12}")
+_LONGEST_VERSION: Final = 80
+"""Characters of what an installed runner says of its version."""
+_FOLDER: Final = re.compile(r"[A-Za-z0-9._+-]+-[0-9a-f]{12}")
 _NOT_OURS: Final = "source"
 """Folders of this name and a digest hold the helpers of runners that run from source."""
 
@@ -257,7 +261,7 @@ def _read_installed(printed: str) -> tuple[str, str | None]:
     lines = printed.rpartition(f"{MARK}\n")[2].split("\n")
     words = lines[0].split()
     tree = next((line for line in lines[1:] if re.fullmatch(r"[0-9a-f]{64}", line)), None)
-    return (words[1] if len(words) > 1 else lines[0]), tree
+    return clean(words[1] if len(words) > 1 else lines[0], _LONGEST_VERSION), tree
 
 
 def _prune_script(site: Site, folder: str) -> str:

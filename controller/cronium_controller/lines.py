@@ -4,6 +4,7 @@ Bytes in, bytes out. Which stream they go to, and in what colour, is the caller'
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -13,6 +14,13 @@ LONGEST_LINE: Final = 64 * 1024
 """Bytes. A longer line is shown in pieces: a host that never ends its line must not fill our memory."""
 FOLDED_BYTES: Final = 1024 * 1024
 """Bytes of each stream of a host that are shown folded. All are compared; the host has the rest (`cronium logs`)."""
+
+
+BAR: Final = "-" * 15
+"""Above and below the hosts of a folded output."""
+
+
+_LIKE_BAR: Final = re.compile(rb"^(?=-{%d,}[ \t\r]*$)" % len(BAR), re.MULTILINE)
 
 
 class Prefixer:
@@ -126,6 +134,11 @@ class Folder:
     def folds(self) -> Iterable[Fold]:
         """The groups, the largest first."""
         return sorted(self._folds.values(), key=lambda fold: (-len(fold.hosts), fold.hosts[0]))
+
+
+def without_bars(output: bytes) -> bytes:
+    """Output in which no line can be taken for the bar around another host's name: a space stands in front of it."""
+    return _LIKE_BAR.sub(b" ", output) if BAR.encode() in output else output
 
 
 def _whole(output: bytes) -> bytes:

@@ -74,7 +74,7 @@ def explained(connection: Connection, remote: str) -> Iterator[None]:
     except asyncssh.SFTPConnectionLost as error:
         raise UnreachableError("channel.lost", reason(error), host=connection.host.name) from None
     except asyncssh.SFTPError as error:
-        raise refused(connection, remote, error.reason) from None
+        raise refused(connection, remote, reason(error)) from None
     except asyncssh.ChannelOpenError:
         raise
     except (asyncssh.Error, ConnectionError) as error:

@@ -17,6 +17,7 @@ from cronium_runner.wire import exactjson, masks
 from cronium_runner.wire.names import STDERR, STDOUT, STREAM_NAMES
 from cronium_runner.wire.results import EXIT_RUNNER_FAILED, TEXT_TAIL, Outcome, Result, exit_status
 from cronium_runner.wire.sizes import readable
+from cronium_runner.wire.text import clean, clean_json, clean_lines
 
 from . import progress, standard_streams
 from .errors import ChannelLostError
@@ -35,6 +36,7 @@ Writing = Callable[[int, bytes], Awaitable[None]]
 COLLECTED: Final = "execution.collected"
 _ID_COLUMNS: Final = 46
 """Of an id that we made, with what each of several hosts adds to it."""
+_DESCRIPTORS: Final = {STDOUT: 1, STDERR: 2}
 _gone: set[int] = set()
 LOOKED_AFTER: Final = 0.25
 """Seconds after which a write that finds no room looks whether anybody still waits for it."""
@@ -102,12 +104,17 @@ async def print_pieces(execution: "Execution", *, only: str | None, raw: bool, p
     return EXIT_RUNNER_FAILED if result.error_code == COLLECTED else exit_status(result)
 
 
+async def write_lines(stream: int, lines: bytes) -> None:
+    """As `write`, for lines of several hosts: on a terminal none of them moves the cursor or erases another one."""
+    await write(stream, clean_lines(lines) if os.isatty(_DESCRIPTORS[stream]) else lines)
+
+
 async def write(stream: int, data: bytes) -> None:
     """Writes to our own stream of the same name, without blocking the connection's housekeeping.
 
     A reader that has gone away ends the showing, not the execution.
     """
-    descriptor = {STDOUT: 1, STDERR: 2}[stream]
+    descriptor = _DESCRIPTORS[stream]
     if descriptor in _gone:
         return
     try:
@@ -126,7 +133,7 @@ def leave() -> None:
 
 
 class Turns:
-    """Writes of several at once, one after the other.
+    """Lines of several at once, one write after the other.
 
     A pipe takes what it has room for, and a second writer's bytes would come into the middle of the first one's line.
     Both streams share the turns: they may be one file (`2>&1`).
@@ -136,10 +143,10 @@ class Turns:
         self._turn = asyncio.Lock()
 
     async def write(self, stream: int, data: bytes) -> None:
-        """As `write`, when those before have been written."""
+        """As `write_lines`, when those before have been written."""
         async with self._turn:
             with progress.aside():
-                await write(stream, data)
+                await write_lines(stream, data)
 
 
 def print_start(execution: "Execution", *, verbose: bool) -> None:
@@ -159,10 +166,10 @@ def print_summary(result: Result) -> None:
     took = "" if result.duration_ms is None else f" after {result.duration_ms:.0f} ms"
     click.echo(f"cronium: {result.state} ({ending}){took}", err=True)
     if result.output is not None:
-        click.echo(f"cronium: output {exactjson.dumps(result.output)}", err=True)
+        click.echo(f"cronium: output {clean_json(exactjson.dumps(result.output))}", err=True)
     for name, value in result.variables.items():
-        told = "***" if masks.is_masked_name(name) else exactjson.dumps(value)
-        click.echo(f"cronium: variable {name} = {told}", err=True)
+        told = "***" if masks.is_masked_name(name) else clean_json(exactjson.dumps(value))
+        click.echo(f"cronium: variable {clean(name)} = {told}", err=True)
     if result.condition is not None:
         click.echo(f"cronium: condition {str(result.condition).lower()}", err=True)
 
@@ -268,8 +275,8 @@ def print_collection(told: Mapping[str, Any], host: str | None = None) -> None:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object, one line, on standard output."""
-    sys.stdout.buffer.write(exactjson.encode(value) + b"\n")
+    """One JSON object, one line, on standard output, without a character that a terminal obeys."""
+    sys.stdout.buffer.write(clean_json(exactjson.encode(value).decode()).encode() + b"\n")
     sys.stdout.buffer.flush()
 
 

@@ -19,7 +19,7 @@ from .execution import Piece
 from .fanout import FanOut, Submitted
 from .hosts import LOCAL, LOCAL_HOST, BadTarget, Host
 from .interrupts import Interrupts
-from .lines import Folder, PrefixedLines
+from .lines import BAR, Folder, PrefixedLines, without_bars
 from .progress import Progress
 from .schedule import STOPPED, Tally, counted, is_success
 from .table import Table
@@ -156,10 +156,10 @@ class ManyHosts:
             from .node_sets import folded
 
             ending = f", {fold.ending}" if fold.ending else ""
-            bar = "-" * 15
-            head = f"{bar}\n{folded(fold.hosts)} ({len(fold.hosts)}{ending})\n{bar}\n"
+            head = f"{BAR}\n{folded(fold.hosts)} ({len(fold.hosts)}{ending})\n{BAR}\n"
             cut = "… cut here; the rest: cronium logs\n" if fold.is_cut else ""
-            await show.write(STDOUT, head.encode() + fold.output + cut.encode())
+            output = without_bars(fold.output) if os.isatty(1) else fold.output
+            await show.write_lines(STDOUT, head.encode() + output + cut.encode())
 
     def _finish(self, many: Followed, execution_id: str | None) -> None:
         seconds = time.monotonic() - self._began

@@ -116,7 +116,7 @@ async def _attempts(
                     refusals, attempts = refusals + 1, attempts - 1
                     if refusals == REFUSALS:
                         raise UnreachableError(
-                            "host.unreachable", f"the server opens no session: {error.reason}", host=host.name
+                            "host.unreachable", f"the server opens no session: {reason(error)}", host=host.name
                         ) from None
                 except UnreachableError:
                     lease.retire()

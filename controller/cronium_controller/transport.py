@@ -17,6 +17,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import ClassVar, Final, NamedTuple, Protocol, TypeVar
 
+from cronium_runner.wire.text import last_words
+
 from .errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError, reason
 
 TAILSCALE: Final = "tailscale"
@@ -235,7 +237,7 @@ class _Carried:
         """What it has said on standard error, in one line, once it has ended; empty when it goes on."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._ended), LAST_WORDS_SECONDS)
-        return " ".join(self._words.said.decode("utf-8", "replace").split())
+        return last_words(bytes(self._words.said))
 
     async def _watch(self) -> None:
         try:

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
+from cronium_runner.wire.text import last_words
+
 from .errors import DeployError, FinalDeployError, reason
 from .runners import RunnerBinary
 from .sessions import Connection, Process
@@ -114,6 +116,6 @@ async def shell(connection: Connection, script: str, *, timeout: float = 30.0) -
 
 def excerpt(printed: bytes, exit_status: int | None) -> str:
     """The last words of a command, in one line."""
-    text = " ".join(printed.decode("utf-8", "replace").split())
+    text = last_words(printed)
     status = "no exit status" if exit_status is None else f"exit status {exit_status}"
-    return f"{text[-400:]} ({status})" if text else status
+    return f"{text} ({status})" if text else status

@@ -6,6 +6,8 @@ Names of hosts may be in any script (`hosts_file`), and tables of them have to s
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from cronium_runner.wire.text import visible
+
 
 def width(text: str) -> int:
     """The columns that a line of text takes."""
@@ -20,7 +22,8 @@ def padded(text: str, columns: int) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A line for each row, its cells below those of the others."""
+    """A line for each row, its cells below those of the others and without controls, wherever they come from."""
+    rows = [[visible(cell) for cell in row] for row in rows]
     columns = [max(map(width, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(map(padded, row, columns)).rstrip()

@@ -27,6 +27,7 @@ from .wire.collection import is_report
 from .wire.frames import Frame, Kind, ProtocolError
 from .wire.names import STREAM_NAMES
 from .wire.results import TEXT_TAIL, Outcome, Result
+from .wire.text import last_words
 
 CHANNEL: Final = 1
 """One conversation at a time."""
@@ -86,7 +87,7 @@ def statuses(account: Account, execution_id: str | None = None) -> list[dict[str
     with _Agent(account, execution_id) as agent:
         while True:
             agent.send(Kind.STATUS, asked)
-            told = agent.expect(Kind.STATUS).json()
+            told = agent.expect(Kind.STATUS).told()
             page, after = told.get("executions"), told.get("after")
             if not isinstance(page, list) or not all(isinstance(one, dict) for one in page):
                 sentence = f"the runner of {account.name} tells no statuses; install it again"
@@ -101,7 +102,7 @@ def collect(account: Account, asked: dict[str, Any]) -> dict[str, Any]:
     """Has the account's runner remove what may go; the report, as `retention.Report` has it."""
     with _Agent(account, None) as agent:
         agent.send(Kind.GC, asked)
-        told = agent.expect(Kind.STATUS).json().get("collection")
+        told = agent.expect(Kind.STATUS).told().get("collection")
     if not is_report(told):
         raise RunnerError("channel.protocol", f"the runner of {account.name} tells no report; install it again")
     return told
@@ -314,10 +315,10 @@ class _Agent:
 
     def _refusal(self, frame: Frame) -> RunnerError:
         try:
-            told = frame.json()
+            told = frame.told()
         except ProtocolError:
             told = {}
-        code, message = told.get("code"), str(told.get("message"))[:2000]
+        code, message = told.get("code"), str(told.get("message"))
         if self._was_accepted:
             return self._unknown(message)
         return ExecutionError(code if code in codes.CODES else "runner.internal", message)
@@ -327,7 +328,7 @@ class _Agent:
         self._attendant.join(0.2)  # what it said may still be on its way
         printed = self._stderr.decode("utf-8", "replace")
         told = codes.told(printed)
-        last = " ".join(printed.split())[-400:]
+        last = last_words(printed)
         if self._greeting is None:
             return self._unknown(f"the runner of {self._account.name} is gone{f': {last}' if last else ''}")
         if told is not None:

@@ -8,6 +8,7 @@ import click
 
 from .errors import RunnerError
 from .wire.results import TEXT_TAIL, Outcome, Result
+from .wire.text import clean, clean_json
 
 
 def with_text(result: Result, tails: "dict[str, bytes] | None" = None) -> dict[str, Any]:
@@ -40,10 +41,11 @@ def _end_of(execution_id: str, stream: str) -> bytes:
 
 
 def print_json(value: dict[str, Any]) -> None:
+    """One JSON object, one line, without a character that a terminal obeys."""
     from .wire import exactjson
 
     try:
-        sys.stdout.buffer.write(exactjson.encode(value) + b"\n")
+        sys.stdout.buffer.write(clean_json(exactjson.encode(value).decode()).encode() + b"\n")
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone; the exit status still says it
@@ -52,4 +54,5 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def say(sentence: str) -> None:
-    click.echo(f"cronium-runner: {sentence}", err=True)
+    """One sentence on standard error."""
+    click.echo(f"cronium-runner: {clean(sentence)}", err=True)

@@ -6,18 +6,19 @@ that the command line gives it. `cli` is the one place that turns them into exit
 
 from .wire.codes import CODES
 from .wire.results import EXIT_UNREACHABLE
+from .wire.text import clean
 
 
 class RunnerError(Exception):
-    """The runner could not do what was asked. `code` is one of `wire.codes.CODES`."""
+    """The runner could not do what was asked. `code` is one of `wire.codes.CODES`; `message` is one clean line."""
 
     exit_status = 125
 
     def __init__(self, code: str, message: str) -> None:
         assert code in CODES, f"unlisted error code {code!r}"
-        super().__init__(message)
+        self.message = clean(message)
+        super().__init__(self.message)
         self.code = code
-        self.message = message
 
 
 class PayloadError(RunnerError):

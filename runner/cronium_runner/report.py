@@ -11,10 +11,13 @@ from .wire import exactjson, masks
 from .wire.limits import shown
 from .wire.results import Outcome, Result
 from .wire.sizes import readable
+from .wire.text import visible
 
 if TYPE_CHECKING:
     from .doctor import Finding
 
+_LONGEST_VALUE: Final = 1 << 20
+"""Characters of an output or a variable that the local testing mode shows: what a script hands back is its result."""
 _MARKS: Final = {Outcome.SUCCEEDED: "ok", Outcome.FAILED: "failed", Outcome.TIMED_OUT: "timed out"}
 
 
@@ -76,13 +79,13 @@ def print_statuses(statuses: list[dict[str, Any]]) -> None:
         ending = "" if exit_code is None else f"exit {exit_code}"
         if result.get("signal") is not None:
             ending = f"signal {result['signal']}"
-        print(f"{status['executionId']:<48} {state:<12} {ending:<10} {status['claimedAt'] or '-'}".rstrip())
+        _line(f"{status['executionId']:<48} {state:<12} {ending:<10} {status['claimedAt'] or '-'}".rstrip())
 
 
 def print_result_line(result: Result) -> None:
     """How one execution ended, on standard output."""
     reason = "" if result.error_message is None else f"  {result.error_message} [{result.error_code}]"
-    print(f"{result.execution_id:<48} {result.state.value}{_ending(result)}{reason}")
+    _line(f"{result.execution_id:<48} {result.state.value}{_ending(result)}{reason}")
 
 
 def print_collection(told: dict[str, Any]) -> None:
@@ -90,16 +93,16 @@ def print_collection(told: dict[str, Any]) -> None:
     would = "would collect" if told["isDryRun"] else "collected"
     gone, used, budget = told["collected"], told["usedBytes"], told["budgetBytes"]
     for execution_id in gone:
-        print(f"{would} {execution_id}")
+        _line(f"{would} {execution_id}")
     for execution_id, reason in told["failed"].items():
-        print(f"could not collect {execution_id}: {reason}")
-    print(
+        _line(f"could not collect {execution_id}: {reason}")
+    _line(
         f"{would} {len(gone)} executions and {len(told['payloads'])} payloads, {readable(told['freedBytes'])}; "
         f"kept: {told['kept']} executions ({told['unacknowledged']} not acknowledged), {told['running']} running, "
         f"{readable(used)} of {readable(budget)}"
     )
     if used > budget:
-        print(
+        _line(
             f"{readable(used - budget)} over the budget: nothing more may go. Fetch results (they are "
             "acknowledged then), or give up those that nobody fetches with --unacknowledged-older-than DAYS"
         )
@@ -108,17 +111,17 @@ def print_collection(told: dict[str, Any]) -> None:
 def print_findings(findings: "list[Finding]") -> None:
     """A line for each finding, and what to do about it below, on standard output."""
     for finding in findings:
-        print(f"{finding.level:<5} {finding.name:<28} {finding.seen}")
+        _line(f"{finding.level:<5} {finding.name:<28} {finding.seen}")
         if finding.advice:
-            print(f"{'':<34} → {finding.advice}")
+            _line(f"{'':<34} → {finding.advice}")
 
 
 def print_containment(status: dict[str, Any]) -> None:
     """How the execution's processes are held, and by what each of its limits is enforced, on standard output."""
     if status["heldBy"] is not None:
-        print(f"  held by {status['heldBy']}")
+        _line(f"  held by {status['heldBy']}")
     for key, limit in status["limits"].items():
-        print(f"  limit {shown(key, limit['value'])}, enforced by {limit['by']}")
+        _line(f"  limit {shown(key, limit['value'])}, enforced by {limit['by']}")
 
 
 def _ending(result: Result) -> str:
@@ -127,9 +130,14 @@ def _ending(result: Result) -> str:
     return "" if result.exit_code is None else f" (exit {result.exit_code})"
 
 
+def _line(text: str) -> None:
+    """A line on standard output. Names, states and messages in it may be what a script wrote into a record."""
+    print(visible(text))
+
+
 def _heading(text: str) -> None:
-    print(f"── {text} {'─' * max(3, 60 - len(text))}", file=sys.stderr, flush=True)
+    print(f"── {visible(text)} {'─' * max(3, 60 - len(text))}", file=sys.stderr, flush=True)
 
 
 def _row(name: str, value: str) -> None:
-    print(f"   {name:<13} {value}", file=sys.stderr, flush=True)
+    print(f"   {name:<13} {visible(value, _LONGEST_VALUE)}", file=sys.stderr, flush=True)

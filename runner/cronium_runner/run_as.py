@@ -25,6 +25,7 @@ from . import hand_over, install, session
 from .account import Account
 from .environment import DEFAULT_PATH, login_environment
 from .errors import RunnerError
+from .wire.text import last_words
 
 FIND_SECONDS: Final = 60.0
 """sudo may have to ask a directory server, and a cold disk the first runner."""
@@ -155,7 +156,7 @@ def _said_by(target: Account, words: Sequence[str], seconds: float, source: str 
     finally:
         process.stdout.close()
     if not hand_over.was_reached(printed):
-        raise _refused(target, " ".join(printed.decode("utf-8", "replace").split())[-400:] or "no word from it")
+        raise _refused(target, last_words(printed) or "no word from it")
     return printed
 
 
@@ -195,7 +196,7 @@ def _refused(target: Account, said: str) -> RunnerError:
     me = accounts.own_name()
     return RunnerError(
         "run_as.refused",
-        f"{me} may not run as {target.name} without a password: {said!r}; nothing was started; this line, added with "
+        f"{me} may not run as {target.name} without a password: '{said}'; nothing was started; this line, added with "
         f"`visudo -f /etc/sudoers.d/cronium-{me}`, allows it: {me} ALL=({target.name}) NOPASSWD: ALL",
     )
 

@@ -230,7 +230,7 @@ def test_an_event_loop_that_ends_ends_cloudflared_and_leaves_nothing_open(
 
 
 async def test_what_cloudflared_said_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install_cloudflared(tmp_path, monkeypatch, 1, words="failed to find Access application")
+    install_cloudflared(tmp_path, monkeypatch, 1, words="\x1b]0;pwned\x07failed to find\r\nAccess application")
 
     async def speak() -> None:
         async with opened(Route("cloudflare", "web01.example.org"), Somewhere(), 22, 5) as sock:
@@ -238,7 +238,9 @@ async def test_what_cloudflared_said_is_the_reason(tmp_path: Path, monkeypatch: 
             await asyncio.get_running_loop().sock_recv(sock, 1)
             raise down("the connection was closed")
 
-    with pytest.raises(UnreachableError, match=r"cloudflared said: failed to find Access application"):
+    with pytest.raises(
+        UnreachableError, match=r"cloudflared said: \\x1b\]0;pwned\\x07failed to find Access application$"
+    ):
         await speak()
 
 

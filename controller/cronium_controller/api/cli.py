@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from cronium_runner.wire.text import clean_json, clean_lines, visible
+
 from ..errors import ControllerError
 
 if TYPE_CHECKING:
@@ -227,7 +229,10 @@ def get_variable(name: str, user_id: str | None, as_json: bool, database: str | 
     if found is None:
         raise ControllerError("input.invalid", _no_variable(name, user_id))
     is_plain = isinstance(found.value, str) and not as_json
-    click.echo(found.value if is_plain else exactjson.dumps(found.value))
+    if not is_plain:
+        click.echo(clean_json(exactjson.dumps(found.value)))
+    else:  # a pipe gets what a script has stored, byte for byte; a terminal nothing that it obeys
+        click.echo(clean_lines(found.value.encode()) if sys.stdout.isatty() else found.value)
 
 
 def _no_variable(name: str, user_id: str | None) -> str:
@@ -279,10 +284,10 @@ def list_variables(user_id: str | None, as_json: bool, database: str | None) -> 
     with _store(database) as store:
         found = store.variables(user_id)
     if as_json:
-        click.echo(exactjson.dumps({variable.name: variable.value for variable in found}))
+        click.echo(clean_json(exactjson.dumps({variable.name: variable.value for variable in found})))
         return
     for variable in found:
-        click.echo(exactjson.dumps(variable.name)[1:-1])
+        click.echo(clean_json(exactjson.dumps(variable.name))[1:-1])
 
 
 @api.command(context_settings=_HELP)
@@ -306,7 +311,7 @@ def audit(execution_id: str | None, count: int, as_json: bool, database: str | N
         whose = "" if execution_id is None else f" of execution {execution_id[:80]!r}; only API mode is audited"
         click.echo(f"cronium: nothing is recorded{whose}", err=True)
     for entry in entries:
-        click.echo(exactjson.dumps(entry.to_json()) if as_json else _line(entry))
+        click.echo(clean_json(exactjson.dumps(entry.to_json())) if as_json else visible(_line(entry)))
 
 
 @api.command(context_settings=_HELP)

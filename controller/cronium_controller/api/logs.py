@@ -5,6 +5,8 @@ import logging
 import time
 from typing import Final
 
+from cronium_runner.wire.text import clean_json
+
 _USUAL: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -21,7 +23,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             told["trace"] = self.formatException(record.exc_info)
-        return json.dumps(told, default=str, ensure_ascii=False)
+        return clean_json(json.dumps(told, default=str, ensure_ascii=False))
 
 
 def start_logging(*, is_verbose: bool) -> None:

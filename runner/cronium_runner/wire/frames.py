@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from . import exactjson
+from .text import clean_values
 
 MAGIC: Final = b"\x1ecronium-agent\n"
 PROTOCOL: Final = 1
@@ -69,6 +70,14 @@ class Frame(NamedTuple):
         if not isinstance(value, dict):
             raise ProtocolError(f"frame {self.kind} carries {type(value).__name__} instead of an object")
         return value
+
+    def told(self) -> dict[str, Any]:
+        """The body as a JSON object whose texts are to be shown: cleaned, as the other side chose them.
+
+        Raises ProtocolError.
+        """
+        cleaned: dict[str, Any] = clean_values(self.json(), self.body)
+        return cleaned
 
 
 def encode(kind: int, channel: int, body: bytes = b"") -> bytes:

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from .access import API, BUNDLED
 from .exactjson import NumberLiteral
+from .text import clean
 
 
 class Outcome(StrEnum):
@@ -197,6 +198,11 @@ def _summary_from_json(value: Any) -> StreamSummary:
 
 
 def _text(value: Any) -> str | None:
+    """Text that is shown: whoever wrote the record or the frame may have put controls into it."""
+    return clean(value) if isinstance(value, str) else None
+
+
+def _exact_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
@@ -248,7 +254,7 @@ def _camel(name: str) -> str:
 
 
 _READ: Final[dict[str, Callable[[Any], Any]]] = {
-    "job_id": _text,
+    "job_id": _exact_text,
     "host": _text,
     "exit_code": _status,
     "signal": _signal,

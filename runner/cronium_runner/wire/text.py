@@ -6,7 +6,7 @@ is clean already is not changed, however often it is cleaned.
 """
 
 import re
-from typing import Final
+from typing import Any, Final
 
 LONGEST: Final = 2000
 """Characters of a message: room for a path of PATH_MAX in an error of the usual length, without filling a screen."""
@@ -34,10 +34,16 @@ def clean(text: str | bytes, longest: int = LONGEST) -> str:
     White space around it is removed. What is cut off at the end is marked by MARK. Bytes are read as UTF-8; those that
     are not are shown as escapes.
     """
-    text = _decoded(text.strip()[: 4 * longest + 4] if isinstance(text, bytes) else text)
-    if len(text) <= longest and text.isascii() and text.isprintable():
-        return text.strip(" ")
-    shown = _UNSAFE.sub(_escape, text.strip()[: longest + 1])
+    if isinstance(text, bytes):
+        text = _decoded(text.strip()[: 4 * longest + 4])
+    return visible(text.strip(), longest)
+
+
+def visible(line: str, longest: int = LONGEST) -> str:
+    """As `clean`, with the white space around it: for a line of ours that has foreign text in it."""
+    if len(line) <= longest and line.isascii() and line.isprintable():
+        return line
+    shown = _UNSAFE.sub(_escape, line[: longest + 1])
     return shown if len(shown) <= longest else shown[: longest - len(MARK)] + MARK
 
 
@@ -60,11 +66,49 @@ def clean_lines(output: bytes) -> bytes:
     return _UNSAFE_IN_LINES.sub(_escape, text).encode()
 
 
+def clean_json(document: str) -> str:
+    """The same JSON document, its controls and invisible characters as `\\u` escapes: every value is what it was."""
+    if document.isascii() and document.isprintable():
+        return document
+    return _UNSAFE.sub(lambda found: _json_escape(found.group()), document)
+
+
+def is_clean_json(document: bytes) -> bool:
+    """Whether no text in a JSON document needs cleaning: a quick look, which may say no where all is well."""
+    return document.isascii() and b"\\" not in document and b"\x7f" not in document and not _LONG.search(document)
+
+
+def clean_values(value: Any, document: bytes = b"\\") -> Any:
+    """A value of JSON with every text in it cleaned, keys included, but for what a script handed back.
+
+    That is under `output` and `variables`, and stays exact. `document` is what the value was read from: with one that
+    is clean nothing is copied.
+    """
+    if is_clean_json(document):
+        return value
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list):
+        return [clean_values(item) for item in value]
+    if isinstance(value, dict):
+        return {clean(key): item if key in _EXACT else clean_values(item) for key, item in value.items()}
+    return value
+
+
+_EXACT: Final = ("output", "variables")
+_LONG: Final = re.compile(rb'[^"]{%d}' % (LONGEST + 1))
 _CONTROL_BYTES: Final = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def _decoded(text: str | bytes) -> str:
     return text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
+
+
+def _json_escape(character: str) -> str:
+    code = ord(character)
+    if code <= 0xFFFF:
+        return f"\\u{code:04x}"
+    return f"\\u{0xD800 + ((code - 0x10000) >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cronium_runner.wire.results import Outcome, Result, StreamSummary, exit_status
+from cronium_runner.wire.text import clean
 
 KEYS = [
     "executionId", "jobId", "host", "state", "exitCode", "signal", "startedAt", "finishedAt", "durationMs", "output",
@@ -22,16 +23,18 @@ JSON = st.recursive(
 SUMMARIES = st.builds(
     StreamSummary, st.integers(0, 2**40), st.booleans(), st.none() | st.text("0123456789abcdef", min_size=64)
 )
+SHOWN = st.text().map(clean)
+"""Text that is shown is cleaned when it is read."""
 RESULTS = st.builds(
     Result,
     execution_id=st.text(min_size=1),
     state=st.sampled_from(Outcome),
     job_id=st.none() | st.text(),
-    host=st.none() | st.text(),
+    host=st.none() | SHOWN,
     exit_code=st.none() | st.integers(0, 255),
     signal=st.none() | st.integers(1, 64),
-    started_at=st.none() | st.text(),
-    finished_at=st.none() | st.text(),
+    started_at=st.none() | SHOWN,
+    finished_at=st.none() | SHOWN,
     duration_ms=st.none() | st.floats(0, 1e9),
     output=JSON,
     variables=st.dictionaries(st.text(), JSON, max_size=3),
@@ -41,11 +44,11 @@ RESULTS = st.builds(
     cpu_ms=st.none() | st.floats(0, 1e9),
     max_rss_kib=st.none() | st.integers(0),
     strays=st.integers(0, 100),
-    transport=st.none() | st.text(),
-    runner_version=st.none() | st.text(),
+    transport=st.none() | SHOWN,
+    runner_version=st.none() | SHOWN,
     undelivered=st.integers(0, 100),
     refused=st.integers(0, 100),
-    refusal=st.none() | st.text(),
+    refusal=st.none() | SHOWN,
     mode=st.sampled_from(["bundled", "api"]),
     fallback_code=st.none(),
     fallback_message=st.none(),
@@ -63,6 +66,20 @@ def test_an_error_comes_back_with_code_and_message() -> None:
     result = Result("e", Outcome.LOST, error_code="execution.lost", error_message="it died")
     assert result.to_json()["error"] == {"code": "execution.lost", "message": "it died"}
     assert Result.from_json(result.to_json()) == result
+
+
+def test_what_is_shown_is_clean_and_what_a_script_gave_is_exact() -> None:
+    evil = "a\x1b[2J\ncronium: all hosts ok\u202e"
+    told = Result(
+        "e", Outcome.LOST, job_id=evil, host=evil, transport=evil, runner_version=evil, refusal=evil,
+        output={"k": evil}, variables={evil: evil}, error_code=evil, error_message=evil,
+    )  # fmt: skip
+    read = Result.from_json(told.to_json())
+    assert (read.output, read.variables, read.job_id) == (told.output, told.variables, evil)
+    shown = r"a\x1b[2J\ncronium: all hosts ok\u202e"
+    assert {read.host, read.transport, read.runner_version, read.refusal, read.error_message, read.error_code} == {
+        shown
+    }
 
 
 def test_why_another_mode_was_not_taken_comes_back() -> None:

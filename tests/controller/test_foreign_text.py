@@ -1,0 +1,134 @@
+"""Text from elsewhere in what `cronium` shows: one line, nothing that a terminal obeys. Raw output stays exact."""
+
+import json
+import logging
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import asyncssh
+import pytest
+
+from cronium_controller import show
+from cronium_controller.api.logs import JsonLines
+from cronium_controller.errors import ControllerError, UnreachableError, reason
+from cronium_controller.lines import without_bars
+from cronium_controller.widths import aligned
+from cronium_runner.wire.results import Outcome, Result
+
+EVIL = "a\x1b[2J\r\ncronium: all hosts ok\x9b1A\u202e"
+SHOWN = r"a\x1b[2J\r\ncronium: all hosts ok\x9b1A\u202e"
+_MAIN = "import sys; from cronium_controller.cli import main; main()"
+PATIENCE = 60.0
+
+
+def is_harmless(printed: bytes) -> bool:
+    return all(character.isprintable() for character in printed.decode().replace("\n", ""))
+
+
+def test_an_error_is_one_line_whatever_is_put_into_it() -> None:
+    error = UnreachableError("host.unreachable", EVIL, host="web01")
+    assert error.message == str(error) == f"web01: {SHOWN}"
+    again = error.about("web02", f"at the jump host {EVIL}: ")
+    assert again.message == str(again) == f"web02: at the jump host {SHOWN}: {SHOWN}"
+    assert len(ControllerError("host.unreachable", "x" * 1_000_000).message) <= 4000
+
+
+def test_the_words_of_a_server_are_cleaned_and_capped() -> None:
+    assert reason(asyncssh.DisconnectError(2, EVIL)) == SHOWN
+    assert reason(asyncssh.SFTPError(4, EVIL)) == SHOWN
+    assert len(reason(asyncssh.DisconnectError(2, "x" * 1_000_000))) == 400
+    assert reason(asyncssh.DisconnectError(2, "\n")) == "DisconnectError"
+
+
+def test_a_table_stays_a_table() -> None:
+    assert list(aligned([("HOST", "WHY"), (EVIL, "b\nc")])) == [f"HOST{' ' * (len(SHOWN) - 4)}  WHY", rf"{SHOWN}  b\nc"]
+
+
+def test_json_is_exact_and_harmless(capfd: pytest.CaptureFixture[str]) -> None:
+    show.print_json({"text": EVIL, "tag": "\U000e0041é"})
+    printed = capfd.readouterr().out
+    assert is_harmless(printed.encode())
+    assert json.loads(printed) == {"text": EVIL, "tag": "\U000e0041é"}
+
+
+def test_a_summary_shows_values_and_obeys_none(capfd: pytest.CaptureFixture[str]) -> None:
+    show.print_summary(Result("e", Outcome.SUCCEEDED, exit_code=0, output=EVIL, variables={EVIL: EVIL}))
+    assert is_harmless(capfd.readouterr().err.encode())
+
+
+def test_a_log_line_is_one_line_of_json() -> None:
+    record = logging.makeLogRecord({"name": "cronium", "msg": "refused", "reason": EVIL})
+    line = JsonLines().format(record)
+    assert is_harmless(line.encode())
+    assert "\n" not in line
+    assert json.loads(line)["reason"] == EVIL
+
+
+def test_no_output_looks_like_the_bar_of_a_fold() -> None:
+    bar = b"-" * 15
+    assert (
+        without_bars(bar + b"\nweb02 (1)\n" + bar + b" \r\n--\n") == b" " + bar + b"\nweb02 (1)\n " + bar + b" \r\n--\n"
+    )
+    assert without_bars(b"x " + bar + b"\n") == b"x " + bar + b"\n"
+
+
+# -- of several hosts --------------------------------------------------------------------------------------------------
+
+ATTACK = r"printf 'ok\033[1A\033[2Kweb02: all ok\rweb03: ok\n\302\2331A\377\033]52;c;cm0=\007\n'"
+HOSTS = ["--host", "local:", "--host", "127.0.0.1:1"]
+"""One that answers, and one that makes it a run on several."""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CRONIUM_")}
+    return kept | {"HOME": str(tmp_path), "CRONIUM_CONTROLLER_STATE": str(tmp_path / "state"), "TERM": "dumb"}
+
+
+def on_terminal(environment: dict[str, str], *words: str) -> bytes:
+    """What `cronium` writes to a terminal that is its standard output."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", _MAIN, *words],
+        env=environment, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        seen = b""
+        try:
+            while piece := os.read(ours, 65536):
+                seen += piece
+        except OSError:  # the other end is closed
+            pass
+        process.wait(PATIENCE)
+    os.close(ours)
+    return seen.replace(b"\r\n", b"\n")  # which the terminal itself has made of each newline
+
+
+def test_a_line_on_a_terminal_moves_no_cursor(environment: dict[str, str]) -> None:
+    seen = on_terminal(environment, "exec", *HOSTS, "--", ATTACK)
+    assert is_harmless(seen), seen
+    assert rb"local: ok\x1b[1A\x1b[2Kweb02: all ok\rweb03: ok" in seen
+    assert rb"local: \x9b1A\xff\x1b]52;c;cm0=\x07" in seen
+
+
+def test_a_fold_on_a_terminal_moves_no_cursor(environment: dict[str, str]) -> None:
+    forged = f"{ATTACK}; printf '%s\\n' --------------- 'web02 (1)' ---------------"
+    seen = on_terminal(environment, "exec", *HOSTS, "--fold", "--", forged)
+    assert is_harmless(seen), seen
+    assert [line for line in seen.split(b"\n") if line == b"-" * 15] == [b"-" * 15] * 2
+    assert b"\n " + b"-" * 15 + b"\nweb02 (1)\n" in seen
+
+
+def test_lines_in_a_pipe_keep_their_bytes(environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _MAIN, "exec", *HOSTS, "--", ATTACK],
+        env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.stdout == b"local: ok\x1b[1A\x1b[2Kweb02: all ok\rweb03: ok\nlocal: \xc2\x9b1A\xff\x1b]52;c;cm0=\x07\n"
+
+
+def test_raw_output_of_one_host_is_exact_on_a_terminal(environment: dict[str, str]) -> None:
+    assert b"ok\x1b[1A\x1b[2Kweb02" in on_terminal(environment, "exec", "--host", "local:", "--", ATTACK)
