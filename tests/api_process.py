@@ -136,7 +136,7 @@ class Platform:
 
     def token(self, execution: str, user: str = "default", **more: Any) -> str:
         """A token; as `cronium api token` makes it, without the half second that a process takes."""
-        store = PlatformStore(self.environment.get("CRONIUM_DATABASE") or str(self.folder / "state" / "controller.db"))
+        store = PlatformStore(self.environment.get("CRONIUM_DATABASE") or str(self.folder / "state" / "live.db"))
         try:
             known = LiveExecution(execution, user, **more)
             return issue(store, Tokens(load_key(self.key_file)), known, timeout=60, actor="test").token

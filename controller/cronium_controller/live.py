@@ -20,6 +20,7 @@ from cronium_runner.wire.results import Outcome, Result
 from .errors import ControllerError, StoreError, TunnelError
 from .hosts import LOCALHOST, Host
 from .job import Job
+from .state_path import LIVE_NAME
 
 if TYPE_CHECKING:
     from .api.tokens import Tokens
@@ -190,7 +191,7 @@ class _Service:
         key_file = environment.get("CRONIUM_API_KEY_FILE")
         tokens = Tokens(load_key(Path(key_file) if key_file else folder / "api.key"))
         tools = load_tools()
-        store = PlatformStore(environment.get("CRONIUM_DATABASE") or str(folder / "controller.db"))
+        store = PlatformStore(environment.get("CRONIUM_DATABASE") or str(folder / LIVE_NAME))
         try:
             store.prune(time.time())
             return cls(store, tokens, operator()), RuntimeApi(store, tokens, tools=tools)

@@ -1,7 +1,11 @@
-"""Where the controller's database is. Apart from the database itself, which takes long to load."""
+"""Where the controller's databases are. Apart from the databases themselves, which take long to load."""
 
 import os
 from pathlib import Path
+from typing import Final
+
+LIVE_NAME: Final = "live.db"
+"""The file of the live data, beside the controller's database."""
 
 
 def default_path() -> Path:
@@ -11,3 +15,8 @@ def default_path() -> Path:
         return Path(chosen) / "controller.db"
     base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return Path(base) / "cronium" / "controller.db"
+
+
+def default_live_path() -> Path:
+    """The database of the live data where none is named."""
+    return default_path().with_name(LIVE_NAME)

@@ -202,7 +202,7 @@ def test_it_ends_when_it_is_told_to(platform: Platform, number: int) -> None:
 
 def test_a_service_drops_what_is_long_over(platform: Platform) -> None:
     platform.token("over")
-    store = PlatformStore(str(platform.folder / "state" / "controller.db"))
+    store = PlatformStore(str(platform.folder / "state" / "live.db"))
     store.revoke("over", 1.0, actor="test")
     platform.serve()
     wait_until(lambda: store.find("over") is None, "it to be dropped")

@@ -417,7 +417,7 @@ def test_unusable_databases_are_one_sentence_without_the_password(url: str, said
 def test_where_the_database_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CRONIUM_CONTROLLER_STATE", str(tmp_path))
     monkeypatch.delenv("CRONIUM_DATABASE", raising=False)
-    assert database_url().database == str(tmp_path / "controller.db")
+    assert database_url().database == str(tmp_path / "live.db")
     monkeypatch.setenv("CRONIUM_DATABASE", "postgresql://h/x")
     assert database_url().drivername == "postgresql+psycopg"
     assert database_url("here.db").database == "here.db"

@@ -33,7 +33,7 @@ NewHost = Callable[..., RemoteHost]
 @pytest.fixture
 def platform(shared: RemoteHost) -> Iterator[PlatformStore]:
     """What the platform knows, as an operator sees it: the database of the shared host's controller."""
-    store = PlatformStore(str(shared.remembered / "controller.db"))
+    store = PlatformStore(str(shared.remembered / "live.db"))
     yield store
     store.close()
 
@@ -158,7 +158,7 @@ def test_killed_controllers_cost_no_write(shared: RemoteHost, platform: Platform
 
 def test_what_was_not_delivered_is_by_the_next_contact(new_host: NewHost) -> None:
     host = new_host(environment={"CRONIUM_API_PATIENCE": "3"})
-    platform = PlatformStore(str(host.remembered / "controller.db"))
+    platform = PlatformStore(str(host.remembered / "live.db"))
     words = ["run", "--host", host.server.target, "--mode", "api", "--execution-id", "later"]
     with host.start_cronium(*words, host.script(WRITER, "writer.sh"), stdout=-3) as running:
         wait_until(lambda: "variable.set COUNT" in actions(platform, "later"), "the first write")

@@ -148,7 +148,7 @@ def test_another_account_of_this_machine(here: LocalHost) -> None:
 
 
 def test_live_data_without_a_tunnel(here: LocalHost) -> None:
-    platform = PlatformStore(str(here.remembered / "controller.db"))
+    platform = PlatformStore(str(here.remembered / "live.db"))
     try:
         platform.set_variable("MOOD", "calm", None, 0.0, actor="operator test", host="here")
         script = here.script("cronium.getVariable MOOD; cronium.setVariable SEEN yes; cronium.output done true")

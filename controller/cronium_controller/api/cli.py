@@ -58,7 +58,7 @@ def _told(command: Callable[..., None]) -> Callable[..., None]:
 _database = click.option(
     "--database",
     metavar="URL|FILE",
-    help="Instead of CRONIUM_DATABASE and the controller's own file: postgresql://user@host/name, or an SQLite file.",
+    help="Instead of CRONIUM_DATABASE and live.db: postgresql://user@host/name, or an SQLite file.",
 )
 _key_file = click.option(
     "--key-file", type=click.Path(path_type=Path), metavar="FILE", help="Instead of CRONIUM_API_KEY_FILE."

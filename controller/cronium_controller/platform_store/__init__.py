@@ -1,7 +1,7 @@
 """The platform's live data: what a script in API mode reads and writes while it runs, and who did what to it.
 
-Beside `store`, which remembers what was submitted where; both can be one database. SQLite by default, PostgreSQL by
-URL. Nothing here knows HTTP or tokens' signatures.
+Apart from `store`, which remembers what was submitted where: writes of scripts must not keep a result from being
+stored. SQLite by default, PostgreSQL by URL. Nothing here knows HTTP or tokens' signatures.
 """
 
 from .audit import Entry

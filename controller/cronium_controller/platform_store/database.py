@@ -15,7 +15,7 @@ import sqlalchemy as sql
 
 from ..database import BUSY_SECONDS, create_privately, keep_log, reason
 from ..errors import StoreError
-from ..state_path import default_path
+from ..state_path import default_live_path
 
 # As many transactions at once as PostgreSQL gets connections. More would only queue inside it; its own default is
 # 100 for everybody.
@@ -23,13 +23,13 @@ CONNECTIONS: Final = 8
 
 
 def database_url(given: str | None = None) -> sql.URL:
-    """`given`, else CRONIUM_DATABASE, else the controller's own SQLite file. Raises StoreError for no usable URL.
+    """`given`, else CRONIUM_DATABASE, else `live.db` beside the controller's database. A path is an SQLite file.
 
-    A path is an SQLite file.
+    Raises StoreError for a URL that can't be used.
     """
     text = given or os.environ.get("CRONIUM_DATABASE")
     if not text:
-        return sql.URL.create("sqlite", database=str(default_path()))
+        return sql.URL.create("sqlite", database=str(default_live_path()))
     if "://" not in text:
         return sql.URL.create("sqlite", database=text)
     try:
@@ -90,7 +90,11 @@ class Database:
         try:
             yield
         except (OSError, sql.exc.SQLAlchemyError, ImportError) as error:
-            raise StoreError(f"the database {self.name} cannot be {verb}: {self._reason(error)}") from None
+            raise self.unusable(verb, error) from None
+
+    def unusable(self, verb: str, error: Exception) -> StoreError:
+        """The error for a database that cannot be `verb`."""
+        return StoreError(f"the database {self.name} cannot be {verb}: {self._reason(error)}")
 
     def _reason(self, error: Exception) -> str:
         """What the database or the system said, without the statement, and what to do about it."""
@@ -135,5 +139,10 @@ def _begin_sqlite(connection: sql.Connection) -> None:
 def _create_privately(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     create_privately(path)  # -wal and -shm get the same mode
+    check_private(path)
+
+
+def check_private(path: Path) -> None:
+    """Raises StoreError for a file that others can read or write."""
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise StoreError(f"{path} is open to other users; make it yours alone with: chmod 600 {path}")

@@ -35,7 +35,7 @@ _TYPES: Final = {
     },
 }
 
-_VERSIONS: Final = (
+VERSIONS: Final = (
     "CREATE TABLE IF NOT EXISTS schema_versions (part VARCHAR(40) NOT NULL PRIMARY KEY, version INTEGER NOT NULL)"
 )
 
@@ -98,7 +98,7 @@ def migrate(database: Database, part: str = PART, steps: Sequence[Step] = STEPS)
     with database.writing() as connection:
         if not database.is_sqlite:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
-        connection.exec_driver_sql(_VERSIONS)
+        connection.exec_driver_sql(VERSIONS)
         found = _version(connection, part)
         if found > len(steps):
             raise StoreError(

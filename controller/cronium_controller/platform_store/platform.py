@@ -12,6 +12,7 @@ from .audit import Entry
 from .database import Database, database_url
 from .live import EXECUTION, GLOBAL, USER, Caller, LiveExecution, Write
 from .migrations import migrate
+from .moving import live_url, move_live_data
 from .tables import applied_writes, grants, live_executions, upsert, variables
 
 KEPT_SECONDS: Final = 7 * 86400.0
@@ -34,10 +35,14 @@ class PlatformStore:
     """The live data. May be used by several threads; every method raises StoreError when the database can't be used."""
 
     def __init__(self, url: str | None = None) -> None:
-        """Opens or creates it, and brings it to the newest version. `url` as for `database_url`."""
-        self.database = Database(database_url(url))
+        """Opens or creates it, and brings it to the newest version. `url` as for `database_url`.
+
+        The database of a controller means `live.db` beside it, and what version 0.1.0 kept there moves.
+        """
+        self.database = Database(live_url(database_url(url)))
         try:
             migrate(self.database)
+            move_live_data(self.database)
         except BaseException:
             self.close()
             raise
