@@ -27,7 +27,7 @@ from .health import SSHHealth
 from .hostkeys import default_known_hosts
 from .hosts import Host, SSHConfig
 from .own_store import own_memory
-from .raw_command import Output
+from .raw_command import MOST_KEPT, Output
 from .ssh_library import asyncssh
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class SSHResult:
     """Of a command in the background that is a job."""
     error_code: str | None = None
     """What `error` goes by in docs/errors.md."""
+    truncated: bool = False
+    """Whether a stream was longer than the client's `max_output`: `stdout` and `stderr` are then its beginning."""
 
 
 class SSHClient:
@@ -78,11 +80,13 @@ class SSHClient:
         controller: "Controller | None" = None,
         host: Host | None = None,
         max_age: float | None = None,
+        max_output: int = MOST_KEPT,
     ) -> None:
         """`name` is what the host is called in logs and known_hosts, its address by default. `access` has the rest:
         host keys, and who is asked for a passphrase; its timeouts are the configuration's. With `controller` its
         connections to `host` are used, in one event loop, and left open (`Controller.client`). A connection older than
-        `max_age` seconds gets no further call, and is closed when the last one on it has ended."""
+        `max_age` seconds gets no further call, and is closed when the last one on it has ended. `max_output` is how
+        many bytes of each stream a result holds; what comes behind is dropped, and the result is `truncated`."""
         self._config = config
         self._name = name or config.host
         self._access = access or _default_access()
@@ -93,7 +97,7 @@ class SSHClient:
         """What the settings were when they were read last, and the host that they make."""
         self._memory = own_memory() if controller is None else controller.memory
         self._owned: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Connections] = weakref.WeakKeyDictionary()
-        self._commands = HostCommands(self._name, config, lambda: self._host, self._connections)
+        self._commands = HostCommands(self._name, config, lambda: self._host, self._connections, most=max_output)
 
     def __repr__(self) -> str:
         return f"<SSHClient {self._name} {'healthy' if self.health.is_healthy else 'unhealthy'}>"
@@ -126,7 +130,8 @@ class SSHClient:
 
         `cwd` and `env` are put in front of it (after the configuration's `work_dir` and `venv_activate`). They are part
         of a command line, which everybody on the host can see: no place for secrets. After a timeout every process of
-        it is ended on the host, and what it had written is in the result.
+        it is ended on the host, and what it had written is in the result. Of each stream it holds the first 16 MiB
+        (`max_output` of the client), and says `truncated` where there was more; for all of it see `execute`.
         """
         return await self._told(command, self.execute(command, timeout, cwd=cwd, env=env))
 
@@ -333,6 +338,7 @@ class SSHClient:
             timed_out=done.timed_out,
             error=timeout_sentence(done) if done.timed_out else None,
             error_code="command.timeout" if done.timed_out else None,
+            truncated=done.truncated,
         )
 
     def _failure(self, command: str, error: ControllerError, duration: float) -> SSHResult:

@@ -44,8 +44,16 @@ class HostCommands:
     """The commands of one client. `host` and `connections` are asked for each call: both may change in between."""
 
     def __init__(
-        self, name: str, config: SSHConfig, host: Callable[[], Host], connections: Callable[[], Connections]
+        self,
+        name: str,
+        config: SSHConfig,
+        host: Callable[[], Host],
+        connections: Callable[[], Connections],
+        *,
+        most: int = raw_command.MOST_KEPT,
     ) -> None:
+        """`most` bytes of each stream are kept of a command whose output nobody takes as it comes."""
+        self._most = most
         self._name = name
         self._config = config
         self._host = host
@@ -148,7 +156,9 @@ class HostCommands:
         refused = dead = 0
         while True:
             lease = await self._connections().acquire(self._host())
-            starting = partial(raw_command.start, lease.connection, text, self._config.connect_timeout, output)
+            starting = partial(
+                raw_command.start, lease.connection, text, self._config.connect_timeout, output, most=self._most
+            )
             try:
                 if not self._config.use_control_master:
                     lease.retire()

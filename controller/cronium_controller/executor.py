@@ -55,6 +55,8 @@ class CommandResult:
     stdout: str
     stderr: str
     duration_ms: int
+    truncated: bool = False
+    """Whether a stream was longer than 16 MiB: `stdout` and `stderr` are then its beginning."""
 
     @property
     def success(self) -> bool:
@@ -215,7 +217,7 @@ def _result(executed: Executed, client: SSHClient, limit: float) -> CommandResul
         message = f"{timeout_sentence(done)} (timeout {limit:g} s)"
         raise CommandTimeoutError(message, host=client.name, stdout=stdout, stderr=stderr, duration_ms=took)
     assert done.exit_status is not None, "the client raises when there is none"
-    return CommandResult(done.exit_status, stdout, stderr, took)
+    return CommandResult(done.exit_status, stdout, stderr, took, done.truncated)
 
 
 def _as(kind: type[Any], error: ControllerError) -> Any:

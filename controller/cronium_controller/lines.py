@@ -15,6 +15,9 @@ LONGEST_LINE: Final = 64 * 1024
 FOLDED_BYTES: Final = 1024 * 1024
 """Bytes of each stream of a host that are shown folded. All are compared; the host has the rest (`cronium logs`)."""
 
+FOLDED_ROOM: Final = 64 * 1024 * 1024
+"""Bytes of all different outputs together that are shown folded. When they are used up, later ones are cut at once."""
+
 
 BAR: Final = "-" * 15
 """Above and below the hosts of a folded output."""
@@ -88,10 +91,13 @@ class _Kept:
         self._length = 0
         self._digest = hashlib.sha256()
 
-    def take(self, piece: bytes) -> None:
+    def take(self, piece: bytes, room: int) -> int:
+        """Keeps what there is `room` for; how much that was."""
         self._length += len(piece)
         self._digest.update(piece)
-        self.beginning += piece[: max(0, FOLDED_BYTES - len(self.beginning))]
+        kept = piece[: max(0, min(room, FOLDED_BYTES - len(self.beginning)))]
+        self.beginning += kept
+        return len(kept)
 
     @property
     def is_cut(self) -> bool:
@@ -109,7 +115,9 @@ class Folder:
     is chance, and two hosts that wrote the same must not differ by it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = FOLDED_ROOM) -> None:
+        """`room` is how many bytes of all outputs together are kept."""
+        self._room = room
         self._open: dict[str, dict[int, _Kept]] = {}
         self._folds: dict[tuple[bytes, bytes, str], Fold] = {}
 
@@ -119,7 +127,7 @@ class Folder:
 
     def feed(self, host: str, stream: int, piece: bytes) -> None:
         """Takes output of a host."""
-        self._open.setdefault(host, {}).setdefault(stream, _Kept()).take(piece)
+        self._room -= self._open.setdefault(host, {}).setdefault(stream, _Kept()).take(piece, self._room)
 
     def end(self, host: str, ending: str) -> None:
         """The host has ended, in this way; its output is compared with the others' now."""
@@ -129,6 +137,8 @@ class Folder:
         if key not in self._folds:
             output = b"".join(_whole(bytes(each.beginning)) for each in kept)
             self._folds[key] = Fold([], ending, output, any(each.is_cut for each in kept))
+        else:
+            self._room += sum(len(each.beginning) for each in kept)
         self._folds[key].hosts.append(host)
 
     def folds(self) -> Iterable[Fold]:

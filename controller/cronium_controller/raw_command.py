@@ -36,6 +36,11 @@ Output = Callable[[int, bytes], Awaitable[None]]
 """Awaited with each piece of output: its stream (`names.STDOUT` or `STDERR`) and bytes."""
 _AHEAD: Final = 1024 * 1024
 """Bytes that wait for whoever listens before the host is held back: a slow terminal must not fill our memory."""
+_PIECE: Final = 256 * 1024
+"""Bytes up to which waiting output of one stream becomes one piece: single bytes would take a hundred times their size,
+and each piece costs its listener a turn of a thread."""
+MOST_KEPT: Final = 16 * 1024 * 1024
+"""Bytes of each stream that are kept where the output is returned as a whole. As text they may take five times that."""
 
 
 _INPUT_SECONDS: Final = 0.25
@@ -59,6 +64,8 @@ class Completed:
     stderr: bytes
     timed_out: bool = False
     was_ended: bool = True
+    truncated: bool = False
+    """Whether a stream was longer than what is kept of it; `stdout` and `stderr` are then its beginning."""
 
 
 class _Passing:
@@ -66,14 +73,17 @@ class _Passing:
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._pieces: deque[tuple[int, bytes]] = deque()
+        self._pieces: deque[tuple[int, bytearray]] = deque()
         self._size = 0
         self._task: asyncio.Task[None] | None = None
         self._is_held_back = False
         self.channel: Channel | None = None
 
     def put(self, stream: int, data: bytes) -> None:
-        self._pieces.append((stream, data))
+        if self._pieces and self._pieces[-1][0] == stream and len(self._pieces[-1][1]) + len(data) <= _PIECE:
+            self._pieces[-1][1].extend(data)
+        else:
+            self._pieces.append((stream, bytearray(data)))
         self._size += len(data)
         if self._size > _AHEAD and not self._is_held_back and self.channel is not None:
             self._is_held_back = True
@@ -89,7 +99,7 @@ class _Passing:
     async def _pass(self) -> None:
         while self._pieces:
             stream, data = self._pieces.popleft()
-            await self._output(stream, data)
+            await self._output(stream, bytes(data))
             self._size -= len(data)
             if self._is_held_back and self._size <= _AHEAD // 2 and self.channel is not None:
                 self._is_held_back = False
@@ -100,9 +110,12 @@ class _Passing:
 class RunningCommand(Session):
     """A command that was started. What it has written so far is in `stdout` and `stderr`, or was given to `output`."""
 
-    def __init__(self, output: Output | None = None) -> None:
+    def __init__(self, output: Output | None = None, *, most: int = MOST_KEPT) -> None:
+        """`most` bytes of each stream are kept; what comes behind them is read and dropped."""
         self.stdout = bytearray()
         self.stderr = bytearray()
+        self.is_truncated = False
+        self._most = most
         self.is_open = False
         self._passing = None if output is None else _Passing(output)
         self._status: int | None = None
@@ -125,7 +138,12 @@ class RunningCommand(Session):
         if self._passing is not None:
             self._passing.put(STDERR if is_error else STDOUT, data)
         else:
-            (self.stderr if is_error else self.stdout).extend(data)
+            self._keep(self.stderr if is_error else self.stdout, data)
+
+    def _keep(self, kept: bytearray, data: bytes) -> None:
+        room = self._most - len(kept)
+        self.is_truncated |= len(data) > room
+        kept += data if len(data) <= room else data[:room]
 
     def exit_status_received(self, status: int) -> None:
         """It ended by itself."""
@@ -156,7 +174,7 @@ class RunningCommand(Session):
         """How it ended, as far as is known, when all output has been heard. Raises what `output` raises."""
         if self._passing is not None:
             await self._passing.wait()
-        return Completed(self._status, bytes(self.stdout), bytes(self.stderr))
+        return Completed(self._status, bytes(self.stdout), bytes(self.stderr), truncated=self.is_truncated)
 
     def close(self) -> None:
         """Nothing further comes. What runs on the host goes on."""
@@ -164,13 +182,15 @@ class RunningCommand(Session):
             self._channel.close()
 
 
-async def start(connection: Connection, text: str, timeout: float, output: Output | None = None) -> RunningCommand:
+async def start(
+    connection: Connection, text: str, timeout: float, output: Output | None = None, *, most: int = MOST_KEPT
+) -> RunningCommand:
     """Starts a command. Its standard input ends after a moment: `text` says what is read there, if anything.
 
     Raises NotStartedError when the connection turns out to be dead before anything was sent, asyncssh.ChannelOpenError
     when the server has no room for another session, UnreachableError when nobody can tell whether it was started.
     """
-    running = RunningCommand(output)
+    running = RunningCommand(output, most=most)
     try:
         async with asyncio.timeout(timeout):
             await connection.create_session(lambda: running, text)

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from . import ssh_windows
+
 _CACHE: Final = Path("/etc/ld.so.cache")
 
 
@@ -34,5 +36,7 @@ else:
         import asyncssh
     finally:
         ctypes.util.find_library = _as_ever
+
+ssh_windows.install(asyncssh)
 
 __all__ = ["asyncssh"]

@@ -188,6 +188,7 @@ class _Transport(asyncio.Transport):
     def __init__(self, channel: Any, host: str) -> None:
         super().__init__({"peername": (host, 0)})
         self._channel = channel
+        self._resuming: asyncio.Handle | None = None
         self.is_over = False
 
     def write(self, data: Any) -> None:
@@ -217,7 +218,21 @@ class _Transport(asyncio.Transport):
         return self.is_over
 
     def pause_reading(self) -> None:
+        if self._resuming is not None:
+            self._resuming.cancel()
+            self._resuming = None
         self._channel.pause_reading()
 
     def resume_reading(self) -> None:
-        self._channel.resume_reading()
+        """Delivers again from the next turn of the event loop on, as a socket's transport does.
+
+        asyncssh delivers what waits within its call. A protocol that resumes when it has answered, and pauses as it
+        finds the next request in its own buffer, would be given a piece more for each request, and fill its buffer.
+        """
+        if self._resuming is None:
+            self._resuming = asyncio.get_running_loop().call_soon(self._resume)
+
+    def _resume(self) -> None:
+        self._resuming = None
+        if not self.is_over:
+            self._channel.resume_reading()

@@ -30,7 +30,8 @@ from cronium_controller.payloads import load
 from cronium_controller.transport import Remembered
 from cronium_controller.tunnel import Tunnels
 from openssh import OpenSSHServer, sshd_path
-from runner_process import wait_until
+from remote_host import resident_memory_growth
+from runner_process import PATIENCE, wait_until
 
 CLIENT = Path(__file__).resolve().parents[1] / "api" / "contract_client.mjs"
 pytestmark = [
@@ -372,6 +373,33 @@ async def test_a_client_that_reads_no_more_holds_up_the_service(tmp_path: Path, 
             return count
 
         assert await asyncio.to_thread(read) == WHOLE
+
+
+async def test_requests_whose_answers_nobody_reads_are_held_up(tmp_path: Path, sockets: Path) -> None:
+    """A job that pipelines requests could fill the controller's memory: 1.4 GB in 12 s before this was bounded."""
+    async with way(tmp_path, str(sockets)) as through:
+        client = await through.client("one", input="x" * 1000)
+        head = f"GET /executions/one/input HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n\r\n"
+        path = (await through.live.endpoint(through.reached)).removeprefix("unix://")
+        sent = 0
+
+        def flood(rude: socket.socket) -> None:
+            nonlocal sent
+            block = head.encode() * 200
+            with contextlib.suppress(OSError):
+                while sent < WHOLE:
+                    sent += rude.send(block)
+
+        with socket.socket(socket.AF_UNIX) as rude, resident_memory_growth() as grown:
+            rude.settimeout(PATIENCE)
+            await asyncio.to_thread(rude.connect, path)
+            flooding = asyncio.ensure_future(asyncio.to_thread(flood, rude))
+            assert await stands_still(lambda: sent) < BUFFERED
+            rude.shutdown(socket.SHUT_RDWR)
+            await flooding
+        assert grown[0] < 40 * 2**20
+        with client:
+            assert (await ask(client, client.get, "input"))[0] == 200
 
 
 async def test_tokens_that_open_nothing_through_the_tunnel(tmp_path: Path, sockets: Path) -> None:
