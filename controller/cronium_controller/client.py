@@ -387,7 +387,8 @@ class SSHClient:
         raise self._commands.no_room(why)
 
     def _count(self, error: str | None) -> None:
-        self._memory.note_call(self._host, error)
+        with contextlib.suppress(ControllerError):  # settings that make no host have no health either
+            self._memory.note_call(self._host, error)
 
 
 async def _settled(task: "asyncio.Task[None]") -> None:

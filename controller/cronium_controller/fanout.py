@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cronium_runner.wire.names import invalid_id_sentence, is_execution_id
 from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result
+from cronium_runner.wire.text import clean
 
 from .each import answers
 from .errors import ControllerError
@@ -328,7 +329,7 @@ def _read(target: Target) -> Host | BadTarget:
         return parse_host(target) if isinstance(target, str) else SSHConfig.from_host_config(target).to_host()
     except (ControllerError, TypeError, ValueError, AttributeError) as error:
         told = error if isinstance(error, ControllerError) else ControllerError("host.config", f"not a host: {error}")
-        return BadTarget(str(target)[:100], told)
+        return BadTarget(clean(str(target), 100), told)
 
 
 def _too_long(execution_id: str) -> str | None:

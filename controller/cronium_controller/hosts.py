@@ -5,10 +5,11 @@ Files of hosts are `hosts_file`'s and `inventory`'s.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
+from . import host_names
 from .errors import ControllerError
 
 IDLE_SECONDS: Final = 300.0
@@ -31,6 +32,9 @@ SPELLINGS: Final[dict[str, tuple[str, ...]]] = {
 @dataclass(frozen=True, slots=True)
 class Host:
     """One account on one machine. What is None is left to ~/.ssh/config and then to SSH's own defaults.
+
+    The one gate for names: whoever makes one, a host whose name, addresses, user or port OpenSSH refuses does not come
+    into being. Raises ControllerError (`host.config`).
 
     `name` is what a person calls it, and an alias of ~/.ssh/config may be one. `identity` is a private key's path.
     The Tailscale address and the Cloudflare tunnel are further ways to the same SSH server. `connect_timeout`,
@@ -57,6 +61,16 @@ class Host:
     secrets_in: str | None = field(default=None, compare=False)
     """The hosts file that the Cloudflare service token came from: where a later process finds it, as none is stored."""
 
+    def __post_init__(self) -> None:
+        _refuse(self.name, "what a host is called", host_names.wrong_with_label)
+        for address in (self.address, self.tailscale_ip, self.cloudflare_tunnel):
+            if address:
+                _refuse(address, "the address of a host", host_names.wrong_with_host)
+        if self.user is not None:
+            _refuse(self.user, "the name of a user", host_names.wrong_with_user)
+        if self.port is not None and not (type(self.port) is int and 0 < self.port < 65536):
+            raise ControllerError("host.config", f"{str(self.port)[:_SHOWN]!r} is not a port from 1 to 65535")
+
     def __str__(self) -> str:
         return self.name
 
@@ -64,6 +78,13 @@ class Host:
     def account(self) -> tuple[object, ...]:
         """Equal for what is the same account on the same machine by the same ways, whatever it is called."""
         return (self.address, self.port, self.user, self.tailscale_ip, self.cloudflare_tunnel, self.is_local)
+
+
+def _refuse(name: str, what: str, wrong_with: Callable[[str], str | None]) -> None:
+    """Raises ControllerError for a name that can't be used as `what`."""
+    wrong = wrong_with(name) if isinstance(name, str) else "it is not text"
+    if wrong is not None:
+        raise ControllerError("host.config", f"{str(name)[:_SHOWN]!r} cannot be {what}: {wrong}; correct it")
 
 
 LOCAL_HOST: Final = Host("local", LOCALHOST, is_local=True)
@@ -147,7 +168,7 @@ class SSHConfig:
         return Host(
             name=name or self.host,
             address=where.address,
-            port=self.port if self.port is not None else where.port,
+            port=where.port if self.port is None else _number(self.port),
             user=self.user if self.user is not None else where.user,
             identity=self.key_path,
             tailscale_ip=self.tailscale_ip,
@@ -160,6 +181,11 @@ class SSHConfig:
             # Where nobody has chosen, Access may: its own default is the same.
             idle_seconds=None if self.control_persist == IDLE_SECONDS else self.control_persist,
         )
+
+
+def _number(port: Any) -> Any:
+    """A port that other people's objects have as text."""
+    return int(port) if isinstance(port, str) and re.fullmatch("[0-9]{1,5}", port) else port
 
 
 class _Attributes:
@@ -200,14 +226,8 @@ def parse_host(text: str, *, identity: str | None = None) -> Host:
             raise ControllerError("host.config", f"{text[:_SHOWN]!r}: {LOCAL} is this account; see --run-as for others")
         return LOCAL_HOST
     address, port = _split_port(rest, text)
-    if (
-        not address
-        or (at and not user)
-        or any(character.isspace() or not character.isprintable() for character in text)
-    ):
+    if not address or (at and not user):
         raise ControllerError("host.config", f"{text[:_SHOWN]!r} is not a host; write [user@]address[:port]")
-    if address.startswith("-") or user.startswith("-"):
-        raise ControllerError("host.config", f"{text[:_SHOWN]!r} is not a host: a part of it begins with '-'")
     return Host(name=rest, address=address, port=port, user=user or None, identity=identity)
 
 

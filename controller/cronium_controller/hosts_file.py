@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from . import node_sets
+from . import host_names, node_sets
 from .errors import ControllerError
 from .hosts import LOCAL, LOCALHOST, SPELLINGS, SSHConfig, parse_host
 
@@ -364,6 +364,9 @@ class _Reader:
             return found
         if "\0" in value.text or "\n" in value.text:
             raise self._mistake(value.line, f"{key}: must be one line of text")
+        wrong = _NAMES[name](value.text) if name in _NAMES else None
+        if wrong is not None:
+            raise self._mistake(value.line, f"{key}: {_shown(value)}cannot be used: {wrong}; correct it")
         if name == "key_path" and not value.text.startswith(("~", "/")):
             return os.path.join(os.path.dirname(self._path), value.text)
         return value.text
@@ -432,6 +435,11 @@ def _seconds(text: str) -> float | None:
     return float(text) if "." in text else int(text)
 
 
+_NAMES: Final[dict[str, Callable[[str], str | None]]] = {
+    "user": host_names.wrong_with_user,
+    "tailscale_ip": host_names.wrong_with_host,
+    "cloudflare_tunnel": host_names.wrong_with_host,
+}
 _SECONDS: Final = ("a number of seconds above 0", _seconds)
 _CHECKS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "port": ("a port from 1 to 65535", lambda text: _whole(text, 1, 65535)),

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from cronium_runner.wire import exactjson
 from cronium_runner.wire.access import API, BUNDLED
 from cronium_runner.wire.results import Result
+from cronium_runner.wire.text import clean
 
 from .database import Database, assigned, inserting
 from .errors import ControllerError
@@ -271,10 +272,17 @@ def _health(row: sqlite3.Row) -> HostHealth:
     )
 
 
+def _host(row: sqlite3.Row) -> Host:
+    try:
+        return Host(row["host"], row["address"], row["port"], row["user"], row["identity"], **_stored_ways(row["ways"]))
+    except ControllerError:  # version 0.1.0 took names that are refused now: it is shown, and not reached
+        return Host(clean(row["host"]), "")
+
+
 def _record(row: sqlite3.Row) -> Record:
     return Record(
         id=row["id"],
-        host=Host(row["host"], row["address"], row["port"], row["user"], row["identity"], **_stored_ways(row["ways"])),
+        host=_host(row),
         payload_sha256=row["payload_sha256"],
         label=row["label"],
         state=row["state"],
