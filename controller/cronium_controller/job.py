@@ -5,11 +5,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cronium_runner.wire import masks
+from cronium_runner.wire import exactjson, fields, masks
 from cronium_runner.wire.access import API, BUNDLED, Access
 from cronium_runner.wire.limits import Limits
 from cronium_runner.wire.names import execution_id_from
 
+from .errors import ControllerError
 from .payloads import Payload
 
 PREFER_API: Final = "prefer-api"
@@ -20,7 +21,11 @@ _ABSENT: Any = object()
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be executed. `timeout` is in seconds; secrets are variables that are never stored or shown."""
+    """What is to be executed. `timeout` is in seconds; secrets are variables that are never stored or shown.
+
+    Raises ControllerError for what no host could be given: a value that JSON has no form for, or one that is nested too
+    deeply; a list or an object as `job_id`, or as an id or a name of the event. Numbers there become text.
+    """
 
     payload: Payload
     input: Any = _ABSENT
@@ -41,6 +46,24 @@ class Job:
     mode: str = BUNDLED
     """`bundled`: the script works with what it is handed. `api`: it reads and writes the platform's data while it runs,
     or isn't started. `prefer-api`: where there is no way to the platform it is bundled, which the result says."""
+
+    def __post_init__(self) -> None:
+        given = {"variables": self.variables, "secrets": self.secrets, "input": self.input_or_none, "event": self.event}
+        for name, value in given.items():
+            try:
+                exactjson.check_value(value)
+            except exactjson.UnsupportedJSONError as error:
+                raise ControllerError("input.invalid", f"the job's {name} cannot be sent: {error}") from None
+        try:
+            job_id = fields.as_text("jobId", self.job_id)
+        except fields.TextError as error:
+            raise ControllerError("usage.invalid", f"the job's {error}") from None
+        try:
+            event = fields.event_with_texts(self.event)
+        except fields.TextError as error:
+            raise ControllerError("input.invalid", f"the event's {error}") from None
+        object.__setattr__(self, "job_id", job_id)
+        object.__setattr__(self, "event", event)
 
     @property
     def input_or_none(self) -> Any:

@@ -7,9 +7,9 @@ protocol, so that the same grammar serves every mode. No sockets, no files, no c
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from .wire.exactjson import NotJSONError, UnsupportedJSONError, encode, loads
+from .wire.exactjson import NotJSONError, UnsupportedJSONError, encode, loads_value
 
-Json = Any  # whatever wire.exactjson.loads returns
+Json = Any  # whatever wire.exactjson.loads_value returns
 
 
 class Answer(NamedTuple):
@@ -261,14 +261,14 @@ def _text(raw: bytes, what: str) -> str:
 
 def _strict(text: str, what: str) -> Json:
     try:
-        return loads(text)
+        return loads_value(text)
     except (NotJSONError, UnsupportedJSONError) as error:
         raise HelperError("value.invalid", f"{what} cannot be used: {error}") from None
 
 
 def _json_or_string(text: str) -> Json:
     try:
-        return loads(text)
+        return loads_value(text)
     except NotJSONError:
         return text
     except UnsupportedJSONError as error:

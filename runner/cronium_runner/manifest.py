@@ -13,7 +13,7 @@ from . import strict_yaml
 from .errors import ManifestError
 from .interpreter import canonical, known_names
 from .strict_yaml import Mapping, Node, Scalar, Sequence
-from .wire import limits
+from .wire import fields, limits
 from .wire.limits import Limits
 
 FILE_NAMES: Final = ("manifest.yaml", "manifest.yml")
@@ -146,7 +146,7 @@ class _Reader:
             interpreter=self._optional(read, "interpreter", self._interpreter, None),
             entrypoint=entrypoint,
             environment=self._optional(read, "environment", self._environment, {}),
-            metadata={new: strict_yaml.value(read[old]) for old, new in _FLAT_METADATA.items() if old in read},
+            metadata={new: self._field(new, old, read[old]) for old, new in _FLAT_METADATA.items() if old in read},
             variables=variables,
             warnings=tuple(self._warnings),
         )
@@ -243,7 +243,19 @@ class _Reader:
     def _metadata(self, node: Node) -> dict[str, Any]:
         mapping = self._mapping(node, "metadata")
         self._ignore(mapping, "metadata.")
-        return {key: strict_yaml.value(item) for key, item in mapping.items.items() if key not in _IGNORED}
+        return {
+            key: self._field(key, f"metadata.{key}", item) for key, item in mapping.items.items() if key not in _IGNORED
+        }
+
+    def _field(self, field: str, key: str, node: Node) -> Any:
+        """A value of the metadata: text as it was written where it has to be text, else as JSON has it."""
+        if field not in fields.METADATA_FIELDS:
+            return strict_yaml.value(node)
+        written = node.text if isinstance(node, Scalar) and not strict_yaml.is_null(node) else strict_yaml.value(node)
+        try:
+            return fields.as_text(field, written)
+        except fields.TextError as error:
+            raise self._error("manifest.invalid", node.line, str(error).replace(repr(field), repr(key))) from None
 
     # What they share
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from .errors import ManifestError
+from .wire import exactjson
 
 # A manifest is a page; inputData may bring some more. Larger input has its own option.
 MAX_BYTES: Final = 256 << 10
@@ -23,6 +24,9 @@ _PLAIN_LINE: Final = re.compile(
 )
 # Numbers longer than this are a mistake; CPython itself refuses to convert above 4300 digits.
 MAX_DIGITS: Final = 400
+_NUMBER: Final = re.compile(
+    r"(?P<sign>[+-]?)(?P<whole>[0-9]*)(?:\.(?P<part>[0-9]*))?(?P<exponent>[eE][+-]?[0-9]+)?", re.ASCII
+)
 
 
 class Scalar(NamedTuple):
@@ -227,5 +231,23 @@ def value(node: Node) -> Any:
         return [value(item) for item in node.items]
     if node.is_plain and node.text in _WORDS:
         return _WORDS[node.text]
-    as_number = number(node)
-    return node.text if as_number is None else as_number
+    literal = _json_number(node)
+    return node.text if literal is None else exactjson.number(literal)
+
+
+def is_null(node: Node) -> bool:
+    """Whether the node is nothing: an empty value, `~` or `null`, without quotes."""
+    return isinstance(node, Scalar) and node.is_plain and node.text in _WORDS and _WORDS[node.text] is None
+
+
+def _json_number(scalar: Scalar) -> str | None:
+    """An unquoted number as JSON writes it, with every digit; None when the scalar isn't a number.
+
+    JSON has no `+`, no zeros in front, and digits on both sides of a point.
+    """
+    found = _NUMBER.fullmatch(scalar.text) if scalar.is_plain and len(scalar.text) <= MAX_DIGITS else None
+    if found is None or not (found["whole"] or found["part"]):
+        return None
+    whole = found["whole"].lstrip("0") or "0"
+    part = "" if found["part"] is None else f".{found['part'] or '0'}"
+    return f"{'-' if found['sign'] == '-' else ''}{whole}{part}{found['exponent'] or ''}"

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple
 from .archive import shown
 from .digest import sha256
 from .errors import ExecutionError, InputError
-from .wire import exactjson, masks
+from .wire import exactjson, fields, masks
 from .wire.access import API, BUNDLED, Access, AccessError
 from .wire.limits import LimitError, Limits, from_mapping
 from .wire.names import execution_id_from, invalid_id_sentence, is_execution_id, is_sha256
@@ -25,8 +25,8 @@ MAX_TIMEOUT: Final = 24 * 3600.0
 LEFT_BY_A_RUN: Final = ("output.json", "variables.json")
 """What a local run of a folder leaves in it (contracts §4): results, so no part of what identifies the folder."""
 
-MAX_JOB_ID: Final = 256
-"""It is told in every state line and result."""
+MAX_SECRET_NAMES: Final = 1 << 20
+"""Bytes of all their names. A secret that the script sets anew is named in the result, which is one frame."""
 
 OnDisconnect = Literal["continue", "cancel"]
 
@@ -86,7 +86,10 @@ class Submission(NamedTuple):
         return BUNDLED if self.api is None else API
 
     def checked(self) -> "Submission":
-        """The same submission. Raises ExecutionError or InputError for an id or a timeout that is not possible."""
+        """The same submission, its ids and names as text.
+
+        Raises ExecutionError or InputError for what is not possible: an id, a timeout, no text where text must be.
+        """
         if not is_execution_id(self.execution_id):
             raise ExecutionError("execution.id_invalid", invalid_id_sentence(self.execution_id))
         if self.timeout is not None and not 0 < self.timeout <= MAX_TIMEOUT:
@@ -94,9 +97,17 @@ class Submission(NamedTuple):
                 f"a timeout of {self.timeout:g} s is not possible: it is above 0 and at most {MAX_TIMEOUT:g} s (24 h)",
                 "usage.invalid",
             )
-        if self.job_id is not None and len(self.job_id) > MAX_JOB_ID:
-            raise InputError(f"a job id has at most {MAX_JOB_ID} characters, not {len(self.job_id)}", "usage.invalid")
-        return self
+        if sum(map(len, self.secrets)) > MAX_SECRET_NAMES:
+            raise InputError(f"the names of all secrets have more than {MAX_SECRET_NAMES} characters", "usage.invalid")
+        try:
+            job_id = fields.as_text("jobId", self.job_id)
+        except fields.TextError as error:
+            raise InputError(f"the submission's {error}", "usage.invalid") from None
+        try:
+            event = fields.event_with_texts(self.event)
+        except fields.TextError as error:
+            raise InputError(f"the event's {error}", "input.invalid") from None
+        return self._replace(job_id=job_id, event=event)
 
     def fingerprint(self, payload_sha256: str) -> str:
         """What makes two submissions of one id the same: the payload and the input."""
@@ -118,7 +129,7 @@ _FRAME_KEYS: Final = {
     "event": dict,
     "args": list,
     "timeout": (int, float, exactjson.NumberLiteral, type(None)),
-    "jobId": (str, type(None)),
+    "jobId": (str, int, float, exactjson.NumberLiteral, type(None)),
     "onDisconnect": str,
     "maskedNames": list,
     "limits": dict,

@@ -1,5 +1,6 @@
 """Equal content is an equal payload, whatever the file system thinks of it; what can't be one is refused by name."""
 
+import gzip
 import hashlib
 import io
 import os
@@ -83,6 +84,16 @@ def test_equal_content_is_an_equal_payload(tmp_path: Path) -> None:
         text=True,
     )
     assert printed.stdout.strip() == expected
+
+
+def test_a_payload_stays_what_0_1_0_built(tmp_path: Path) -> None:
+    """Before compression, which differs between versions of zlib: the recorded digests go on being right."""
+    (tmp_path / "manifest.yaml").write_text(
+        "version: v1\nentrypoint: script.sh\nmetadata: {jobId: 77, eventId: 0123, inputData: {a: 3.10, b: 1234e56}}\n"
+    )
+    (tmp_path / "script.sh").write_text("echo hello\n")
+    unpacked = gzip.decompress(content(load(tmp_path)))
+    assert hashlib.sha256(unpacked).hexdigest() == "db9533d77151502237b54f52cc703825b18024b1941344ac4306533ecdc3f060"
 
 
 @pytest.mark.parametrize("change", ["content", "name", "more", "x bit"])

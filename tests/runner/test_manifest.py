@@ -20,6 +20,7 @@ from cronium_runner import strict_yaml
 from cronium_runner.errors import ManifestError
 from cronium_runner.interpreter import known_names
 from cronium_runner.manifest import Manifest, find_manifest, parse_manifest
+from cronium_runner.wire.exactjson import NumberLiteral
 from cronium_runner.wire.limits import Limits
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "manifest.schema.json").read_text())
@@ -110,6 +111,15 @@ DOCUMENTS: list[tuple[Any, str | None]] = [
     ({**BASE, "expose_api": True}, None),
     ({**BASE, "expose_api": "true"}, "manifest.invalid"),
     ({**BASE, "expose_api": 1}, "manifest.invalid"),
+    ({**BASE, "metadata": {"jobId": 77, "eventName": True, "trigger": None, "createdAt": 1.5}}, None),
+    ({**BASE, "metadata": {"jobId": "j" * 256, "eventName": "e" * 4096}}, None),
+    ({**BASE, "metadata": {"jobId": [1]}}, "manifest.invalid"),
+    ({**BASE, "metadata": {"eventName": {}}}, "manifest.invalid"),
+    ({**BASE, "metadata": {"jobId": "j" * 257}}, "manifest.invalid"),
+    ({**BASE, "metadata": {"trigger": "e" * 4097}}, "manifest.invalid"),
+    ({**BASE, "metadata": {"createdAt": "a\x00"}}, "manifest.invalid"),
+    ({"event_id": [1], "entrypoint": "script.sh"}, "manifest.invalid"),
+    ({"event_name": 1, "execution_id": None, "entrypoint": "script.sh"}, None),
     ({**BASE, "metadata": {"jobId": "j", "eventId": 1, "mine": {"a": [None, 1.5, "x"]}}}, None),
     ({**BASE, "metadata": []}, "manifest.invalid"),
     ({**BASE, "metadata": None}, "manifest.invalid"),
@@ -260,8 +270,8 @@ def test_metadata_is_typed_by_yaml_1_2() -> None:
         "createdAt": "2025-08-13T00:00:00Z",
         "1": "one",
         "mine": {
-            "a": "no", "b": "1:30", "c": "0x10", "d": None, "e": None, "f": False, "g": 0.5, "h": -1000.0,
-            "i": ".inf", "j": "1_000", "k": "null", "l": 123456789012345678901234567890, "m": "1e999",
+            "a": "no", "b": "1:30", "c": "0x10", "d": None, "e": None, "f": False, "g": 0.5, "h": NumberLiteral("-1e3"),
+            "i": ".inf", "j": "1_000", "k": "null", "l": 123456789012345678901234567890, "m": NumberLiteral("1e999"),
             "n": "2020-01-01",
         },
     }  # fmt: skip
@@ -286,7 +296,7 @@ def test_older_flat_form(script: str) -> None:
         version="v1",
         interpreter=None,
         entrypoint=script,
-        metadata={"eventId": 7, "executionId": "e", "eventName": "n", "inputData": {"a": 1}},
+        metadata={"eventId": "7", "executionId": "e", "eventName": "n", "inputData": {"a": 1}},
         variables={"v": "x"},
     )
 

@@ -110,6 +110,19 @@ def test_words_go_in_and_the_result_comes_out(shared: RemoteHost, tmp_path: Path
     assert result["on stderr"] == b""
 
 
+def test_a_number_as_a_job_id_is_a_result(shared: RemoteHost, tmp_path: Path) -> None:
+    """It ran, and its result could never be read: `channel.lost`, 255, from every later command too."""
+    (tmp_path / "manifest.yaml").write_text(
+        "version: v1\nentrypoint: script.sh\nmetadata: {jobId: 77, eventId: 0123}\n"
+    )
+    (tmp_path / "script.sh").write_text("echo $CRONIUM_JOB_ID $CRONIUM_EVENT_ID\n")
+    result = shared.run_json(tmp_path, "--execution-id", "numbered")
+    assert (result["exit status"], result["jobId"], result["stdout"]["text"]) == (0, "77", "77 0123\n")
+    assert shared.run_json(tmp_path, "--execution-id", "numbered")["jobId"] == "77"
+    refused = shared.run_json(tmp_path, "--event", '{"jobId": []}')
+    assert (refused["exit status"], refused["error"]["code"]) == (125, "input.invalid")
+
+
 async def test_any_json_is_an_input(shared: RemoteHost) -> None:
     payload = load(shared.script("cronium.input --json"))
     async with shared.controller() as controller:

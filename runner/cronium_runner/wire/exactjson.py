@@ -9,8 +9,10 @@ what it returned can always be written by `encode`. No files and no sockets here
 from json import JSONDecodeError, JSONDecoder, JSONEncoder
 from typing import Any, Final, NoReturn
 
-# Half of the interpreter's recursion limit (1000), so that a value still fits into the objects we wrap around it.
+# Half of the interpreter's recursion limit (1000), which writing shares with what calls it.
 MAX_DEPTH: Final = 500
+# Of one value of a job. A frame and a result wrap a few objects around it and must be readable as well.
+MAX_VALUE_DEPTH: Final = 480
 
 # int() refuses more digits than this (CPython's guard against quadratic time), and `-0` has no int.
 _INT_DIGITS: Final = 4300
@@ -48,8 +50,21 @@ class NumberLiteral:
         return hash(self.text)
 
 
-def loads(source: bytes | str) -> Any:
-    """The value of a JSON text. Raises `NotJSONError` or `UnsupportedJSONError`, both with one clear sentence."""
+def loads_value(source: bytes | str) -> Any:
+    """Like `loads`, for a value that will be part of a frame and of a result: input, event, output, variable."""
+    return loads(source, depth=MAX_VALUE_DEPTH)
+
+
+def number(text: str) -> "int | float | NumberLiteral":
+    """The number that a JSON text is; `text` is in JSON's grammar."""
+    return _integer(text) if text.lstrip("-").isdecimal() else _real(text)
+
+
+def loads(source: bytes | str, *, depth: int = MAX_DEPTH) -> Any:
+    """The value of a JSON text, nested at most `depth` levels deep.
+
+    Raises `NotJSONError` or `UnsupportedJSONError`, both with one clear sentence.
+    """
     try:
         if isinstance(source, bytes):
             source = source.decode()
@@ -63,9 +78,9 @@ def loads(source: bytes | str) -> Any:
     except JSONDecodeError as error:
         raise NotJSONError(f"not JSON: {error.msg} at character {error.pos + 1}") from None
     except RecursionError:
-        raise _too_deep() from None
-    if source.count("[") + source.count("{") > MAX_DEPTH and _is_too_deep(value):
-        raise _too_deep()
+        raise _too_deep(depth) from None
+    if source.count("[") + source.count("{") > depth and _is_too_deep(value, depth):
+        raise _too_deep(depth)
     if "\\ud" in source or "\\uD" in source:  # perhaps half of a surrogate pair
         encode(value)
     return value
@@ -84,6 +99,13 @@ def dumps(value: Any) -> str:
         raise _too_deep() from None
     except (TypeError, ValueError) as error:
         raise UnsupportedJSONError(f"no JSON value: {error}") from None
+
+
+def check_value(value: Any) -> None:
+    """Raises `UnsupportedJSONError` for what is no JSON value, or is nested deeper than `MAX_VALUE_DEPTH`."""
+    text = encode(value)
+    if text.count(b"[") + text.count(b"{") > MAX_VALUE_DEPTH and _is_too_deep([value], MAX_VALUE_DEPTH + 1):
+        raise _too_deep(MAX_VALUE_DEPTH)
 
 
 def encode(value: Any) -> bytes:
@@ -149,10 +171,10 @@ def _write(value: Any, parts: list[str]) -> None:
         parts.append(_FAST.encode(value))
 
 
-def _is_too_deep(value: Any) -> bool:
+def _is_too_deep(value: Any, depth: int) -> bool:
     """Level by level, because recursion is what has to be kept out."""
     level = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(depth):
         level = [
             item
             for container in level
@@ -164,8 +186,8 @@ def _is_too_deep(value: Any) -> bool:
     return True
 
 
-def _too_deep() -> UnsupportedJSONError:
-    return UnsupportedJSONError(f"nested more than {MAX_DEPTH} levels deep")
+def _too_deep(depth: int = MAX_DEPTH) -> UnsupportedJSONError:
+    return UnsupportedJSONError(f"nested more than {depth} levels deep")
 
 
 def _surrogate() -> UnsupportedJSONError:

@@ -7,6 +7,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
+from .exactjson import NumberLiteral
+
 _UNITS: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _MAX_INTEGER: Final = (1 << 63) - 1
 """The largest number setrlimit takes on every architecture."""
@@ -95,6 +97,7 @@ def _size(key: str, value: Any) -> int:
 
 
 def _cores(key: str, value: Any) -> float:
+    value = _computable(value)
     if type(value) not in (int, float) or not 0 < value < float("inf"):
         raise LimitError(key, f"{key!r} must be a number of cores above 0, not {_shown(value)}")
     return float(value)
@@ -108,7 +111,13 @@ def _nice(key: str, value: Any) -> int:
     return _integer(key, value, -20, 19)
 
 
+def _computable(value: Any) -> Any:
+    """A number to compare with, also where it was written in a way that no Python number gives back (`1.50`)."""
+    return float(value) if isinstance(value, NumberLiteral) else value
+
+
 def _integer(key: str, value: Any, low: int, high: int) -> int:
+    value = _computable(value)
     if type(value) not in (int, float) or not low <= value <= high or value != int(value):
         bounds = f"of at least {low}" if high == _MAX_INTEGER else f"from {low} to {high}"
         raise LimitError(key, f"{key!r} must be a whole number {bounds}, not {_shown(value)}")
@@ -120,7 +129,7 @@ def _shown(value: Any) -> str:
         return "a mapping"
     if isinstance(value, list):
         return "a list"
-    text = ascii(value if isinstance(value, str) else str(value))
+    text = ascii(value.text if isinstance(value, NumberLiteral) else str(value))
     return text if len(text) <= 62 else text[:58] + "...'"
 
 

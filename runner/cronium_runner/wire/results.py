@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from .access import API, BUNDLED
-from .exactjson import NumberLiteral
+from .exactjson import NumberLiteral, dumps
 from .text import clean
 
 
@@ -178,7 +178,9 @@ def exit_status_of_many(statuses: list[int]) -> int:
 
 
 def _reason(code: str | None, message: str | None) -> dict[str, Any] | None:
-    return None if code is None else {"code": code, "message": message}
+    """An error as JSON. A path in it may have bytes that are no UTF-8, which must not make the result unreadable."""
+    told = None if message is None else message.encode(errors="backslashreplace").decode()
+    return None if code is None else {"code": code, "message": told}
 
 
 def _summary_to_json(summary: StreamSummary) -> dict[str, Any]:
@@ -202,8 +204,9 @@ def _text(value: Any) -> str | None:
     return clean(value) if isinstance(value, str) else None
 
 
-def _exact_text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+def _job_id(value: Any) -> str:
+    """A job's id as text: the runner of 0.1.0 wrote whatever the manifest had there."""
+    return value if isinstance(value, str) else dumps(value)
 
 
 def _truth(value: Any) -> bool | None:
@@ -254,7 +257,7 @@ def _camel(name: str) -> str:
 
 
 _READ: Final[dict[str, Callable[[Any], Any]]] = {
-    "job_id": _exact_text,
+    "job_id": _job_id,
     "host": _text,
     "exit_code": _status,
     "signal": _signal,

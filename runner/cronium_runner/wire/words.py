@@ -4,12 +4,15 @@
 input are read by the caller's `read`: its argument is a path or `-`, its answer None when there is no such file.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from . import exactjson
 from .limits import LimitError, Limits, from_words
 
+_LINE_END: Final = re.compile(r"\r?\n\Z")
+"""What an editor or `echo` puts behind a secret in a file; it is no part of the secret."""
 Read = Callable[[str], bytes | None]
 LONGEST_SHOWN: Final = 255
 """Characters: any file's name, and most paths."""
@@ -29,7 +32,7 @@ def json_value(text: str, option: str, read: Read) -> Any:
     content = read(text)
     where = f"neither an existing file nor JSON: {text[:60]!r}" if content is None else _shown(text)
     try:
-        return exactjson.loads(text if content is None else content)
+        return exactjson.loads_value(text if content is None else content)
     except ValueError as error:
         raise WordError(f"{option}: {where}: {error}", "input.invalid") from None
 
@@ -49,6 +52,8 @@ def variables(words: Iterable[str]) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if not name or not equals:
             raise WordError(f"--var {word[:60]!r}: write NAME=VALUE")
+        if not _is_text(word):
+            raise WordError(f"--var {name[:60]!r}: the name or the value is not UTF-8", "input.invalid")
         found[name] = value
     return found
 
@@ -66,6 +71,8 @@ def secrets(words: Iterable[str], environment: Mapping[str, str], read: Read) ->
     found: dict[str, Any] = {}
     for word in words:
         name, equals, origin = word.partition("=")
+        if not _is_text(word):
+            raise WordError("--secret: the name is not UTF-8")
         if not name or (equals and not origin.startswith("@")):
             # The value must not be repeated here: it would end in a terminal's history and in logs.
             raise WordError(
@@ -81,7 +88,7 @@ def _from_file(name: str, path: str, read: Read) -> str:
     if content is None:
         raise WordError(f"--secret {_shown(name)}: there is no file {_shown(path)}", "input.invalid")
     try:
-        return content.decode("utf-8").removesuffix("\n")
+        return _LINE_END.sub("", content.decode("utf-8"))
     except UnicodeDecodeError:
         raise WordError(f"--secret {_shown(name)}: the value is not UTF-8", "input.invalid") from None
 
@@ -91,7 +98,18 @@ def _from_environment(name: str, environment: Mapping[str, str]) -> str:
     if value is None:
         shown = _shown(name)
         raise WordError(f"--secret {shown}: no environment variable of that name; set it, or give {shown}=@FILE")
+    if not _is_text(value):
+        raise WordError(f"--secret {_shown(name)}: the value is not UTF-8", "input.invalid")
     return value
+
+
+def _is_text(word: str) -> bool:
+    """Whether a word of the command line or the environment was UTF-8: else Python has put surrogates into it."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shown(word: str) -> str:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cronium_runner.wire import exactjson
 from cronium_runner.wire.results import Outcome, Result, StreamSummary, exit_status
 from cronium_runner.wire.text import clean
 
@@ -161,7 +162,6 @@ def test_each_outcome_has_its_exit_status(result: Result, expected: int) -> None
         {"exitCode": True},
         {"exitCode": 256},
         {"signal": 0},
-        {"jobId": 7},
         {"condition": "yes"},
         {"strays": []},
     ],
@@ -171,6 +171,18 @@ def test_a_result_with_a_part_of_another_type_is_no_result(part: dict[str, Any])
     """Found by fuzzing: these were AttributeError, TypeError, or a result that broke whoever used it."""
     with pytest.raises(ValueError, match=r"^a result's "):
         Result.from_json({"executionId": "e", "state": "failed", **part})
+
+
+@pytest.mark.parametrize(("written", "text"), [("7", "7"), ("1.50", "1.50"), ("true", "true"), ("[1]", "[1]")])
+def test_a_job_id_that_0_1_0_wrote_is_read_as_text(written: str, text: str) -> None:
+    value = exactjson.loads(f'{{"executionId": "e", "state": "succeeded", "jobId": {written}}}')
+    assert Result.from_json(value).job_id == text
+
+
+def test_a_path_that_is_no_utf_8_leaves_the_result_readable() -> None:
+    told = Result("e", Outcome.REJECTED, error_code="payload.not_found", error_message="no such payload: \udcff")
+    again = Result.from_json(exactjson.loads(exactjson.encode(told.to_json())))
+    assert again.error_message == "no such payload: \\udcff"
 
 
 @pytest.mark.parametrize("value", [None, [], "e", 7, {}])
