@@ -4,7 +4,7 @@ import random
 from typing import Final
 
 import payload_bytes as pb
-from faults import fuzz_agent, fuzz_helpers, fuzz_targets
+from faults import fuzz_agent, fuzz_helpers, fuzz_targets, fuzz_whole
 from faults.fuzz_targets import Target
 
 TARGETS: Final[dict[str, Target]] = {
@@ -19,6 +19,7 @@ TARGETS: Final[dict[str, Target]] = {
     "guardian": fuzz_targets.guardian_words,
     "results": fuzz_targets.results,
     "submissions": fuzz_targets.submissions,
+    "whole submissions": fuzz_whole.whole_submissions,
     "command words": fuzz_targets.command_words,
 }
 

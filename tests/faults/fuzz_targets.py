@@ -157,6 +157,7 @@ YAML_TOKENS: Final = (
 SCHEMA: Final = jsonschema.Draft202012Validator(
     json.loads((Path(__file__).resolve().parents[2] / "manifest.schema.json").read_text())
 )
+# fmt: off
 VALUE_MAKERS: Final[dict[str, tuple[Any, ...]]] = {
     "version": ("v1", 1, 1.0, "1", "2", None),
     "entrypoint": ("script.sh", "./lib//main.py", "../x", "/a", "é", ""),
@@ -166,13 +167,18 @@ VALUE_MAKERS: Final[dict[str, tuple[Any, ...]]] = {
     "limits": ({}, {"memory": "1GiB"}, {"memory": 0}, {"cpu": 0.5}, {"nice": -21}, {"processes": 1.0}, {"disk": 1}),
     "environment": ({"A": "b"}, {"A": 1, "B": None}, {"": "x"}, {"A=": "x"}, {"CRONIUM_A": "x"}, {"A": []}),
     "expose_api": (True, False, "true", 0),
-    "metadata": ({}, {"a": 1}, [], {"apiToken": "x"}),
-    "event_id": (1, "x"),
+    "metadata": (
+        {}, {"a": 1}, [], {"apiToken": "x"}, {"jobId": 77}, {"jobId": [1]}, {"eventName": True}, {"trigger": None},
+        {"createdAt": {}}, {"eventId": 1.5, "executionId": "\0"}, {"jobId": "j" * 257}, {"inputData": [1.10, {}]},
+    ),
+    "event_id": (1, "x", [1]),
+    "event_name": (None, {}, 2.0),
     "variables": ({}, {"A": 1}, [], None),
     "input": (None, {"a": [1]}),
     "other": (1,),
     "apiToken": ("x",),
 }
+# fmt: on
 
 
 def manifests(data: bytes) -> None:
