@@ -15,8 +15,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from cronium_runner.wire import safe_shell
 from cronium_runner.wire.text import clean
 
+from . import remote_shell
 from .deployments import FAILED, INSTALLED, PRESENT, Deployments, Known, Made
 from .errors import (
     AuthenticationError,
@@ -155,11 +157,12 @@ async def look(site: Site) -> tuple[str, list[str]]:
         f"find {root} -maxdepth 1 \\( -name '.upload-*' -o -name '*.tmp' \\) -mmin +60 -exec rm -rf {{}} + 2>/dev/null"
     )
     ours = f"rm -f {' '.join(map(shlex.quote, site.left))}; " if site.left else ""
-    script = f"echo {MARK}; uname -sm; mkdir -p -m 700 {root} && {{ {ours}{sweep}; ls -t {root}; }}"
+    make = f"{safe_shell.FUNCTIONS}make_safe {remote_shell.path(site.runners.root)}"
+    script = f"{make} || exit {safe_shell.UNSAFE}; echo {MARK}; uname -sm; {ours}{sweep}; ls -t {root}"
     try:
         looked = await shell(site.connection, script)
     except DeployError as error:
-        raise error.as_final() from None
+        raise _unsafe(site, error) from None
     site.left.clear()
     words, _, listing = looked.partition(f"{MARK}\n")[2].partition("\n")
     system, _, machine = words.partition(" ")
@@ -168,6 +171,20 @@ async def look(site: Site) -> tuple[str, list[str]]:
             "deploy.unsupported", f"runners exist for Linux only; the host says {words!r}", host=site.host
         )
     return machine, [name for name in listing.split("\n") if _is_runner(name)]
+
+
+def _unsafe(site: Site, error: DeployError) -> FinalDeployError:
+    """What to say of a host that refused to be looked at: mostly that its install root isn't safe."""
+    _, mark, said = error.message.rpartition(safe_shell.WORD)
+    if not mark:
+        return error.as_final()
+    said = said.rpartition(" (exit status ")[0].strip()
+    return FinalDeployError(
+        "install.unusable",
+        f"the runner cannot be kept in {site.runners.root}: {said}; correct that, "
+        "or name another folder in CRONIUM_RUNNER_ROOT",
+        host=site.host,
+    )
 
 
 def version_of(folder: str) -> str:

@@ -1,8 +1,9 @@
 """Starting the runner's agent on a host, and putting the runner there first where that is needed.
 
 The agent is started directly at the path where this very binary would be; only when that fails is the host looked at
-and the binary uploaded, verified and installed. So a host that has it pays nothing for the question. What is known of
-its files counts for a day; then the start itself hashes them first, in the same session.
+and the binary uploaded, verified and installed. So a host that has it pays nothing for the question. The start itself
+checks that no other user could have exchanged the runner (`safe_shell`), and once a day hashes its files first, in the
+same session.
 """
 
 import logging
@@ -11,8 +12,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from cronium_runner.wire import codes
+from cronium_runner.wire import codes, safe_shell
 
+from . import remote_shell
 from .channel import AgentChannel, AgentNotStartedError
 from .deployments import Deployments, Known
 from .errors import DeployError, RefusedError
@@ -111,17 +113,27 @@ async def _open_known(site: Site, start: tuple[str, str, str], known: list[Known
 
 
 async def _open_agent(site: Site, folder: str, run_as: str | None, *, tree: str | None = None) -> AgentChannel:
-    # `exec PATH agent` means the same in sh, bash, dash, zsh, fish and csh; sshd starts it in the home directory.
-    command = f"exec {shlex.quote(site.path(folder))} agent"
+    command = remote_shell.in_sh(_start_script(site, folder, run_as, tree))
+    if run_as is None:
+        return await AgentChannel.open(site.connection, command)
+    return await AgentChannel.open(site.connection, command, HAND_OVER_SECONDS)
+
+
+def _start_script(site: Site, folder: str, run_as: str | None, tree: str | None) -> str:
+    """sh that becomes the agent, once it has seen that no other user can have exchanged it.
+
+    The runner is executed by its real path, which is the one that was checked, in the home directory, where sshd starts
+    us.
+    """
+    enter = safe_shell.entering(remote_shell.path(f"{site.runners.root}/{folder}"))
+    leave = 'runner=$PWD/cronium-runner; cd "$OLDPWD"; unset OLDPWD; '
+    command = 'exec "$runner" agent'
     if run_as is not None:
         command = f"{command} --run-as {shlex.quote(run_as)}"
     if tree is not None:
         changed = f"echo the installed files were changed >&2; exit {_CHANGED}"
-        guarded = f'if [ "$({tree_command(site, folder)})" = {tree} ]; then {command}; fi; {changed}'
-        command = f"exec sh -c {shlex.quote(guarded)}"
-    if run_as is None:
-        return await AgentChannel.open(site.connection, command)
-    return await AgentChannel.open(site.connection, command, HAND_OVER_SECONDS)
+        command = f'if [ "$({tree_command(site, folder)})" = {tree} ]; then {command}; fi; {changed}'
+    return f"{enter}{safe_shell.CHECK}{leave}{command}"
 
 
 def _refuse_account(error: AgentNotStartedError, host: str) -> None:

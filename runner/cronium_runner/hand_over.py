@@ -2,8 +2,9 @@
 
 The target can't read our 0700 install directory, and nothing of ours may write where the target rules. So everything
 here is done by a small POSIX shell script that runs as the target: it looks for an installed runner in the target's own
-directories, or takes an archive of ours from its standard input, checks its SHA-256, unpacks it and lets it install
-itself by the rules of `location` and `bundle`. How a process becomes the target's is `run_as`'s.
+directories that no other account can exchange (`safe_path`), or takes an archive of ours from its standard input,
+checks its SHA-256, unpacks it and lets it install itself by the rules of `location` and `bundle`. How a process becomes
+the target's is `run_as`'s.
 
 In:  mode (`find` or `install`), the bundle's folder name, the target's uid, the archive's SHA-256, then the roots that
      may hold runners, in order. For `install` the archive on standard input. HOME is the target's.
@@ -18,10 +19,13 @@ from . import bundle, location, ustar
 from .account import Account
 from .digest import sha256
 from .errors import RunnerError
+from .wire import safe_shell
 
 MARK: Final = "cronium-run-as:"
 
-SCRIPT: Final = r"""
+SCRIPT: Final = (
+    safe_shell.FUNCTIONS
+    + r"""
 mode=$1 folder=$2 uid=$3 digest=$4
 shift 4
 umask 022
@@ -37,7 +41,8 @@ is_private() {
 
 if [ "$mode" = find ]; then
   for root; do
-    if is_private "$root" && is_private "$root/$folder" && "$root/$folder/cronium-runner" version >/dev/null 2>&1; then
+    is_private "$root" && is_private "$root/$folder" && safe_path "$root/$folder" 2>/dev/null || continue
+    if "$root/$folder/cronium-runner" version >/dev/null 2>&1; then
       echo "cronium-run-as: runner $root/$folder/cronium-runner"
       exit 0
     fi
@@ -53,11 +58,11 @@ why="no directory to install it in"
 for root; do
   case $root in
     "$HOME"/*)
-      [ -d "$HOME" ] && mkdir -p "${root%/*}" 2>/dev/null || { why="$why; $HOME cannot be written"; continue; }
+      [ -d "$HOME" ] || { why="$why; $HOME is not there"; continue; }
       ;;
     *) [ -d "${root%/*}" ] || continue ;;
   esac
-  mkdir -m 700 "$root" 2>/dev/null
+  said=$(make_safe "$root" 2>&1) || { why="$why; ${said#cronium-unsafe: }"; continue; }
   is_private "$root" || { why="$why; $root is not ours alone"; continue; }
   # What was left by an installation that was killed is nobody's after an hour.
   find "$root" -maxdepth 1 -name '.upload-*' -mmin +60 -exec rm -rf {} + 2>/dev/null
@@ -81,6 +86,7 @@ mkdir "$work/runner" && tar -xf "$work/archive" -C "$work/runner" || fail "it ca
 "$work/runner/cronium-runner" install "$root/$folder" >/dev/null || fail "it does not install itself in $root"
 echo "cronium-run-as: runner $root/$folder/cronium-runner"
 """
+)
 
 
 class Archive(NamedTuple):

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Final, NamedTuple
 
-from . import bundle, location
+from . import bundle, location, safe_path
 from .digest import sha256
 from .errors import RunnerError
 
@@ -128,8 +128,8 @@ def _make_from_source(root: str, files: dict[str, bytes]) -> str:
         return directory
     temporary = f"{directory}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
     try:
-        for folder in ("bin", "python", "node"):
-            os.makedirs(os.path.join(temporary, folder), location.PRIVATE)
+        for folder in ("", "bin", "python", "node"):
+            safe_path.make_one(os.path.join(temporary, folder))
         for name, content in files.items():
             with open(os.path.join(temporary, name), "xb") as file:
                 file.write(content)

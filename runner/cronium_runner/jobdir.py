@@ -19,6 +19,7 @@ import stat
 import time
 from typing import Any, Final
 
+from . import safe_path
 from .errors import ExecutionError, StateDamagedError, StateDirectoryError
 from .lifecycle import State
 from .state_files import RESULT_LIMIT, STATE_LIMIT, open_file, read_file
@@ -88,9 +89,7 @@ def check_private_directory(path: str) -> None:
 
 
 def _ensure_private_directory(path: str) -> None:
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
+    if not safe_path.make_one(path):
         check_private_directory(path)
 
 
@@ -113,11 +112,18 @@ class StateDirectory:
         path = path or default_state_directory()
         state = cls(path)
         try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            if not os.path.lexists(path):
+                safe_path.make(os.path.dirname(path))
             _ensure_private_directory(path)
+            safe_path.check(path)
             _ensure_private_directory(state.executions)
             if not os.access(state.executions, os.W_OK | os.X_OK):
                 raise StateDirectoryError(f"{state.executions} is not writable")
+        except safe_path.UnsafePathError as error:
+            advice = f"correct it with: {error.remedy}; or" if error.remedy else "you may"
+            raise StateDirectoryError(
+                f"cannot use the state directory {path}: {error}; {advice} choose another with CRONIUM_STATE_DIR"
+            ) from None
         except OSError as error:
             raise StateDirectoryError(
                 f"cannot use the state directory {path}: {error.strerror} ({error.filename}); "

@@ -10,11 +10,13 @@ import os
 import pwd
 import stat
 
+from . import safe_path
+
 TYPE_CHECKING = False  # typing's own would cost the one-file start-up the import of typing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PRIVATE = 0o700
+PRIVATE = safe_path.PRIVATE
 """The mode of every directory that holds something we execute: nobody else may write, list or replace it."""
 
 PROBED = ("/var/tmp", "/run/user/{uid}", "/dev/shm", "/tmp")  # noqa: S108 - checked like all others
@@ -61,18 +63,17 @@ def _probed_roots(uid: int) -> list[str]:
 def make_private(path: str) -> None:
     """Make `path` (and what is missing above it) a directory that only we can change, or find it to be one.
 
-    A directory that another user made first is refused, and so is a link: in a world-writable folder either could
-    be exchanged under us. Raises UnusableError.
+    A directory that another user made first is refused, and so is a link; so is a place that another user could
+    exchange it in (see `safe_path`). Raises UnusableError.
     """
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        try:
-            os.mkdir(path, PRIVATE)
-        except FileExistsError:
-            pass
-        else:
-            os.chmod(path, PRIVATE)  # the umask may have taken bits away that we need
+        if not os.path.lexists(path):
+            safe_path.make(os.path.dirname(path))
+            safe_path.make_one(path)
         check_private(path)
+        safe_path.check(path)
+    except safe_path.UnsafePathError as error:
+        raise UnusableError(_advised(error)) from error
     except OSError as error:
         raise UnusableError(f"{path} cannot be made ({_reason(error)})") from error
 
@@ -89,13 +90,25 @@ def check_private(path: str) -> None:
 
 
 def make_parent(path: str) -> None:
-    """Make the folder that `path` goes into, and find that files in it can be executed. Raises UnusableError."""
+    """Make the folder that `path` goes into, and find that no other user can exchange files in it, and that they can be
+    executed. Raises UnusableError."""
     parent = os.path.dirname(path)
     try:
-        os.makedirs(parent, exist_ok=True)
+        safe_path.make(parent)
         check_executable(parent)
+    except safe_path.UnsafePathError as error:
+        raise UnusableError(_advised(error)) from error
     except OSError as error:
         raise UnusableError(f"{parent} cannot be made ({_reason(error)})") from error
+
+
+def check_installed(directory: str) -> None:
+    """An installed form is ours alone, and no other user can exchange it. Raises UnusableError and OSError."""
+    check_private(directory)
+    try:
+        safe_path.check(directory)
+    except safe_path.UnsafePathError as error:
+        raise UnusableError(_advised(error)) from error
 
 
 def check_executable(path: str) -> None:
@@ -125,6 +138,10 @@ def first_usable(attempt: Callable[[str], str]) -> str:
 def advice(failure: UnusableError) -> str:
     """The one sentence that a user sees."""
     return f"the runner cannot be installed because {failure}: set CRONIUM_INSTALL_DIR to a directory that it may use"
+
+
+def _advised(error: safe_path.UnsafePathError) -> str:
+    return f"{error} (`{error.remedy}` changes that)" if error.remedy else str(error)
 
 
 def _reason(error: OSError) -> str:

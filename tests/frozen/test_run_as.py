@@ -115,6 +115,21 @@ def test_it_runs_as_the_target_in_the_targets_directories(root: Host, target: Ac
     target.wait_nothing_left()
 
 
+def test_targets_folder_that_others_rule_holds_no_runner(root: Host, binary: Path) -> None:
+    """Another user's `lib` in the target's home, opened to the target: its next fallback is taken."""
+    with throw_away_account() as target:
+        for path, owner in ((target.home / ".local", target.uid), (target.home / ".local/lib", 4343)):
+            path.mkdir()
+            path.chmod(0o777)
+            os.chown(path, owner, owner)
+        script = root.script("readlink /proc/$PPID/exe")
+        runner = printed(root.run("run", "--run-as", target.name, script)).strip()
+        assert runner.startswith(f"{target.home}/.cache/cronium-runner/")
+        assert os.listdir(target.home / ".local/lib") == []
+        assert (target.home / ".local").stat().st_mode & 0o777 == 0o755
+        target.wait_nothing_left()
+
+
 def test_the_environment_is_a_logins_and_nothing_of_roots(root: Host, target: Account) -> None:
     done = root.run(
         "run", "--run-as", target.name, root.script("env -0"), env={"AWS_SECRET": "roots-own", "LC_ALL": "C"}

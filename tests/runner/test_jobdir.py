@@ -172,6 +172,31 @@ def test_somebody_elses_state_directory_is_refused(host: Host, as_root: None) ->
     assert "belongs to user 65534" in result["error"]["message"]
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o777])
+def test_state_directory_is_closed_whatever_the_umask(umask: int, tmp_path: Path) -> None:
+    path = tmp_path / ".local" / "state" / "here"
+    before = os.umask(umask)
+    try:
+        StateDirectory.open(str(path))
+    finally:
+        os.umask(before)
+    for made in (path, path / "executions", path.parent, path.parent.parent):
+        assert stat.S_IMODE(made.stat().st_mode) == 0o700, made
+
+
+def test_state_directory_in_an_open_folder_is_refused(host: Host) -> None:
+    """One sentence with the command that corrects it, and nothing made there."""
+    opened = host.folder / "open"
+    opened.mkdir()
+    opened.chmod(0o777)
+    done = host.run("run", host.script("true\n"), env={"CRONIUM_STATE_DIR": str(opened / "state")})
+    [line] = done.stderr.decode().splitlines()
+    assert done.returncode == 125
+    assert f"chmod g-w,o-w {opened}" in line
+    assert "[state.unusable]" in line
+    assert os.listdir(opened) == []
+
+
 def test_a_place_that_cannot_be_written_is_one_sentence_with_path_and_reason(host: Host) -> None:
     done = host.run("run", host.script("true\n"), env={"CRONIUM_STATE_DIR": "/proc/nowhere/state"})
     assert done.returncode == 125

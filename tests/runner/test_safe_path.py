@@ -1,0 +1,211 @@
+"""Directories that another user could exchange: the table of cases, on real trees, for Python and for the host's sh."""
+
+import json
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cronium_runner import safe_path
+from cronium_runner.wire import safe_shell
+
+TABLE = json.loads((Path(__file__).parents[1] / "safe_path_cases.json").read_text())
+CASES = [pytest.param(case, id=case["case"].replace(" ", "-")) for case in TABLE["cases"]]
+RESOLVED = [pytest.param(case, id=case["case"].replace(" ", "-")) for case in TABLE["cases"] if "resolved" not in case]
+APP = 4242
+
+
+@pytest.fixture
+def root(tmp_path: Path, as_root: None) -> Path:
+    """Where a case's tree is made: the root directory of the process that asks."""
+    made = tmp_path / "root"
+    made.mkdir()
+    return made
+
+
+def build(root: Path, case: dict[str, Any]) -> None:
+    """Makes the tree of a case, and /etc."""
+    for line in case["tree"]:
+        kind, *words = line.split()
+        if kind == "l":
+            owner, path, _, target = words
+            (root / path.lstrip("/")).symlink_to(target)
+        else:
+            mode, owner, path = words
+            (root / path.lstrip("/")).mkdir(exist_ok=True)
+        uid, gid = map(int, owner.split(":"))
+        os.lchown(root / path.lstrip("/"), uid, gid)
+        if kind == "d":
+            (root / path.lstrip("/")).chmod(int(mode, 8))
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc").chmod(0o755)
+    for name in ("passwd", "group"):
+        (root / "etc" / name).write_text("\n".join(case.get(name, TABLE[name])) + "\n")
+        (root / "etc" / name).chmod(0o644)
+
+
+def as_app(root: Path, question: Callable[[], str]) -> str:
+    """What `question` returns in a process of the account that has `root` as its root directory."""
+    told, telling = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.chroot(root)
+            os.chdir("/")
+            os.setgroups([])
+            os.setresgid(APP, APP, APP)
+            os.setresuid(APP, APP, APP)
+            os.write(telling, question().encode())
+        except BaseException as error:
+            os.write(telling, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(telling)
+    with open(told, "rb") as answer:
+        said = answer.read().decode()
+    os.waitpid(pid, 0)
+    return said
+
+
+def modes(root: Path) -> dict[str, int]:
+    found = {}
+    for folder, names, _ in os.walk(root):
+        for name in names:
+            path = Path(folder, name)
+            found[f"/{path.relative_to(root)}"] = stat.S_IMODE(path.lstat().st_mode)
+    return found
+
+
+def check_verdict(case: dict[str, Any], root: Path, said: str, before: dict[str, int]) -> None:
+    if case["verdict"] == "passes":
+        assert said == "passes"
+    else:
+        assert said.startswith(f"{case['at']} " if "at" in case else "OSError: [Errno 40]"), said
+    changed = {path: mode for path, mode in modes(root).items() if before.get(path) != mode}
+    if case["verdict"] == "passes":
+        assert changed == {path: before[path] & ~0o022 for path in case.get("tightened", [])}
+    else:
+        assert changed == {}
+
+
+def ask(path: str) -> Callable[[], str]:
+    def question() -> str:
+        try:
+            safe_path.check(path)
+        except safe_path.UnsafePathError as error:
+            return str(error)
+        return "passes"
+
+    return question
+
+
+class Facts:
+    """A tree that is told of and not there, so that the table is gone through without root's rights."""
+
+    def __init__(self, case: dict[str, Any]) -> None:
+        self.found: dict[str, os.stat_result] = {}
+        self.targets: dict[str, str] = {}
+        self.files = {f"/etc/{name}": case.get(name, TABLE[name]) for name in ("passwd", "group")}
+        self.tightened: list[str] = []
+        for line in case["tree"]:
+            kind, *words = line.split()
+            if kind == "l":
+                owner, path, _, self.targets[path] = words
+                mode = stat.S_IFLNK | 0o777
+            else:
+                mode, owner, path = stat.S_IFDIR | int(words[0], 8), words[1], words[2]
+            self.found[path] = os.stat_result((mode, 0, 0, 1, *map(int, owner.split(":")), 0, 0, 0, 0))
+
+    def chmod(self, path: str, mode: int) -> None:
+        self.found[path] = os.stat_result((stat.S_IFDIR | mode, *self.found[path][1:]))
+        self.tightened.append(path)
+
+    def lines(self, path: str, _count: int) -> list[list[str]]:
+        return [line.split(":") for line in self.files[path]]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_table_of_facts(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = Facts(case)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "lstat", facts.found.__getitem__)
+        patched.setattr(os, "readlink", facts.targets.__getitem__)
+        patched.setattr(os, "chmod", facts.chmod)
+        patched.setattr(os, "geteuid", lambda: APP)
+        patched.setattr(pwd, "getpwuid", lambda _: pwd.struct_passwd(("app", "x", APP, APP, "", "", "")))
+        patched.setattr(safe_path, "_lines", facts.lines)
+        try:
+            said = ask(case["path"])()
+        except OSError as error:
+            said = f"OSError: {error}"
+    expected = "passes" if case["verdict"] == "passes" else f"{case.get('at', 'OSError: [Errno 40]')} "
+    assert f"{said} ".startswith(expected)
+    assert facts.tightened == case.get("tightened", [])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_table(case: dict[str, Any], root: Path) -> None:
+    build(root, case)
+    before = modes(root)
+    check_verdict(case, root, as_app(root, ask(case["path"])), before)
+
+
+SHELLS = [["dash"], ["bash", "--posix"], ["busybox", "sh"]]
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shells that are here, `ls` and what else the text needs, with their libraries, as below a root directory."""
+    folder = tmp_path_factory.mktemp("programs")
+    for name in (*(shell[0] for shell in SHELLS), "ls", "id", "chmod", "tr"):
+        program = shutil.which(name)
+        needed = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False).stdout
+        libraries = [word for line in needed.splitlines() for word in line.split() if word.startswith("/")]
+        for file in [program, *libraries] if program else []:
+            copy = folder / file.lstrip("/")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+    (folder / "dev").mkdir()
+    (folder / "dev" / "null").touch()
+    (folder / "dev" / "null").chmod(0o666)
+    return folder
+
+
+def give(root: Path, programs: Path) -> None:
+    """Puts the programs into `root`, as links to the same files."""
+    for folder, _, files in os.walk(programs):
+        below = root / os.path.relpath(folder, programs)
+        below.mkdir(exist_ok=True)
+        if below != root:
+            below.chmod(0o755)
+        for name in files:
+            os.link(Path(folder, name), below / name)
+
+
+@pytest.mark.parametrize("case", RESOLVED)
+def test_table_in_shell(case: dict[str, Any], root: Path, programs: Path) -> None:
+    script = f"{safe_shell.entering(case['path'])}{safe_shell.CHECK}echo passes"
+    for name, *options in SHELLS:
+        program = shutil.which(name)
+        if program is None:
+            continue
+        here = root / name
+        here.mkdir()
+        build(here, case)
+        give(here, programs)
+        before = modes(here)
+        check_verdict(case, here, as_app(here, lambda: said_by([program, *options, "-c", script])), before)  # noqa: B023
+
+
+def said_by(words: list[str]) -> str:
+    """What the text says; its own complaint without the mark."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode == safe_shell.UNSAFE:
+        return done.stderr.removeprefix(f"{safe_shell.WORD} ")
+    return done.stdout.strip() + done.stderr
