@@ -1,13 +1,13 @@
 """`cronium put` and `get`: files to and from hosts, gone on with after a lost connection, and verified."""
 
 import contextlib
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cronium_runner.wire.sizes import readable
+from cronium_runner.wire.text import clean
 
 from . import completing, progress
 from .cli_commands import interruptible
@@ -49,7 +49,7 @@ def put(hosts_given: tuple[str, ...], source: str, target: str, as_json: bool, *
         with transfer.Source(source) as opened:
 
             async def copy(host: "Host", tell: Callable[[int], None]) -> "Copied":
-                return await transfer.put(controller.connections, host, opened, target, tell)
+                return await transfer.put(controller.connections, controller.store, host, opened, target, tell)
 
             shown = _Shown(targets, source, as_json=as_json, size=opened.size)
             return await interruptible(shown.follow(controller, copy, options["forks"]), _INTERRUPTED)
@@ -78,20 +78,13 @@ def get(hosts_given: tuple[str, ...], source: str, target: str, as_json: bool, *
         from . import transfer
 
         async def copy(host: "Host", tell: Callable[[int], None]) -> "Copied":
-            local = target if len(targets) == 1 else _folder_of(host.name, target)
-            return await transfer.get(controller.connections, host, source, local, tell)
+            below = None if len(targets) == 1 else host.name
+            return await transfer.get(controller.connections, controller.store, host, source, target, tell, below=below)
 
         shown = _Shown(targets, source, as_json=as_json, size=None)
         return await interruptible(shown.follow(controller, copy, options["forks"]), _INTERRUPTED)
 
     run_on_many(hosts_given, options, on_all, as_json=as_json)
-
-
-def _folder_of(host: str, target: str) -> str:
-    """DST/HOST/. A host's name comes from a file or a command line: it must not lead elsewhere."""
-    if "/" in host or host in (".", ".."):
-        raise ControllerError("files.refused", f"{host!r:.80} cannot be a folder's name; name the host otherwise")
-    return os.path.join(target, host, "")
 
 
 class _Shown:
@@ -158,9 +151,9 @@ class _Shown:
 
 
 def _line(host: str, source: str, copied: "Copied") -> str:
-    size = readable(copied.bytes)
+    size, path = readable(copied.bytes), clean(copied.path)
     if copied.sent == 0 and copied.bytes:
-        return f"{host}: {copied.path} is there already ({size})"
+        return f"{host}: {path} is there already ({size})"
     sent = "" if copied.sent == copied.bytes else f", {readable(copied.sent)} of it now"
     warned = "" if copied.is_verified else "; NOT verified, as the host computes no SHA-256"
-    return f"{host}: {source} -> {copied.path} ({size}{sent}, by {copied.method}){warned}"
+    return f"{host}: {source} -> {path} ({size}{sent}, by {copied.method}){warned}"

@@ -62,5 +62,12 @@ ADDITIONS: Final = {
         "CREATE TABLE run_hosts (run_id VARCHAR(64) NOT NULL, host VARCHAR NOT NULL, execution_id VARCHAR NOT NULL, "
         "state VARCHAR NOT NULL, result BLOB, noted_at FLOAT NOT NULL, PRIMARY KEY (run_id, host)) WITHOUT ROWID",
     ),
+    "partial_copies": (
+        # Copies of files that are under way or were cut off. `account` is the host's, empty for a folder here; `uid` is
+        # the folder's owner there; `owner` is the process that works on it.
+        "CREATE TABLE partial_copies (account VARCHAR NOT NULL, folder VARCHAR NOT NULL, target VARCHAR NOT NULL, "
+        "key VARCHAR(64) NOT NULL, uid INTEGER, owner VARCHAR NOT NULL, used_at FLOAT NOT NULL, "
+        "PRIMARY KEY (account, folder)) WITHOUT ROWID",
+    ),
 }
 """Tables that an older cronium of the same version does not miss, each by its name: made where they are absent."""

@@ -108,10 +108,12 @@ async def test_a_raw_command_and_a_copy(serve: Serve, tmp_path: Path, name: str)
         await client.close()
         with Source(str(tmp_path / "source")) as source:
             there = str(remote.home / "again")
-            put = await transfer.put(controller.connections, remote.host, source, there, lambda _: None)
+            put = await transfer.put(
+                controller.connections, controller.store, remote.host, source, there, lambda _: None
+            )
             assert put.is_verified
             back = str(tmp_path / "back")
-            await transfer.get(controller.connections, remote.host, there, back, lambda _: None)
+            await transfer.get(controller.connections, controller.store, remote.host, there, back, lambda _: None)
         assert (tmp_path / "back").read_bytes() == (tmp_path / "source").read_bytes()
 
 

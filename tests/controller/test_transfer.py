@@ -6,8 +6,8 @@ import os
 import signal
 import stat
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import pytest
 from cronium_controller import transfer
 from cronium_controller.dispatch import Controller
 from cronium_controller.errors import ControllerError
-from cronium_controller.transfer import Source, partial_name
+from cronium_controller.hosts import Host
+from cronium_controller.transfer import Source
 from openssh import sshd_path
 from remote_host import RemoteHost
 from runner_process import wait_until
@@ -62,13 +63,17 @@ def large(tmp_path: Path) -> Path:
     return path
 
 
-async def put(controller: Controller, remote: RemoteHost, path: Path, target: str) -> transfer.Copied:
+async def put(
+    controller: Controller, remote: RemoteHost, path: Path, target: str, host: Host | None = None
+) -> transfer.Copied:
     with Source(str(path)) as source:
-        return await transfer.put(controller.connections, remote.host, source, target, lambda _: None)
+        return await transfer.put(
+            controller.connections, controller.store, host or remote.host, source, target, lambda _: None
+        )
 
 
 async def get(controller: Controller, remote: RemoteHost, source: str, target: str) -> transfer.Copied:
-    return await transfer.get(controller.connections, remote.host, source, target, lambda _: None)
+    return await transfer.get(controller.connections, controller.store, remote.host, source, target, lambda _: None)
 
 
 async def test_there_and_back_with_permissions_into_files_and_folders(
@@ -79,7 +84,9 @@ async def test_there_and_back_with_permissions_into_files_and_folders(
     heard: list[int] = []
     async with remote.controller() as controller:
         with Source(str(large)) as source:
-            copied = await transfer.put(controller.connections, remote.host, source, "~/new", heard.append)
+            copied = await transfer.put(
+                controller.connections, controller.store, remote.host, source, "~/new", heard.append
+            )
         assert (copied.bytes, copied.sent, copied.is_verified) == (LARGE, LARGE, True)
         assert (heard[0], heard[-1], sorted(heard) == heard) == (0, LARGE, True)
         await put(controller, remote, large, f"{remote.home}/it's a folder")
@@ -145,12 +152,14 @@ async def test_a_connection_that_is_cut_is_replaced_and_the_copy_goes_on(
         with Source(str(large)) as source:
             proxy.cut_after(8_000_000, is_sent=True)
             there: list[int] = []
-            copied = await transfer.put(controller.connections, host, source, "~/x", there.append)
+            copied = await transfer.put(controller.connections, controller.store, host, source, "~/x", there.append)
         assert (copied.attempts, proxy.cuts) == (2, 1)
         assert 0 < copied.sent < LARGE
         assert (remote.home / "x").read_bytes() == large.read_bytes()
         proxy.cut_after(8_000_000)
-        back = await transfer.get(controller.connections, host, "~/x", f"{tmp_path}/back", lambda _: None)
+        back = await transfer.get(
+            controller.connections, controller.store, host, "~/x", f"{tmp_path}/back", lambda _: None
+        )
         assert (back.attempts, proxy.cuts) == (2, 2)
         assert 0 < back.sent < LARGE
         assert (tmp_path / "back").read_bytes() == large.read_bytes()
@@ -158,19 +167,41 @@ async def test_a_connection_that_is_cut_is_replaced_and_the_copy_goes_on(
     assert not list(tmp_path.glob(".*.part"))
 
 
-async def test_a_partial_file_of_something_else_or_damaged_is_never_believed(
-    remote: RemoteHost, tmp_path: Path, large: Path
+@asynccontextmanager
+async def cut_off(
+    remote: RemoteHost, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Controller, Host, Path]]:
+    """A copy to ~/x that was cut off when 8 MB had travelled: a controller, the host, the partial copy's folder."""
+    monkeypatch.setattr(transfer, "PAUSES", ())
+    async with TcpProxy(remote.server.port) as proxy, remote.controller() as controller:
+        host = replace(remote.host, port=proxy.port)
+        proxy.cut_after(8_000_000, is_sent=True)
+        with pytest.raises(ControllerError) as error:
+            await put(controller, remote, large, "~/x", host)
+        assert error.value.code == "channel.lost"
+        [folder] = remote.home.glob(".x.*.part")
+        yield controller, host, folder
+
+
+async def test_a_partial_file_that_is_damaged_is_never_believed(
+    remote: RemoteHost, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Source(str(large)) as source:
-        partial = remote.home / partial_name("x", source.sha256)
-    partial.write_bytes(os.urandom(9_000_000))  # as if it had been cut off, and the disk had lied
-    async with remote.controller() as controller:
-        copied = await put(controller, remote, large, f"{remote.home}/x")
-        assert copied.sent == LARGE
+    async with cut_off(remote, large, monkeypatch) as (controller, host, folder):
+        with (folder / "part").open("r+b") as file:
+            file.write(b"damaged")  # as if the disk had lied
+        assert (await put(controller, remote, large, "~/x", host)).sent == LARGE
         assert (remote.home / "x").read_bytes() == large.read_bytes()
-        assert os.listdir(remote.home) == ["x"]
+    assert os.listdir(remote.home) == ["x"]
+
+
+async def test_a_partial_file_of_something_else_is_removed(
+    remote: RemoteHost, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cut_off(remote, large, monkeypatch) as (controller, host, _):
         large.write_bytes(os.urandom(LARGE))  # another content is another copy
-        assert (await put(controller, remote, large, f"{remote.home}/x")).sent == LARGE
+        assert (await put(controller, remote, large, f"{remote.home}/x", host)).sent == LARGE
+        assert (remote.home / "x").read_bytes() == large.read_bytes()
+    assert os.listdir(remote.home) == ["x"]
 
 
 async def test_a_partial_file_here_that_is_damaged_is_never_believed(
@@ -182,12 +213,16 @@ async def test_a_partial_file_here_that_is_damaged_is_never_believed(
         host = replace(remote.host, port=proxy.port)
         proxy.cut_after(8_000_000)
         with pytest.raises(ControllerError) as error:
-            await transfer.get(controller.connections, host, "~/x", f"{tmp_path}/back", lambda _: None)
+            await transfer.get(
+                controller.connections, controller.store, host, "~/x", f"{tmp_path}/back", lambda _: None
+            )
         assert error.value.code == "channel.lost"
-        [partial] = tmp_path.glob(".back.*.part")
+        [partial] = tmp_path.glob(".back.*.part/part")
         with partial.open("r+b") as file:
             file.write(b"damaged")
-        back = await transfer.get(controller.connections, host, "~/x", f"{tmp_path}/back", lambda _: None)
+        back = await transfer.get(
+            controller.connections, controller.store, host, "~/x", f"{tmp_path}/back", lambda _: None
+        )
         assert back.sent == LARGE
         assert Path(back.path).read_bytes() == large.read_bytes()
     assert not list(tmp_path.glob(".*.part"))
@@ -279,7 +314,7 @@ def test_an_interrupted_copy_goes_on_in_the_next_process(serve: Serve, tmp_path:
     with remote.start_cronium(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
 
         def arrived() -> bool:
-            return any(path.stat().st_size > 9_000_000 for path in remote.home.glob(".there.*.part"))
+            return any(path.stat().st_size > 9_000_000 for path in remote.home.glob(".there.*.part/part"))
 
         wait_until(arrived, "a part of it to arrive")
         process.send_signal(signal.SIGINT)
