@@ -137,6 +137,8 @@ def explained(connection: Connection, remote: str) -> Iterator[None]:
         raise
     except (asyncssh.Error, ConnectionError) as error:
         raise UnreachableError("channel.lost", reason(error), host=connection.host.name) from None
+    except UnicodeEncodeError:  # of what was typed
+        raise
     except (ValueError, LookupError) as error:  # asyncssh's, of an answer that can't be read
         raise _not_sftp(connection, remote, reason(error)) from None
 
