@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from . import __version__, process, session
+from . import __version__, liveness, process, session, undertaker
 from . import follow as following
 from .collecting import Collections
 from .conversation import Conversation, Phase
@@ -68,6 +68,8 @@ class Agent:
         self._conversations: dict[int, Conversation] = {}
         self._supervisors: dict[int, str] = {}
         self._detached: dict[int, socket.socket] = {}
+        self._guards: dict[int, int | None] = {}
+        """The descriptor of each running execution's lock, by its supervisor's pid; None where there was none free."""
         self._collections = Collections(self)
         self._poll = select.poll()
         self._callbacks: dict[int, Callable[[], None]] = {}
@@ -251,6 +253,15 @@ class Agent:
         else:
             pair.close()
 
+    def guard(self, pid: int, execution: ExecutionDirectory) -> None:
+        """The supervisor has started its script: until it has ended, we hold the lock that tells others so."""
+        if pid in self._supervisors:
+            self._guards[pid] = liveness.hold_file(execution.state_path)
+
+    def is_supervised(self, execution_id: str) -> bool:
+        """Whether a supervisor of ours has that execution and has not been seen to end."""
+        return execution_id in self._supervisors.values()
+
     # -- what collections need -----------------------------------------------------------------------------------
 
     def add_reader(self, descriptor: int, callback: Callable[[], None]) -> None:
@@ -278,16 +289,24 @@ class Agent:
             if signal.SIGTERM in arrived:
                 self._lose_channel()
         with contextlib.suppress(ChildProcessError):
-            while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-                execution_id = self._supervisors.pop(pid, None)
-                self._collections.note_end(pid)
-                if pid in self._detached:
-                    self._detached.pop(pid).close()
-                if execution_id is not None and self.state.is_claimed(execution_id):
-                    # Died without a result: its orphans are ours to end, also when nobody follows any more. What
-                    # can't be done about it now, the next contact does.
-                    with contextlib.suppress(Exception):
-                        following.final_result(ExecutionDirectory(self.state, execution_id), is_guardian=True)
+            while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
+                self._note_end(*ended)
+
+    def _note_end(self, pid: int, status: int) -> None:
+        execution_id = self._supervisors.pop(pid, None)
+        self._collections.note_end(pid)
+        undertaker.note_end(pid, status)
+        if pid in self._detached:
+            self._detached.pop(pid).close()
+        if execution_id is not None and self.state.is_claimed(execution_id):
+            # Died without a result: its orphans are ours to end, also when nobody follows any more. What can't be
+            # done about it now, the next contact does.
+            with contextlib.suppress(Exception):
+                if pid in self._guards:
+                    self.state.restore_for_dead(execution_id, pid)
+                following.final_result(ExecutionDirectory(self.state, execution_id), is_guardian=True)
+        if (lock := self._guards.pop(pid, None)) is not None:
+            os.close(lock)
 
     def _hear_controller(self) -> None:
         try:

@@ -17,9 +17,9 @@ from typing import Any, Final, Protocol
 
 from . import __version__
 from . import follow as following
-from .errors import SystemRefusedError
+from .errors import StateDamagedError, SystemRefusedError
 from .guardian import GuardianReader, undecided
-from .jobdir import StateDirectory
+from .jobdir import ExecutionDirectory, StateDirectory
 from .payload_cache import IncomingPayload, PayloadCache
 from .submission import Archive, Submission
 from .wire import frames
@@ -87,6 +87,12 @@ class Surroundings(Protocol):
 
     def keep(self, pid: int, pair: socket.socket) -> None:
         """Holds our end of a supervisor's pair until it has ended."""
+
+    def guard(self, pid: int, execution: ExecutionDirectory) -> None:
+        """The supervisor has started its script: until it has ended, we hold the lock that tells others so."""
+
+    def is_supervised(self, execution_id: str) -> bool:
+        """Whether a supervisor of ours has that execution and has not been seen to end."""
 
 
 class Conversation:
@@ -240,7 +246,11 @@ class Conversation:
             self._take_rejection(self._verdict.rejection)
         elif verdict in ("claimed", "finished"):
             if self.phase is Phase.STARTING:
-                self._follower = following.Follower(self._agent.state.execution(self._id), self._offsets)
+                # Not looked for: a script that is quick may have removed it by now.
+                execution = ExecutionDirectory(self._agent.state, self._id)
+                self._follower = following.Follower(execution, self._offsets)
+                if self._pid is not None:
+                    self._agent.guard(self._pid, execution)
                 self._accept(started=True)
                 self._move(Phase.FOLLOWING)
             if verdict == "finished" and self.phase is Phase.FOLLOWING:
@@ -334,7 +344,12 @@ class Conversation:
     def _conclude(self, follower: following.Follower) -> None:
         """All output has been sent: the result follows, or the state when only a look was wanted and it still runs."""
         execution = follower.execution
-        result = following.final_result(execution, is_guardian=True)
+        try:
+            result = following.final_result(execution, is_guardian=True)
+        except StateDamagedError:
+            if self._agent.is_supervised(self._id):
+                return  # once it has ended, the record of one that was removed is made again
+            raise
         if result is not None and self._access is not None and result.get("undelivered"):
             self._deliver_late(self._access)
         elif result is not None:

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from . import process, undertaker
-from .errors import ExecutionError, RunnerError
+from . import liveness, undertaker
+from .errors import ExecutionError, OutcomeUnknownError, RunnerError, StateDamagedError
 from .jobdir import TOMBSTONE, ExecutionDirectory
 from .lifecycle import State
+from .liveness import Liveness
 from .state_files import open_file
 from .wire import exactjson
 from .wire.access import API, Access, mode_of
@@ -120,26 +121,43 @@ def wait_watch(execution: ExecutionDirectory, meanwhile: Callable[[], object] = 
 def final_result(execution: ExecutionDirectory, *, is_guardian: bool = False) -> dict[str, Any] | None:
     """The result of an execution that has ended; None while it hasn't.
 
+    Raises StateDirectoryError for a record that can't be read or written, OutcomeUnknownError when it can't be told
+    from here whether the supervisor lives: then nothing is touched.
+
     A dead supervisor without a result is `lost`. What it left is ended first, by an undertaker that is started here;
     until that is done there is no result. `is_guardian`: the supervisor was a child of this process.
     """
     result = execution.read_result()
-    if result is None and is_orphaned(execution):
+    if result is None and (seen := _liveness(execution)) is not Liveness.ALIVE:
         # Looked at again after the supervisor was seen dead: it may have finished in between.
         result = execution.read_result()
+        if result is None and seen is Liveness.UNKNOWN:
+            raise OutcomeUnknownError(
+                "execution.elsewhere",
+                f"whether '{execution.id}' still runs cannot be told from here: it was started on another machine, "
+                "or in another container, that uses this state directory; ask there",
+            )
         if result is None:
             undertaker.start(execution, guardian=os.getpid() if is_guardian else None)
     return result
 
 
-def is_orphaned(execution: ExecutionDirectory) -> bool:
-    """Whether the execution's supervisor is dead."""
-    return not process.is_alive(_claim_record(execution).get("supervisor"))
+def is_alive(execution: ExecutionDirectory) -> bool:
+    """Whether the execution's supervisor lives for certain. Raises StateDamagedError."""
+    return _liveness(execution) is Liveness.ALIVE
+
+
+def _liveness(execution: ExecutionDirectory) -> Liveness:
+    claim = _claim_record(execution)
+    if not claim:
+        what = "is damaged" if os.path.lexists(execution.state_path) else "was removed"
+        raise StateDamagedError(execution.state_path, what)
+    return liveness.of_supervisor(claim, execution.state_path)
 
 
 def wait_settled(execution: ExecutionDirectory, *, is_guardian: bool = False) -> dict[str, Any] | None:
     """Like `final_result`, but when the supervisor is dead it waits until what it left is ended: 5 s, seldom more."""
-    while (result := final_result(execution, is_guardian=is_guardian)) is None and is_orphaned(execution):
+    while (result := final_result(execution, is_guardian=is_guardian)) is None and not is_alive(execution):
         time.sleep(undertaker.SWEEP_SECONDS)
     return result
 

@@ -13,10 +13,10 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
-from . import follow, process
-from .errors import OutcomeUnknownError, StateDirectoryError
+from . import follow, liveness, process
+from .errors import ExecutionError, OutcomeUnknownError, StateDirectoryError
 from .guardian import GuardianReader, start_supervisor, undecided
 from .jobdir import ExecutionDirectory, StateDirectory
 from .submission import Submission
@@ -24,6 +24,8 @@ from .wire.names import STDERR, STDOUT
 from .wire.results import Result
 
 _STREAM_DESCRIPTORS = {STDOUT: 1, STDERR: 2}
+LOOK_SECONDS: Final = 0.02
+"""Between two looks for a result that nothing announces."""
 
 
 def run(state: StateDirectory, submission: Submission, *, show: bool) -> Result:
@@ -45,14 +47,20 @@ def _see_through(
 ) -> Result:
     """From the started supervisor to the result."""
     reader = GuardianReader()
+    lock = None
     with _cancelling_signals(pair, submission.on_disconnect == "cancel"):
         signal.pthread_sigmask(signal.SIG_SETMASK, unheld)
         while reader.verdict is None and (piece := _hear(pair)):
             reader.feed(piece)
         if reader.verdict in ("claimed", "finished"):
-            _copy_until_end(pair, follow.Follower(state.execution(submission.execution_id)), show=show)
+            # Not looked for: a script that is quick may have removed it by now.
+            own = ExecutionDirectory(state, submission.execution_id)
+            lock = liveness.hold_file(own.state_path)
+            _copy_until_end(pair, follow.Follower(own), show=show)
     os.waitpid(pid, 0)
     pair.close()
+    if reader.verdict in ("claimed", "finished"):
+        state.restore_for_dead(submission.execution_id, pid)
     if reader.rejection is not None:
         return reader.rejection
     if reader.verdict is None and not state.is_claimed(submission.execution_id):
@@ -63,6 +71,8 @@ def _see_through(
         _check_conflict(execution, submission)
         return attach(execution, show=show, is_guardian=reader.verdict is None)
     result = Result.from_json(_wait_for_result(execution, is_guardian=True))
+    if lock is not None:
+        os.close(lock)
     with contextlib.suppress(OSError):  # a disk that is full: the result is there, its record is only kept longer
         follow.acknowledge(execution)
     return result
@@ -105,7 +115,12 @@ def _attach(execution: ExecutionDirectory, offsets: tuple[int, int], show: bool,
     follower = follow.Follower(execution, offsets)
     watch = follow.wait_watch(execution, lambda: _copy(follower, show=show))
     if watch is None:
+        # It has ended, or lives where its socket can't be reached: then its files say what is new.
+        while follow.final_result(execution, is_guardian=is_guardian) is None:
+            _copy(follower, show=show)
+            time.sleep(LOOK_SECONDS)
         _copy(follower, show=show)
+        follower.close()
     else:
         _copy_until_end(watch, follower, show=show)
         watch.close()
@@ -113,9 +128,15 @@ def _attach(execution: ExecutionDirectory, offsets: tuple[int, int], show: bool,
 
 
 def cancel(execution: ExecutionDirectory) -> bool:
-    """Asks the execution to end. False when it has ended already."""
+    """Asks the execution to end. False when it has ended already. Raises RunnerError when it can't be reached."""
     watch = follow.wait_watch(execution)
     if watch is None:
+        if follow.final_result(execution) is None and follow.is_alive(execution):
+            raise ExecutionError(
+                "execution.elsewhere",
+                f"'{execution.id}' runs where it cannot be reached from here, on another machine or in another "
+                "container; cancel it there",
+            )
         return False
     with contextlib.suppress(OSError):  # it ended just now, by itself
         watch.sendall(follow.CANCEL)
@@ -204,7 +225,7 @@ def _write(descriptor: int, piece: bytes) -> None:
 def _wait_for_result(execution: ExecutionDirectory, *, is_guardian: bool = False) -> dict[str, Any]:
     """The result, once the supervisor has ended, and what it left when it had none."""
     while (result := follow.final_result(execution, is_guardian=is_guardian)) is None:
-        time.sleep(0.02)  # its sockets are closed: it is about to end, or an undertaker is at work
+        time.sleep(LOOK_SECONDS)  # its sockets are closed: it is about to end, or an undertaker is at work
     return result
 
 

@@ -19,7 +19,7 @@ import socket
 from typing import TYPE_CHECKING, NoReturn
 
 from . import __version__, process
-from .errors import RunnerError, SystemRefusedError
+from .errors import RunnerError, StateDamagedError, SystemRefusedError
 from .jobdir import AlreadyClaimedError, StateDirectory
 from .state_files import open_file
 from .submission import Submission
@@ -119,7 +119,8 @@ def _prepare_and_run(state: StateDirectory, submission: Submission, guardian: so
             return
         # Only now: until the script runs the id may be given back, and who was told of it would find nothing.
         _tell(guardian, b"claimed\n")
-        supervisor.run()
+        if not _run(supervisor, state, submission):
+            return
         # Never waited for: a guardian that doesn't read now learns the same from the pair's end.
         _tell(guardian, b"finished\n")
         if not submission.keep_work:
@@ -134,6 +135,19 @@ def _prepare_and_run(state: StateDirectory, submission: Submission, guardian: so
         prepared.containment.close()
         with contextlib.suppress(OSError):
             os.unlink(socket_path)
+
+
+def _run(supervisor: "Supervisor", state: StateDirectory, submission: Submission) -> bool:
+    """Sees the script through; whether its result is durable.
+
+    Without a result the guardian finds out what there is to tell: the script has run, so it is no rejection.
+    """
+    try:
+        supervisor.run()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, a trace of it is all that we can leave
+        _keep_trace(state, submission, error)
+        return False
+    return True
 
 
 def _start(prepared: "Prepared", submission: Submission, guardian: socket.socket) -> "Supervisor | None":
@@ -176,8 +190,6 @@ def _report_defect(
     state: StateDirectory, submission: Submission, guardian: socket.socket, error: BaseException
 ) -> None:
     """A defect of ours. Before the claim it is a rejection; after it the execution is `lost`, with a trace to read."""
-    import traceback
-
     if isinstance(error, OSError):
         defect = _as_rejection(state, error)
     else:
@@ -186,8 +198,17 @@ def _report_defect(
         guardian.setblocking(True)
         _tell_rejection(submission, guardian, defect)
         return
+    _keep_trace(state, submission, error)
+
+
+def _keep_trace(state: StateDirectory, submission: Submission, error: BaseException) -> None:
+    import traceback
+
     path = os.path.join(state.executions, submission.execution_id, "supervisor.log")
-    with open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "w") as file:
+    with (
+        contextlib.suppress(OSError, StateDamagedError),
+        open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "w") as file,
+    ):
         traceback.print_exception(error, file=file)
 
 

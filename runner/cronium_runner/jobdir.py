@@ -4,6 +4,7 @@
                             result.json    contracts §10; complete or absent (temporary name, fsync, rename, fsync)
                             stdout stderr  the spools; absent while empty
                             work/          the script's directory, removed at the end unless kept
+    <state>/started                        16 bytes for each id whose script was started, in case its directory goes
     <state>/payloads/<sha256>.tar.gz       payloads by content, for the agent
     <state>/s/<8 hex>                      helper sockets
 
@@ -17,12 +18,14 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Iterable
 from typing import Any, Final
 
-from . import safe_path
+from . import liveness, process, safe_path
+from .digest import sha256
 from .errors import ExecutionError, StateDamagedError, StateDirectoryError
 from .lifecycle import State
-from .state_files import RESULT_LIMIT, STATE_LIMIT, open_file, read_file
+from .state_files import RESULT_LIMIT, STARTED_LIMIT, STATE_LIMIT, open_file, read_file
 from .wire import exactjson
 from .wire.names import invalid_id_sentence, is_execution_id
 
@@ -39,6 +42,8 @@ FORWARDED_SECONDS: Final = 10.0
 
 COLLECTED_EVERY_SECONDS: Final = 3600.0
 """How often a collection begins by itself: what is kept is counted in days."""
+REMOVED: Final = "removed"
+"""The key of a line of state.jsonl that was written after the execution's directory had been removed by somebody."""
 TOMBSTONE: Final = "collected"
 """The key of a tombstone's only line that holds the result in brief."""
 
@@ -100,6 +105,7 @@ class StateDirectory:
         self.path = path
         self.executions = os.path.join(path, "executions")
         self.payloads = os.path.join(path, "payloads")
+        self.started = os.path.join(path, "started")
         self.collected = os.path.join(path, "collected")
         """Its time is that of the last collection; its lock is the one's that is running."""
 
@@ -132,11 +138,22 @@ class StateDirectory:
         return state
 
     def execution(self, execution_id: str) -> "ExecutionDirectory":
-        """The directory of an execution of this id. Raises ExecutionError when there is none."""
+        """The directory of an execution of this id.
+
+        Raises ExecutionError when there is none, StateDamagedError when there was one.
+        """
         if not is_execution_id(execution_id):
             raise ExecutionError("execution.id_invalid", invalid_id_sentence(execution_id))
         execution = ExecutionDirectory(self, execution_id)
         if not is_directory(execution.path):
+            if os.path.lexists(execution.path):
+                raise StateDamagedError(execution.path, "is not a directory")
+            if self.was_started(execution_id):
+                raise StateDamagedError(
+                    execution.path,
+                    "was removed",
+                    f"'{execution_id}' had been started, so it is not started again; what became of it is not known",
+                )
             raise ExecutionError(
                 "execution.not_found",
                 f"no execution '{execution_id}' in {self.path}; `cronium-runner list` shows those that there are",
@@ -144,8 +161,56 @@ class StateDirectory:
         return execution
 
     def is_claimed(self, execution_id: str) -> bool:
-        """Whether the id is taken, by an execution or by the tombstone of one."""
-        return os.path.lexists(os.path.join(self.executions, execution_id))
+        """Whether the id is taken, by an execution, by the tombstone of one, or by one whose directory was removed."""
+        return os.path.lexists(os.path.join(self.executions, execution_id)) or self.was_started(execution_id)
+
+    def note_started(self, execution_id: str) -> None:
+        """Remembers, outside the execution's directory, that its script was started.
+
+        Raises OSError, StateDamagedError.
+        """
+        try:
+            opened = open_file(self.started, os.O_WRONLY | os.O_APPEND)
+        except FileNotFoundError:
+            opened = open_file(self.started, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            os.write(opened, _short_digest(execution_id))
+        finally:
+            os.close(opened)
+
+    def was_started(self, execution_id: str) -> bool:
+        """Whether `note_started` was called for the id. A memory that cannot be read counts as none."""
+        try:
+            return _short_digest(execution_id) in read_file(self.started, STARTED_LIMIT)
+        except (OSError, StateDamagedError):
+            return False
+
+    def restore(self, execution_id: str, lines: Iterable[bytes]) -> "ExecutionDirectory":
+        """Makes the directory of an execution again that was removed, with these lines as its history.
+
+        Raises OSError, StateDirectoryError.
+        """
+        StateDirectory.open(self.path)  # it may have gone as a whole
+        execution = ExecutionDirectory(self, execution_id)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(execution.path, 0o700)
+        if not is_directory(execution.path):
+            raise StateDamagedError(execution.path, "is not a directory")
+        write_durably(execution.state_path, b"".join(lines))
+        _sync_directory(execution.path)
+        _sync_directory(self.executions)
+        return execution
+
+    def restore_for_dead(self, execution_id: str, pid: int) -> bool:
+        """For the guardian of supervisor `pid`, which has ended: makes the directory of its execution again where it
+        was removed, so that the loss can be written down. Whether it was. Raises OSError, StateDirectoryError.
+        """
+        path = os.path.join(self.executions, execution_id)
+        if os.path.lexists(path) or not self.was_started(execution_id):
+            return False
+        who = {**process.identity(pid), "start": None}
+        self.restore(execution_id, [_line(State.CLAIMED, {"supervisor": who, REMOVED: True})])
+        return True
 
     def ids(self) -> list[str]:
         """The ids of all executions that have a directory, oldest first."""
@@ -254,16 +319,16 @@ class Stage:
         Raises AlreadyClaimedError when the id is taken. When this returns, no later submission of the id can start it,
         also after a power loss.
         """
-        staged = ExecutionDirectory(self._state, execution_id, path=self.path)
-        staged.append_state(State.CLAIMED, record)
-        target = os.path.join(self._state.executions, execution_id)
+        claimed = ExecutionDirectory(self._state, execution_id, path=self.path)
         try:
-            os.rename(self.path, target)
+            claimed.begin(record)
+            os.rename(self.path, os.path.join(self._state.executions, execution_id))
         except OSError as error:
+            claimed.let_go()
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise AlreadyClaimedError(execution_id) from None
             raise
-        claimed = ExecutionDirectory(self._state, execution_id)
+        claimed.move_to(os.path.join(self._state.executions, execution_id))
         try:
             _sync_directory(self._state.executions)
         except OSError:
@@ -283,24 +348,64 @@ class ExecutionDirectory:
     def __init__(self, state: StateDirectory, execution_id: str, *, path: str | None = None) -> None:
         self.state_directory = state
         self.id = execution_id
-        self.path = path or os.path.join(state.executions, execution_id)
-        self.work = os.path.join(self.path, "work")
-        self.state_path = os.path.join(self.path, "state.jsonl")
+        self._held: int | None = None
+        self._lines: list[bytes] = []
+        self.move_to(path or os.path.join(state.executions, execution_id))
 
     def __repr__(self) -> str:
         return f"<ExecutionDirectory {self.id}>"
 
+    def move_to(self, path: str) -> None:
+        """The directory has another name now."""
+        self.path = path
+        self.work = os.path.join(path, "work")
+        self.state_path = os.path.join(path, "state.jsonl")
+
+    def begin(self, record: dict[str, Any]) -> None:
+        """Writes the claim, the history's first line. From here on this process holds the supervisor's lock."""
+        self._held = open_file(self.state_path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        locked = {liveness.LOCK: liveness.LOCKED_FILE} if liveness.hold(self._held) else {}
+        self._append(self._held, _line(State.CLAIMED, {**record, **locked}))
+
+    def let_go(self) -> None:
+        """Gives the supervisor's lock up."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
     def append_state(self, state: State, record: dict[str, Any]) -> None:
         """Adds one line to the history of states. One write(2) with O_APPEND: a reader sees all of it or nothing."""
-        line = exactjson.encode({"state": state.value, "at": utc_now(), **record}) + b"\n"
-        opened = open_file(self.state_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        opened = open_file(self.state_path, os.O_WRONLY | os.O_APPEND)
         try:
-            written = os.write(opened, line)
-            if written != len(line):  # the disk is full: half a line would make what follows unreadable
-                os.ftruncate(opened, os.fstat(opened).st_size - written)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+            self._append(opened, _line(state, record))
         finally:
             os.close(opened)
+
+    def _append(self, opened: int, line: bytes) -> None:
+        written = os.write(opened, line)
+        if written != len(line):  # the disk is full: half a line would make what follows unreadable
+            os.ftruncate(opened, os.fstat(opened).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+        self._lines.append(line)
+
+    def is_removed(self) -> bool:
+        """For the supervisor: whether its history is no longer where it was, so that the record was removed."""
+        if self._held is None:
+            return False
+        try:
+            return not os.path.samestat(os.lstat(self.state_path), os.fstat(self._held))
+        except FileNotFoundError:
+            return True
+
+    def restore(self, state: State) -> None:
+        """For the supervisor: makes a record again that was removed, and holds its lock.
+
+        Raises OSError, StateDirectoryError.
+        """
+        lines = [*self._lines, _line(state, {REMOVED: True})]
+        self.state_directory.restore(self.id, lines)
+        self.let_go()
+        self._held = liveness.hold_file(self.state_path)
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of state.jsonl, oldest first. A line cut short by a crash is left out. Raises StateDamagedError."""
@@ -391,6 +496,7 @@ class ExecutionDirectory:
         """Gives the id back: for a rejection after the claim but before the script ran."""
         gone = self.state_directory.new_temporary(self.state_directory.executions)
         os.rename(self.path, gone)
+        self.let_go()
         with contextlib.suppress(StateDirectoryError):  # the id is free; `sweep` takes what is left
             remove_tree(gone)
 
@@ -440,6 +546,16 @@ def _collected(execution_id: str, error: Any) -> dict[str, str]:
         "message": f"the record of '{execution_id}' was collected on {utc_now()}: its output and values are gone, "
         f"and its id is not started again; choose a new id to run it again{before}",
     }
+
+
+def _line(state: State, record: dict[str, Any]) -> bytes:
+    """One line of state.jsonl."""
+    return exactjson.encode({"state": state.value, "at": utc_now(), **record}) + b"\n"
+
+
+def _short_digest(execution_id: str) -> bytes:
+    """What `started` holds for an id: 16 bytes, so that no two ids will ever have the same."""
+    return sha256(execution_id.encode()).digest()[:16]
 
 
 def _an_hour_ago() -> float:

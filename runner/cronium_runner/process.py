@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
+from .digest import sha256
 from .errors import NotExecutableError
 
 PR_SET_CHILD_SUBREAPER: Final = 36  # <linux/prctl.h>
@@ -163,18 +164,32 @@ def _become_script(
 
 
 def identity(pid: int) -> dict[str, Any]:
-    """What names a process for good: pid, start time in clock ticks since boot, and which boot."""
-    return {"pid": pid, "start": _start_time(pid), "boot": _boot_id()}
+    """What names a process for good: pid, start time in clock ticks since boot; which boot, pid namespace, machine."""
+    return {
+        "pid": pid,
+        "start": _start_time(pid),
+        "boot": boot_id(),
+        "namespace": namespace(),
+        "machine": machine(),
+    }
 
 
 def is_alive(who: Any) -> bool:
-    """Whether the process that `identity` named still runs. A zombie does not."""
+    """Whether the process that `identity` named is seen to run. A zombie does not.
+
+    One that `is_of_here` and isn't seen has ended; another may run where its pid is not seen.
+    """
     if not isinstance(who, dict) or not isinstance(who.get("pid"), int):
         return False
-    if who.get("boot") != _boot_id():
+    if who.get("boot") != boot_id():
         return False
     fields = stat_fields(who["pid"])
     return fields is not None and is_living(fields) and int(fields[19]) == who.get("start")
+
+
+def is_of_here(who: Mapping[str, Any]) -> bool:
+    """Whether the pid that `identity` noted is one of this boot and pid namespace."""
+    return bool(boot_id() and namespace()) and (who.get("boot"), who.get("namespace")) == (boot_id(), namespace())
 
 
 def descendants(root: int, *, outside: int | None = None) -> list[int]:
@@ -286,14 +301,44 @@ def _start_time(pid: int) -> int | None:
 
 
 _boot: str | None = None
+_namespace: str | None = None
+_machine: str | None = None
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Which boot of which kernel this is; empty when that cannot be told. All containers of a machine have the same."""
     global _boot
     if _boot is None:
-        try:
-            with open("/proc/sys/kernel/random/boot_id", "rb") as file:
-                _boot = file.read().strip().decode("ascii")
-        except OSError:
-            _boot = ""
+        _boot = _line("/proc/sys/kernel/random/boot_id")
     return _boot
+
+
+def namespace() -> str:
+    """Our pid namespace, like `pid:[4026531836]`; empty when that cannot be told, or /proc shows another one."""
+    global _namespace
+    if _namespace is None:
+        _namespace = ""
+        with contextlib.suppress(OSError):
+            if os.readlink("/proc/self") == str(os.getpid()):
+                _namespace = os.readlink("/proc/self/ns/pid")
+    return _namespace
+
+
+def machine() -> str:
+    """Which machine this is, the same after a reboot: a digest of /etc/machine-id, which is to stay confidential.
+
+    Empty where there is none.
+    """
+    global _machine
+    if _machine is None:
+        found = _line("/etc/machine-id")
+        _machine = sha256(b"cronium-runner " + found.encode()).hexdigest()[:16] if len(found) == 32 else ""
+    return _machine
+
+
+def _line(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.read(256).strip().decode("ascii", "replace")
+    except OSError:
+        return ""

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from . import process, settings
+from . import liveness, process, settings
 from .errors import InputError, StateDamagedError, StateDirectoryError
 from .jobdir import ExecutionDirectory, StateDirectory
+from .liveness import Liveness
 from .settings import Settings
 from .state_files import open_file
 
@@ -303,7 +304,7 @@ def _ended(execution: ExecutionDirectory, size: int) -> Kept | None:
         return None
     if not history or execution.is_tombstone():
         return None
-    if process.is_alive(history[0].get("supervisor")):
+    if liveness.of_supervisor(history[0], execution.state_path) is Liveness.ALIVE:
         return None  # the result is there, and it is tidying up
     is_acknowledged = any("acknowledged" in record for record in history)
     # The acknowledgement is the last line that is ever appended.

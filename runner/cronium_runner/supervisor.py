@@ -199,6 +199,8 @@ class Supervisor:
                 os.chdir("/")
             for writable in ends.values():
                 os.close(writable)
+        with contextlib.suppress(OSError, StateDamagedError):  # the directory remembers it too, as long as it is there
+            self._execution.state_directory.note_started(self._execution.id)
         self._deadline = self._started + self._prepared.timeout
         for pipe in self._pipes:
             self._add(pipe, functools.partial(self._read, pipe))
@@ -459,19 +461,26 @@ class Supervisor:
             error_code=code,
             error_message=message,
         )
-        self._write_result(result)
-        return result
+        return self._write_result(result)
 
-    def _write_result(self, result: Result) -> None:
+    def _write_result(self, result: Result) -> Result:
         try:
-            self._execution.write_result(result.to_json())
+            return self._record(result)
         except OSError as error:
             # Once more, under a new name: it costs nothing, and without a result a finished script counts as lost.
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 # Its own files would go a moment later anyway; what became of it matters more than `--keep`.
                 with contextlib.suppress(StateDirectoryError):
                     self._execution.remove_work()
-            self._execution.write_result(result.to_json())
+            return self._record(result)
+
+    def _record(self, result: Result) -> Result:
+        """Makes the result durable. Where the record was removed it is made again and says so: its id stays taken."""
+        if self._execution.is_removed():
+            self._execution.restore(self._state)
+            result = _without_record(result)
+        self._execution.write_result(result.to_json())
+        return result
 
     def _explain(self, state: Outcome, exit_code: int | None, number: int | None) -> tuple[str | None, str | None]:
         for stream, spool in self._spools.items():
@@ -502,6 +511,29 @@ def _live(prepared: Prepared) -> "Live":
     from .live import Live
 
     return Live(prepared)
+
+
+def _without_record(result: Result) -> Result:
+    """What is left to say of an execution whose directory was removed while its script ran."""
+    if result.signal is not None:
+        ending = f"was ended by signal {result.signal}"
+    else:
+        ending = f"ended with exit status {result.exit_code}"
+    return Result(
+        execution_id=result.execution_id,
+        state=Outcome.LOST,
+        job_id=result.job_id,
+        started_at=result.started_at,
+        finished_at=result.finished_at,
+        stdout=result.stdout._replace(truncated=True),
+        stderr=result.stderr._replace(truncated=True),
+        runner_version=result.runner_version,
+        mode=result.mode,
+        error_code="execution.lost",
+        error_message=f"the record of '{result.execution_id}' was removed while its script ran, by the script or "
+        f"another process, and what it had written with it; the script {ending}. Submit it under a new id to run it "
+        "again",
+    )
 
 
 def _exit_of(status: int) -> tuple[int | None, int | None]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from . import __version__, cgroup, orphans, process
 from .digest import sha256
 from .errors import StateDamagedError, StateDirectoryError
-from .jobdir import ExecutionDirectory, utc_now
+from .jobdir import REMOVED, ExecutionDirectory, utc_now
 from .lifecycle import State
 from .state_files import open_file
 from .wire.access import API, mode_of
@@ -35,6 +35,14 @@ _failed: dict[str, float] = {}
 """When (monotonic) an undertaker of ours could not write down what it had to, by the execution's path."""
 _started: dict[str, tuple[int, float]] = {}
 """Undertakers of ours by the execution's path: their pid, and when (monotonic) they were started."""
+_ended: dict[int, int] = {}
+"""Wait statuses of undertakers that `note_end` has told of."""
+
+
+def note_end(pid: int, status: int) -> None:
+    """A child of this process was collected by somebody else than `start`."""
+    if any(child == pid for child, _ in _started.values()):
+        _ended[pid] = status
 
 
 def start(execution: ExecutionDirectory, *, guardian: int | None) -> None:
@@ -48,7 +56,7 @@ def start(execution: ExecutionDirectory, *, guardian: int | None) -> None:
         try:
             pid, status = os.waitpid(child, os.WNOHANG)
         except ChildProcessError:  # an agent's loop has collected it
-            pid, status = child, 0
+            pid, status = child, _ended.pop(child, 0)
         if pid == 0 or (status == 0 and time.monotonic() < when + AGAIN_SECONDS):
             return
         del _started[execution.path]
@@ -116,14 +124,22 @@ def _write_lost(execution: ExecutionDirectory) -> None:
         runner_version=claim.get("runnerVersion", __version__),
         **_writes(execution, claim),
         error_code="execution.lost",
-        error_message=f"the supervisor of '{execution.id}' died without a result; how far the script came is not "
-        "known. What it had written so far is kept; submit it under a new id to run it again",
+        error_message=_loss(execution.id, was_removed=any(REMOVED in record for record in history)),
     )
     try:
         execution.write_result(lost.to_json())
     except OSError:
         execution.remove_work()  # makes room; nothing runs there any more
         execution.write_result(lost.to_json())
+
+
+def _loss(execution_id: str, *, was_removed: bool) -> str:
+    """The sentence of a lost execution."""
+    kept = "The record was removed while it ran" if was_removed else "What it had written so far is kept"
+    return (
+        f"the supervisor of '{execution_id}' died without a result; how far the script came is not known. {kept}; "
+        "submit it under a new id to run it again"
+    )
 
 
 def _writes(execution: ExecutionDirectory, claim: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from cronium_runner.jobdir import StateDirectory
+from cronium_runner.process import identity
 from cronium_runner.wire.frames import Kind
 from payload_bytes import make_payload
 from runner_process import FAREWELL, ROOT, AgentProcess, Host, Payload, command_line, is_running, processes_with
@@ -408,7 +409,8 @@ class Trial:
         (execution / "work").mkdir(parents=True, mode=0o700)
         path = state.socket_path()
         Path(path).touch()
-        claim = {"socket": path, "supervisor": {"pid": 1, "start": 0, "boot": "another"}, "runnerVersion": "0"}
+        dead = {**identity(os.getpid()), "start": 0}
+        claim = {"socket": path, "supervisor": dead, "runnerVersion": "0"}
         lines = [{"state": "claimed", "at": "x", **claim}, {"state": "running", "at": "y"}]
         (execution / "state.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (execution / "stdout").write_bytes(STDOUT)

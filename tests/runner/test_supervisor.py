@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import pytest
 
+from cronium_runner.process import identity
 from cronium_runner.supervisor import MAX_CONNECTIONS
 from cronium_runner.wire.frames import Kind
 from runner_process import FAREWELL, IGNORING_TERM, PATIENCE, ROOT, Host, is_running, processes_with, wait_until
@@ -694,7 +695,8 @@ def test_a_supervisor_that_dies_before_the_script_runs_leaves_lost(host: Host) -
 
     stage = StateDirectory.open(str(host.state)).stage()
     os.mkdir(stage.work)
-    stage.claim("job", {"supervisor": {"pid": os.getpid(), "start": 1, "boot": "another"}, "socket": "/nowhere"})
+    dead = {**identity(os.getpid()), "start": 1}
+    stage.claim("job", {"supervisor": dead, "socket": "/nowhere"}).let_go()
     done = host.run("status", "job")
     assert b"lost" in done.stdout
 

@@ -1,0 +1,305 @@
+"""Who lives, told from another pid namespace, another boot and another version: nothing that runs is touched."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cronium_runner import liveness, process
+from cronium_runner.liveness import Liveness
+from old_runner import as_old_runner
+from runner_process import PATIENCE, Host, Started, is_running, wait_until
+
+WAITING = "echo on\nuntil [ -e {gate} ]; do sleep 0.02; done\necho end\n"
+NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+FAKE = """
+set -e
+mount --make-rprivate /
+mount --bind "$1/boot" /proc/sys/kernel/random/boot_id
+if [ -e "$1/machine" ] && [ -e /etc/machine-id ]; then mount --bind "$1/machine" /etc/machine-id; fi
+shift
+exec "$@"
+"""
+
+
+def needs(command: list[str]) -> None:
+    done = subprocess.run([*command, "true"], capture_output=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"not permitted here: {done.stderr.decode()}")
+
+
+@pytest.fixture
+def from_namespace(host: Host) -> Host:
+    """The same account, looking from a pid namespace of its own, as a container that shares the directory."""
+    needs(NAMESPACE)
+    return seen_by(host, NAMESPACE)
+
+
+@pytest.fixture
+def from_boot(host: Host, tmp_path: Path) -> Host:
+    """The same account after a reboot of the same machine; another machine where `machine` is in its folder."""
+    fakes = tmp_path / "fakes"
+    fakes.mkdir()
+    (fakes / "boot").write_text("00000000-1111-2222-3333-444444444444\n")
+    command = ["unshare", "--mount", "sh", "-c", FAKE, "sh", str(fakes)]
+    needs(command)
+    return seen_by(host, command)
+
+
+def seen_by(host: Host, command: list[str]) -> Host:
+    other = Host(host.folder, Path(host.environment["CRONIUM_INSTALL_DIR"]))
+    other.environment = host.environment
+    other.executable = [*command, sys.executable, "-m", "cronium_runner"]
+    return other
+
+
+def begun(host: Host, words: tuple[str, ...] = ()) -> tuple[Started, Path]:
+    """A job that runs until a file is made, and that file."""
+    gate = host.folder / "gate"
+    script = host.script(WAITING.format(gate=gate))
+    running = host.start("run", *words, "--execution-id", "job", script, stdout=subprocess.PIPE)
+    host.wait_running("job", b"on")
+    return running, gate
+
+
+def check_untouched(host: Host, look: Callable[[], object]) -> None:
+    """Whether a look changes neither the record nor the processes."""
+    folder = host.execution("job")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    pids = [line[key]["pid"] for line in host.history("job") for key in ("supervisor", "script") if key in line]
+    alive = [is_running(pid) for pid in pids]
+    look()
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert [is_running(pid) for pid in pids] == alive
+
+
+def check_ends_well(running: Started, gate: Path) -> None:
+    gate.touch()
+    with running:
+        assert running.communicate(timeout=PATIENCE)[0] == b"on\nend\n"
+    assert running.returncode == 0
+
+
+def told(looking: Host) -> dict[str, Any]:
+    """What list says of the job, after a collection that may take all it wants."""
+    done = looking.run("gc", "--older-than", "0", "--unacknowledged-older-than", "0", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["collected"] == []
+    done = looking.run("list", "--json")
+    assert done.returncode == 0, done.stderr
+    [found] = map(json.loads, done.stdout.splitlines())
+    assert isinstance(found, dict)
+    return found
+
+
+def kill_both(host: Host, running: Started) -> None:
+    """Supervisor and guardian, killed together; the script is left."""
+    supervisor = host.history("job")[0]["supervisor"]["pid"]
+    os.kill(supervisor, signal.SIGSTOP)
+    running.kill()
+    running.communicate()
+    os.kill(supervisor, signal.SIGKILL)
+    wait_until(lambda: not is_running(supervisor), "the supervisor's end")
+
+
+# The lock
+
+
+def test_lock_is_seen_by_others_until_its_file_is_closed(tmp_path: Path) -> None:
+    path = str(tmp_path / "state.jsonl")
+    assert liveness.is_held(path) is None
+    Path(path).touch()
+    assert liveness.is_held(path) is False
+    held = [liveness.hold_file(path) for _ in range(2)]
+    for each in held:
+        assert each is not None
+        assert not os.get_inheritable(each)
+        assert liveness.is_held(path) is True
+        os.close(each)
+    assert liveness.is_held(path) is False
+
+
+def test_lock_reaches_neither_the_script_nor_other_supervisors(host: Host) -> None:
+    script = f"ls -l /proc/self/fd/ >&2\n{WAITING.format(gate=host.folder / 'gate')}"
+    with host.agent() as agent:
+        channels = [agent.start(host.payload(script), name) for name in ("a", "b", "c")]
+        claims = {name: host.wait_running(name, b"on") for name in ("a", "b", "c")}
+        holders = {name: claim["supervisor"]["pid"] for name, claim in claims.items()}
+        for name, pid in holders.items():
+            locked = [path for path in open_files(pid) if path.endswith("/state.jsonl")]
+            assert locked == [str(host.execution(name) / "state.jsonl")]
+        guarded = {path for path in open_files(agent.process.pid) if path.endswith("/state.jsonl")}
+        assert guarded == {str(host.execution(name) / "state.jsonl") for name in holders}
+        (host.folder / "gate").touch()
+        for channel in channels:
+            assert agent.finished(channel)["state"] == "succeeded"
+            assert b"state.jsonl" not in agent.stderr(channel)
+        wait_until(lambda: not any("state.jsonl" in path for path in open_files(agent.process.pid)), "the locks' end")
+        assert agent.close() == 0
+
+
+def open_files(pid: int) -> list[str]:
+    folder = f"/proc/{pid}/fd"
+    found = []
+    for name in os.listdir(folder):
+        try:
+            found.append(os.readlink(f"{folder}/{name}"))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def test_guardian_holds_the_lock_after_its_supervisor(host: Host) -> None:
+    running, _ = begun(host)
+    path = str(host.execution("job") / "state.jsonl")
+    supervisor = host.history("job")[0]["supervisor"]["pid"]
+    wait_until(lambda: any(found == path for found in open_files(running.pid)), "the guardian's lock")
+    os.kill(running.pid, signal.SIGSTOP)
+    os.kill(supervisor, signal.SIGKILL)
+    wait_until(lambda: not is_running(supervisor), "the supervisor's end")
+    assert liveness.is_held(path) is True
+    os.kill(running.pid, signal.SIGCONT)
+    running.communicate(timeout=PATIENCE)
+    assert (host.recorded("job") or {})["state"] == "lost"
+    assert liveness.is_held(path) is False
+
+
+# What follows from it
+
+
+HERE = {"pid": 1, "start": 0, "boot": "this", "namespace": "pid:[1]", "machine": "m"}
+FIRST = liveness._FIRST_NAMESPACE
+
+
+@pytest.mark.parametrize(
+    ("who", "seen_from", "held", "expected"),
+    [
+        (HERE, "pid:[1]", True, Liveness.DEAD),  # its pid is seen to be another's
+        ({**HERE, "namespace": "pid:[2]"}, "pid:[1]", True, Liveness.ALIVE),
+        ({**HERE, "namespace": "pid:[2]"}, "pid:[1]", False, Liveness.UNKNOWN),
+        ({**HERE, "namespace": "pid:[2]"}, FIRST, False, Liveness.DEAD),
+        ({**HERE, "namespace": "pid:[2]"}, FIRST, None, Liveness.UNKNOWN),
+        ({**HERE, "boot": "other"}, "pid:[1]", True, Liveness.ALIVE),
+        ({**HERE, "boot": "other"}, "pid:[1]", False, Liveness.DEAD),
+        ({**HERE, "boot": "other", "machine": "n"}, FIRST, False, Liveness.UNKNOWN),
+        ({**HERE, "boot": "other", "machine": ""}, FIRST, False, Liveness.UNKNOWN),
+        ({"pid": 1, "start": 0, "boot": "other"}, FIRST, None, Liveness.UNKNOWN),
+        (None, FIRST, True, Liveness.UNKNOWN),
+    ],
+)
+def test_what_a_lock_and_an_identity_say(
+    monkeypatch: pytest.MonkeyPatch, who: Any, seen_from: str, held: bool | None, expected: Liveness
+) -> None:
+    monkeypatch.setattr(process, "_boot", "this")
+    monkeypatch.setattr(process, "_namespace", seen_from)
+    monkeypatch.setattr(process, "_machine", "m")
+    monkeypatch.setattr(liveness, "is_held", lambda _path: held)
+    claim = {"supervisor": who, "lock": "state.jsonl"}
+    assert liveness.of_supervisor(claim, "/nowhere") is expected
+    if held is not None and who is not None and who.get("namespace", seen_from) != seen_from:
+        assert liveness.of_supervisor({"supervisor": who}, "/nowhere") is Liveness.UNKNOWN
+
+
+# Looks from elsewhere
+
+
+def test_look_from_another_namespace_ends_nothing(host: Host, from_namespace: Host) -> None:
+    running, gate = begun(host)
+    found: list[dict[str, Any]] = []
+    check_untouched(host, lambda: found.append(told(from_namespace)))
+    assert (found[0]["state"], found[0]["error"]) == ("running", None)
+    with from_namespace.agent() as agent:
+        assert agent.status("job")["state"] == "running"
+        assert agent.close() == 0
+    check_ends_well(running, gate)
+
+
+def test_dead_supervisor_of_another_namespace_is_unknown(host: Host, from_namespace: Host) -> None:
+    running, _ = begun(host)
+    kill_both(host, running)
+    found: list[dict[str, Any]] = []
+    check_untouched(host, lambda: found.append(told(from_namespace)))
+    assert (found[0]["state"], found[0]["error"]["code"]) == ("unknown", "execution.elsewhere")
+    waited = from_namespace.run("wait", "job")
+    assert (waited.returncode, waited.stderr.count(b"\n")) == (255, 1)
+    assert host.run("wait", "job").returncode == 125
+    assert (host.recorded("job") or {})["state"] == "lost"
+
+
+def test_look_from_another_boot_ends_nothing(host: Host, from_boot: Host) -> None:
+    running, gate = begun(host)
+    found: list[dict[str, Any]] = []
+    check_untouched(host, lambda: found.append(told(from_boot)))
+    assert found[0]["state"] == "running"
+    check_ends_well(running, gate)
+
+
+def test_dead_supervisor_of_another_machine_is_unknown(host: Host, from_boot: Host, tmp_path: Path) -> None:
+    running, _ = begun(host)
+    kill_both(host, running)
+    (tmp_path / "fakes/machine").write_text("0" * 32 + "\n")
+    found: list[dict[str, Any]] = []
+    check_untouched(host, lambda: found.append(told(from_boot)))
+    assert (found[0]["state"], found[0]["error"]["code"]) == ("unknown", "execution.elsewhere")
+    (tmp_path / "fakes/machine").unlink()
+    if process.machine():  # after a reboot of the same machine nothing of it can be left
+        assert from_boot.run("wait", "job").returncode == 125
+        assert (host.recorded("job") or {})["state"] == "lost"
+    assert host.run("wait", "job").returncode == 125
+
+
+# Versions
+
+
+def test_job_of_0_1_0_outlives_an_upgrade(host: Host, tmp_path: Path) -> None:
+    old = as_old_runner(host, tmp_path / "old")
+    running, gate = begun(old)
+    found: list[dict[str, Any]] = []
+    check_untouched(host, lambda: found.append(told(host)))
+    assert (found[0]["state"], found[0]["error"]) == ("running", None)
+    with host.agent() as agent:
+        assert agent.status("job")["state"] == "running"
+        assert agent.close() == 0
+    check_ends_well(running, gate)
+    assert json.loads(host.run("status", "--json", "job").stdout)["result"]["state"] == "succeeded"
+
+
+def test_job_of_0_1_0_is_not_judged_from_another_boot(host: Host, from_boot: Host, tmp_path: Path) -> None:
+    old = as_old_runner(host, tmp_path / "old")
+    running, gate = begun(old)
+    found: list[dict[str, Any]] = []
+    check_untouched(host, lambda: found.append(told(from_boot)))
+    assert found[0]["error"]["code"] == "execution.elsewhere"
+    check_ends_well(running, gate)
+
+
+def test_job_of_0_1_0_is_not_judged_from_a_namespace(host: Host, from_namespace: Host, tmp_path: Path) -> None:
+    old = as_old_runner(host, tmp_path / "old")
+    running, gate = begun(old)
+    found: list[dict[str, Any]] = []
+    check_untouched(host, lambda: found.append(told(from_namespace)))
+    assert found[0]["state"] in ("running", "unknown")
+    check_ends_well(running, gate)
+
+
+def test_job_of_0_1_0_whose_supervisor_was_killed_is_lost(host: Host, tmp_path: Path) -> None:
+    old = as_old_runner(host, tmp_path / "old")
+    running, _ = begun(old)
+    kill_both(host, running)
+    assert host.run("wait", "job").returncode == 125
+    assert (host.recorded("job") or {})["state"] == "lost"
+
+
+def test_0_1_0_looks_at_a_job_of_this_version(host: Host, tmp_path: Path) -> None:
+    old = as_old_runner(host, tmp_path / "old")
+    running, gate = begun(host)
+    found: list[dict[str, Any]] = []
+    check_untouched(host, lambda: found.append(told(old)))
+    assert found[0]["state"] == "running"
+    check_ends_well(running, gate)
