@@ -29,6 +29,7 @@ from cronium_runner import (
     manifest,
     masking,
     payload,
+    preloaded,
     prepare,
     process,
     report,
@@ -40,7 +41,7 @@ from cronium_runner.wire import exactjson, masks, words
 
 LOADED = (
     _ctypes, agent, arguments, base64, bundle, cli, exactjson, follow, foreground, guardian, install, masking, masks,
-    pathlib, payload, prepare, report, shlex, supervisor, tree, undertaker, words,
+    pathlib, payload, preloaded, prepare, report, shlex, supervisor, tree, undertaker, words,
 )  # fmt: skip
 
 

@@ -612,7 +612,7 @@ def test_what_goes_wrong_in_one_conversation_is_refused_there_and_costs_no_other
     broken = shared_agent.start(shared_host.payload("sleep 60\n"), "broken")
     (shared_host.execution("broken") / "stdout").mkdir()  # a spool that opens and cannot be read
     shared_agent.send_raw(frames.encode_credit(broken, STDOUT, 1))
-    assert shared_agent.expect(broken, Kind.REFUSED).json()["code"] == "state.unusable"
+    assert shared_agent.expect(broken, Kind.REFUSED).json()["code"] == "state.damaged"
     shared_host.run("cancel", "broken")  # a further conversation might be refused before it has taken a CANCEL
     shared_host.wait_result("broken")
     go(shared_host, "sound")
