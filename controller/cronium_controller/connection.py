@@ -5,10 +5,13 @@ Knows nothing of runners and executions. Every foreign exception on the way to a
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import logging
 import os
 import socket
+import sys
+import termios
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -127,6 +130,14 @@ class SSHConnection(Connection):
             task.add_done_callback(self._opening.discard)
             task.add_done_callback(lambda done: None if done.cancelled() or done.exception() else drop(done.result()))
             raise
+
+    def unacknowledged(self) -> int:
+        """Bytes in the socket's send queue (tcp(7), SIOCOUTQ)."""
+        sock = self.ssh.get_extra_info("socket")
+        try:
+            return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except (AttributeError, OSError, ValueError):  # closed, or a channel of a jump host's connection
+            return 0
 
     def acknowledge_quickly(self) -> None:
         """Sends TCP acknowledgements at once for a while, beginning with what has come so far.

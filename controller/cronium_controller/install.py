@@ -30,6 +30,7 @@ from .errors import (
 )
 from .runners import RunnerBinary, Runners
 from .sessions import Connection
+from .stalls import NoProgressError, Progress, while_it_progresses
 from .uploading import MARK, shell, upload, verify
 
 INSTALL_SECONDS: Final = 60.0
@@ -63,6 +64,8 @@ class Site:
     reconnect: Callable[[], Awaitable[Connection]] | None = None
     left: list[str] = field(default_factory=list)
     """Uploads that could not be removed, because the connection was lost."""
+    progress: Progress = field(default_factory=Progress)
+    attempts: int = 0
 
     @property
     def host(self) -> str:
@@ -97,7 +100,27 @@ async def deploy(
 
 
 async def put_on(site: Site, wanted: RunnerBinary | None) -> tuple[Deployment, RunnerBinary]:
-    """Attempts with pauses, and what became of them written down. `wanted`: this one instead of the usual."""
+    """Attempts with pauses, and what became of them written down. `wanted`: this one instead of the usual.
+
+    Raises DeployError, also when no byte of an upload was acknowledged for as long as `runners` says.
+    """
+    began, now = time.monotonic(), time.time()
+    site.progress.note()
+    patience = site.runners.give_up_seconds
+    try:
+        return await while_it_progresses(_put_on(site, wanted), site.progress, patience)
+    except NoProgressError:
+        error = DeployError(
+            "deploy.failed",
+            f"the upload was given up: no byte of it was acknowledged for {patience:g} s, in {site.attempts} attempts; "
+            "look at the network between here and the host: a firewall, or packets that are too large for it",
+            host=site.host,
+        )
+        _record(site, wanted, now, began, 0, "", site.attempts, FAILED, error.message)
+        raise error from None
+
+
+async def _put_on(site: Site, wanted: RunnerBinary | None) -> tuple[Deployment, RunnerBinary]:
     began, now = time.monotonic(), time.time()
     host = site.connection.host
     binary = wanted
@@ -105,6 +128,7 @@ async def put_on(site: Site, wanted: RunnerBinary | None) -> tuple[Deployment, R
     try:
         for pause in (*site.runners.pauses, None):
             attempts += 1
+            site.attempts = attempts
             try:
                 machine, listing = await look(site)
                 binary = wanted or site.runners.for_machine(machine, site.host)
@@ -211,8 +235,9 @@ async def _put_there(site: Site, binary: RunnerBinary, listing: list[str]) -> tu
         site.invalidate(binary.folder)
     temporary = f"{site.runners.root}/.upload-{os.urandom(8).hex()}"
     try:
-        method = await upload(site.connection, binary, temporary)
+        method = await upload(site.connection, binary, temporary, site.progress, site.runners.stall_seconds)
         await verify(site.connection, binary, temporary)
+        site.progress.note()
         said, tree = _read_installed(
             await shell(
                 site.connection,
@@ -222,6 +247,8 @@ async def _put_there(site: Site, binary: RunnerBinary, listing: list[str]) -> tu
         )
     except BaseException:
         site.left.append(temporary)
+        if site.progress.quiet_seconds() >= site.runners.give_up_seconds:
+            raise  # nobody answers there
         with contextlib.suppress(ControllerError):
             await shell(site.connection, f"rm -f {shlex.quote(temporary)}")
             site.left.clear()

@@ -20,6 +20,10 @@ PAUSES: Final = (2.0, 4.0)
 """Seconds before the second and the third attempt of a deployment (contracts §8)."""
 KEPT_VERSIONS: Final = 3
 """Versions that stay side by side on a host: the one in use, the one before it, and one more."""
+STALL_SECONDS: Final = 30.0
+"""Without an acknowledged byte for so long a way is dead: by then TCP has sent it again five times."""
+GIVE_UP_SECONDS: Final = 90.0
+"""Without one for so long, over all attempts, a person is told: that is three stalls, or fewer and their connecting."""
 _NAME: Final = re.compile(r"cronium-runner-(?P<version>.+)-linux-(?P<arch>[a-z0-9_]+)")
 
 
@@ -49,13 +53,18 @@ class Runners:
         root: str | None = None,
         pauses: tuple[float, ...] = PAUSES,
         kept: int = KEPT_VERSIONS,
+        stall_seconds: float = STALL_SECONDS,
+        give_up_seconds: float = GIVE_UP_SECONDS,
     ) -> None:
         """`binary` is a file; else CRONIUM_RUNNER_BINARY, else what scripts/build left in dist/.
 
         `root` is a folder on the hosts, relative to the home directory; else CRONIUM_RUNNER_ROOT, else the usual one.
         `pauses` are the seconds between attempts to deploy, so there is one attempt more than pauses; `kept` is how
-        many versions stay on a host.
+        many versions stay on a host. An attempt ends when no byte of its upload is acknowledged for `stall_seconds`,
+        all of them together when none is for `give_up_seconds`.
         """
+        self.stall_seconds = stall_seconds
+        self.give_up_seconds = give_up_seconds
         self.pauses = pauses
         self.kept = kept
         self._chosen = binary or os.environ.get("CRONIUM_RUNNER_BINARY")

@@ -143,6 +143,10 @@ class Connection(abc.ABC):
     async def close(self) -> None:
         """Ends the connection; executions on the host go on."""
 
+    def unacknowledged(self) -> int:
+        """Bytes that were sent and wait for the other side's kernel to take them; 0 where that cannot be told."""
+        return 0
+
     def acknowledge_quickly(self) -> None:  # noqa: B027 - not every kind has anything to acknowledge
         """Has the answers to what is asked now come without delay, where something could delay them."""
 

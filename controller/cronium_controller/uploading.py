@@ -13,12 +13,15 @@ from typing import Final
 
 from cronium_runner.wire.text import last_words
 
-from .errors import DeployError, FinalDeployError, reason
+from .errors import DeployError, FinalDeployError, UnreachableError, reason
 from .runners import RunnerBinary
 from .sessions import Connection, Process
 from .ssh_library import asyncssh
+from .stalls import NoProgressError, Progress, while_it_progresses
 
 UPLOAD_SECONDS: Final = 300.0
+PROBE_SECONDS: Final = 5.0
+"""How long a connection over which an upload has stalled may take to answer, at the end of the upload's time."""
 MARK: Final = "cronium:"
 """Printed before what we want to read: whatever rc files have printed comes before it."""
 _PIECE: Final = 256 * 1024
@@ -28,11 +31,41 @@ _IN_FLIGHT: Final = 64
 """Requests without an answer yet, as OpenSSH's own client has: 2 MiB, enough for 160 Mbit/s at 100 ms."""
 
 
-async def upload(connection: Connection, binary: RunnerBinary, temporary: str) -> str:
-    """Sends the file by SFTP, or through `cat` where the server has none. Says which."""
+async def upload(
+    connection: Connection, binary: RunnerBinary, temporary: str, progress: Progress, stall_seconds: float
+) -> str:
+    """Sends the file by SFTP, or through `cat` where the server has none. Says which.
+
+    Without an acknowledged byte for `stall_seconds` it is given up, and a connection that no longer answers is closed.
+    Raises DeployError.
+    """
+    probing = min(PROBE_SECONDS, stall_seconds / 6)
+    own = Progress(progress)
+    try:
+        return await while_it_progresses(
+            _upload(connection, binary, temporary, own),
+            own,
+            stall_seconds - probing,
+            lambda: own.note_waiting(connection.unacknowledged()),
+        )
+    except NoProgressError:
+        await _end_if_dead(connection, probing)
+        sentence = f"the upload stalled: the host acknowledged nothing for {stall_seconds:g} s"
+        raise DeployError("deploy.failed", sentence, host=connection.host.name) from None
+
+
+async def _end_if_dead(connection: Connection, seconds: float) -> None:
+    """Closes a connection that answers nothing, so that the next attempt makes another. Others may use it still."""
+    try:
+        await asyncio.wait_for(connection.run("true"), seconds)  # opening the session may be what hangs
+    except (TimeoutError, UnreachableError, asyncssh.Error):
+        connection.abort()
+
+
+async def _upload(connection: Connection, binary: RunnerBinary, temporary: str, progress: Progress) -> str:
     try:
         async with await connection.open_session(connection.start_sftp) as sftp:
-            await _put(sftp, binary.path, temporary)
+            await _put(sftp, binary.path, temporary, progress)
             return "sftp"
     except (asyncssh.ChannelOpenError, asyncssh.SFTPError):
         pass
@@ -43,11 +76,12 @@ async def upload(connection: Connection, binary: RunnerBinary, temporary: str) -
             while piece := file.read(_PIECE):
                 process.stdin.write(piece)
                 await process.stdin.drain()
+                progress.note()
         process.stdin.write_eof()
     return "cat"
 
 
-async def _put(sftp: asyncssh.SFTPClient, source: Path, target: str) -> None:
+async def _put(sftp: asyncssh.SFTPClient, source: Path, target: str, progress: Progress) -> None:
     """Writes a file, many requests in flight. asyncssh's own `put` lets them cry out when the connection is lost."""
     async with sftp.open(target, "wb", block_size=0) as there:
         with source.open("rb") as file:
@@ -55,6 +89,7 @@ async def _put(sftp: asyncssh.SFTPClient, source: Path, target: str) -> None:
             async def write_some() -> None:
                 while piece := file.read(_SFTP_PIECE):
                     await there.write(piece, file.tell() - len(piece))
+                    progress.note()
 
             for written in await asyncio.gather(*[write_some() for _ in range(_IN_FLIGHT)], return_exceptions=True):
                 if isinstance(written, BaseException):

@@ -1,6 +1,7 @@
 """The runner's way onto a host: by SFTP or without, verified, once, and nothing left when it fails."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from cronium_controller.connection import open_connection
 from cronium_controller.errors import ControllerError, DeployError
 from cronium_controller.install import Deployment, deploy
 from cronium_controller.runners import Runners
+from cronium_controller.sessions import Connection
 from cronium_controller.starting import start_agent
 from remote_host import RemoteHost
+from tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.sshd
 
@@ -72,6 +75,67 @@ async def test_a_host_that_cannot_verify_is_one_clear_error(remote: RemoteHost, 
     with pytest.raises(DeployError, match="sha256sum, openssl and shasum"):
         await deployed(remote)
     assert left(remote) == []
+
+
+def big_runner(remote: RemoteHost, tmp_path: Path) -> Path:
+    """A runner of 8 MiB, most of it after the script's end: more than is in flight at once."""
+    big = tmp_path / "big" / remote.binary.name
+    big.parent.mkdir()
+    big.write_bytes(remote.binary.read_bytes() + b"exit\n" + os.urandom(8 << 20))
+    return big
+
+
+def clear_uploads(remote: RemoteHost) -> None:
+    """Removes what could not be removed over a dead connection; `deploy` does it an hour later."""
+    for path in remote.root.glob(".upload-*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("options", [(), (NO_SFTP,)], ids=["sftp", "cat"])
+async def test_stalled_upload_goes_on_over_another_connection(
+    remote: RemoteHost, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    restart(remote, *options)
+    runners = Runners(str(big_runner(remote, tmp_path)), root=str(remote.root), pauses=(0.01,) * 20, stall_seconds=1.5)
+    async with TcpProxy(remote.server.port) as proxy:
+        host = replace(remote.host, port=proxy.port)
+        connection = await open_connection(host, remote.access())
+        proxy.cut_after(1 << 20, "hole", is_sent=True)
+        others: list[Connection] = []
+
+        async def reconnect() -> Connection:
+            others.append(await open_connection(host, remote.access()))
+            return others[-1]
+
+        done, _ = await deploy(connection, runners, reconnect=reconnect)
+        assert (proxy.cuts, done.attempts, len(others)) == (1, 2, 1)
+        assert connection.is_closed()
+        await others[0].close()
+    assert left(remote) == [Path(done.path).parent.name]
+
+
+async def test_uploads_that_never_progress_are_given_up(remote: RemoteHost, tmp_path: Path) -> None:
+    """Each connection is dead after its first 30,000 bytes."""
+    binary = str(big_runner(remote, tmp_path))
+    runners = Runners(binary, root=str(remote.root), pauses=(0.01,) * 1000, stall_seconds=0.6, give_up_seconds=3.0)
+    async with TcpProxy(remote.server.port) as proxy:
+        host = replace(remote.host, port=proxy.port)
+        opened: list[Connection] = []
+
+        async def reconnect() -> Connection:
+            opened.append(await open_connection(host, remote.access()))
+            proxy.cut_after(30_000, "hole", is_sent=True)
+            return opened[-1]
+
+        connection = await reconnect()
+        with pytest.raises(
+            DeployError, match=r"given up: no byte of it was acknowledged for 3 s, in \d+ attempts"
+        ) as told:
+            await deploy(connection, runners, reconnect=reconnect)
+        assert told.value.code == "deploy.failed"
+        for each in opened:
+            each.abort()
+    clear_uploads(remote)
 
 
 async def test_no_room_is_one_clear_error_and_leaves_nothing(remote: RemoteHost) -> None:
