@@ -153,6 +153,8 @@ class AgentChannel:
         self._is_heard = False
         """Whether the agent is known to have read all that was sent."""
         self._stderr = bytearray()
+        self._printed_aside = 0
+        """Bytes on standard error before the greeting: as much as on standard output may come of rc files."""
         self._last_heard = self._last_sent = self._last_pinged = time.monotonic()
         self._pinging: asyncio.Task[None] | None = None
         self._heard: asyncio.Future[None] | None = None
@@ -323,7 +325,9 @@ class AgentChannel:
         return before + bytes(self._stderr)
 
     def hear(self, piece: bytes) -> None:
-        """Takes bytes of the agent's standard output."""
+        """Takes bytes of the agent's standard output; what still comes of a channel that was ended is dropped."""
+        if self.lost is not None:
+            return
         self._last_heard = time.monotonic()
         try:
             if self._greeting is not None:
@@ -340,6 +344,10 @@ class AgentChannel:
 
     def hear_stderr(self, piece: bytes) -> None:
         """Takes bytes of the agent's standard error; the last few are kept for messages."""
+        if self._greeting is not None and self.lost is None:
+            self._printed_aside += len(piece)
+            if self._printed_aside > frames.MAX_BEFORE_MAGIC:
+                self.close(f"no agent greeting, and more than {frames.MAX_BEFORE_MAGIC} bytes on standard error")
         self._stderr += piece
         del self._stderr[:-_STDERR_KEPT]
 

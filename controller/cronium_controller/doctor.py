@@ -15,7 +15,7 @@ from cronium_runner.wire import exactjson
 from cronium_runner.wire.text import LONGEST_WORDS, clean, clean_values, last_words
 
 from .connection import SSHConnection
-from .errors import ControllerError, reason
+from .errors import ControllerError, LoginShellError, reason
 from .install import deploy
 from .runners import Runners
 from .sessions import Connection
@@ -44,7 +44,7 @@ class Finding(NamedTuple):
 
 
 async def examine(connection: Connection, runners: Runners) -> AsyncIterator[Finding]:
-    """Findings as they come; the last ones are the host's own."""
+    """Findings as they come; the last ones are the host's own. Raises LoginShellError, as it lets nothing be asked."""
     if isinstance(connection, SSHConnection):
         async for finding in _server(connection):
             yield finding
@@ -65,6 +65,8 @@ async def _server(connection: SSHConnection) -> AsyncIterator[Finding]:
         try:
             async with asyncio.timeout(ASK_SECONDS):
                 yield await check(connection)
+        except LoginShellError:
+            raise  # it would say the same to each further question
         except (TimeoutError, asyncssh.Error, OSError, ControllerError) as error:
             yield Finding(check.__name__.strip("_").replace("_", " "), NOTE, f"no answer: {reason(error)}")
 

@@ -76,6 +76,15 @@ class AuthenticationError(UnreachableError):
     phase = "authentication"
 
 
+class LoginShellError(UnreachableError):
+    """What the account's login shell prints before a command has no end. Final: it would print that again."""
+
+    phase = "login shell"
+
+    def __init__(self, message: str, *, host: str | None = None) -> None:
+        super().__init__("host.login_shell", message, host=host)
+
+
 class DeployError(ControllerError):
     """The runner could not be put on the host, or doesn't start there."""
 

@@ -26,6 +26,7 @@ from .errors import (
     DeployError,
     FinalDeployError,
     HostKeyError,
+    LoginShellError,
     UnreachableError,
 )
 from .runners import RunnerBinary, Runners
@@ -134,7 +135,7 @@ async def _put_on(site: Site, wanted: RunnerBinary | None) -> tuple[Deployment, 
                 binary = wanted or site.runners.for_machine(machine, site.host)
                 path, method = await _put_there(site, binary, listing)
                 break
-            except (HostKeyError, AuthenticationError, FinalDeployError):
+            except (HostKeyError, AuthenticationError, LoginShellError, FinalDeployError):
                 raise
             except (DeployError, UnreachableError) as error:
                 if binary is not None:

@@ -16,7 +16,7 @@ from cronium_runner.wire.names import STDERR, STDOUT
 
 from . import remote_shell
 from .errors import UnreachableError, reason
-from .sessions import Channel, Connection, Session
+from .sessions import MOST_SAID, Channel, Connection, Session
 from .ssh_library import asyncssh
 
 GRACE_SECONDS: Final = 5
@@ -219,7 +219,7 @@ async def asked(connection: Connection, text: str, timeout: float) -> Completed:
     Raises as `start` does.
     """
     ends_at = time.monotonic() + timeout
-    running = await start(connection, text, timeout)
+    running = await start(connection, text, timeout, most=MOST_SAID)
     try:
         await running.is_over(max(0.1, ends_at - time.monotonic()))
         return await running.completed()

@@ -6,11 +6,15 @@ asyncssh's on every kind of connection: no room for another session is no room, 
 
 import abc
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from .errors import ControllerError, UnreachableError, reason
+from cronium_runner.wire.sizes import readable
+from cronium_runner.wire.text import last_words
+
+from .errors import ControllerError, LoginShellError, UnreachableError, reason
 from .hosts import Host
 from .ssh_library import asyncssh
 
@@ -56,6 +60,89 @@ class Session(asyncssh.SSHClientSession[bytes]):
 
     def connection_made(self, chan: Channel) -> None:
         """The command may have been started from here on."""
+
+
+MOST_SAID: Final = 1 << 20
+"""Bytes of both streams that a short command of ours may say, as before an agent's greeting: rc files print, too."""
+_QUOTED: Final = 60
+"""Characters of them in an error."""
+
+
+class ShortCommand(Session):
+    """A command of ours whose answer is short: what it says is kept, up to MOST_SAID bytes; saying more ends it.
+
+    Closed by whoever started it, with `close`.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._said = {False: bytearray(), True: bytearray()}
+        """What came on standard output, and on standard error."""
+        self._channel: Channel | None = None
+        self._is_endless = False
+        self._over = asyncio.Event()
+        self._can_write = asyncio.Event()
+        self._can_write.set()
+
+    def connection_made(self, chan: Channel) -> None:
+        self._channel = chan
+
+    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
+        room = MOST_SAID - sum(map(len, self._said.values()))
+        self._said[datatype == asyncssh.EXTENDED_DATA_STDERR] += data[:room]
+        if len(data) > room:
+            self._is_endless = True
+            self.close()
+            self._end()
+
+    def pause_writing(self) -> None:
+        self._can_write.clear()
+
+    def resume_writing(self) -> None:
+        self._can_write.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc  # without an exit status it was lost
+        self._end()
+
+    def _end(self) -> None:
+        self._over.set()
+        self._can_write.set()
+
+    async def write(self, data: bytes) -> bool:
+        """Writes to its standard input as fast as it is read; False when it has ended, and nobody reads any more."""
+        if self._over.is_set() or self._channel is None:
+            return False
+        try:
+            self._channel.write(data)
+        except (BrokenPipeError, ConnectionResetError):  # its status is on its way, and says why
+            return False
+        await self._can_write.wait()
+        await asyncio.sleep(0)  # its end may be waiting to be heard
+        return True
+
+    def write_eof(self) -> None:
+        """Ends its standard input."""
+        if self._channel is not None and not self._over.is_set():
+            self._channel.write_eof()
+
+    async def output(self) -> CommandOutput:
+        """What it has said, once it has ended. Raises LoginShellError when that was more than it may say."""
+        await self._over.wait()
+        stdout, stderr = (bytes(self._said[is_error]) for is_error in (False, True))
+        if self._is_endless:
+            words = last_words(stdout or stderr, _QUOTED)
+            raise LoginShellError(
+                f"a command printed more than {readable(MOST_SAID)} and did not end ('{words}'); "
+                "see what the account's login shell prints by itself (its rc files)",
+                host=self._host,
+            )
+        return CommandOutput(None if self._channel is None else self._channel.get_exit_status(), stdout, stderr)
+
+    def close(self) -> None:
+        """Lets go of it. What runs on the host goes on, without anybody who reads what it prints."""
+        if self._channel is not None:
+            self._channel.close()
 
 
 class Writer(Protocol):
@@ -151,30 +238,48 @@ class Connection(abc.ABC):
         """Has the answers to what is asked now come without delay, where something could delay them."""
 
     async def run(self, command: str, *, timeout: float = 30.0) -> CommandOutput:
-        """Runs a short command without input or terminal. Raises UnreachableError when the connection fails midway.
+        """Runs a short command without input or terminal, for `timeout` seconds at most, its session's start included.
 
-        Raises ControllerError for a NUL: a server ends the whole connection when it meets one.
+        Raises UnreachableError when that takes longer or the connection fails midway, LoginShellError when it prints
+        more than MOST_SAID bytes, ControllerError for a NUL.
         """
+        async with self.short_command(command, timeout) as running:
+            running.write_eof()
+            return await running.output()
+
+    @contextlib.asynccontextmanager
+    async def short_command(self, command: str, timeout: float) -> AsyncIterator[ShortCommand]:
+        """A short command, started and let go of, after `timeout` seconds at the latest. Raises as `run` does."""
+        self._refuse_nul(command)
+        made: list[ShortCommand] = []  # one for each attempt to open its session
+
+        def make() -> ShortCommand:
+            made.append(ShortCommand(self.host.name))
+            return made[-1]
+
         try:
-            process = await self.start(command)
-            try:
-                process.stdin.write_eof()
-                done = await asyncio.wait_for(process.wait(), timeout)
-            finally:
-                process.close()  # not waited for: a command that doesn't end keeps its channel open
+            async with asyncio.timeout(timeout):
+                await self.open_session(lambda: self.create_session(make, command))
+                yield made[-1]
         except TimeoutError:
             raise UnreachableError(
                 "host.unreachable", f"a command took longer than {timeout:g} s", host=self.host.name
             ) from None
         except (asyncssh.Error, OSError) as error:
             raise UnreachableError("host.unreachable", reason(error), host=self.host.name) from None
-        return CommandOutput(done.exit_status, _bytes(done.stdout), _bytes(done.stderr))
+        finally:
+            for running in made:
+                running.close()  # not waited for: a command that doesn't end keeps its channel open
 
     async def start(self, command: str) -> Process:
         """Starts a command, its streams as bytes. Raises asyncssh's errors, and ControllerError for a NUL."""
+        self._refuse_nul(command)
+        return await self.open_session(lambda: self._start_process(command))
+
+    def _refuse_nul(self, command: str) -> None:
+        """A server ends the whole connection when it meets one."""
         if "\0" in command:
             raise ControllerError("host.config", "a command cannot contain a NUL byte; remove it", host=self.host.name)
-        return await self.open_session(lambda: self._start_process(command))
 
     async def open_session(self, opening: Callable[[], Awaitable[_Opened]]) -> _Opened:
         """What `opening` opens. Waits a little where there is no room for another session.
@@ -191,7 +296,3 @@ class Connection(abc.ABC):
                     raise
             await asyncio.sleep(pause)
         return await opening()
-
-
-def _bytes(output: Any) -> bytes:
-    return bytes(output) if output else b""

@@ -4,18 +4,16 @@ One attempt each. How often it is tried, and what is recorded of that, is `insta
 """
 
 import asyncio
-import contextlib
 import re
 import shlex
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
 from cronium_runner.wire.text import last_words
 
-from .errors import DeployError, FinalDeployError, UnreachableError, reason
+from .errors import DeployError, FinalDeployError, LoginShellError, UnreachableError, reason
 from .runners import RunnerBinary
-from .sessions import Connection, Process
+from .sessions import Connection
 from .ssh_library import asyncssh
 from .stalls import NoProgressError, Progress, while_it_progresses
 
@@ -71,13 +69,7 @@ async def _upload(connection: Connection, binary: RunnerBinary, temporary: str, 
         pass
     except (asyncssh.Error, OSError) as error:
         raise DeployError("deploy.failed", f"the upload failed: {reason(error)}", host=connection.host.name) from None
-    async with _command_input(connection, f"cat > {shlex.quote(temporary)}") as process:
-        with binary.path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                process.stdin.write(piece)
-                await process.stdin.drain()
-                progress.note()
-        process.stdin.write_eof()
+    await _feed(connection, f"cat > {shlex.quote(temporary)}", binary.path, progress)
     return "cat"
 
 
@@ -96,23 +88,25 @@ async def _put(sftp: asyncssh.SFTPClient, source: Path, target: str, progress: P
                     raise written
 
 
-@contextlib.asynccontextmanager
-async def _command_input(connection: Connection, script: str) -> AsyncIterator[Process]:
-    """A command that is fed through its standard input. Raises DeployError unless it ends with 0."""
+async def _feed(connection: Connection, script: str, source: Path, progress: Progress) -> None:
+    """Has a command read a file from its standard input. Raises DeployError unless it ends with 0."""
     try:
-        process = await connection.start(f"sh -c {shlex.quote(script)}")
-        try:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it ended early; its status says why
-                yield process
-            done = await asyncio.wait_for(process.wait(), UPLOAD_SECONDS)
-        finally:
-            process.close()
-    except (TimeoutError, asyncssh.Error, OSError) as error:
-        raise DeployError("deploy.failed", f"the upload failed: {reason(error)}", host=connection.host.name) from None
+        async with connection.short_command(f"sh -c {shlex.quote(script)}", UPLOAD_SECONDS) as running:
+            with source.open("rb") as file:
+                while (piece := file.read(_PIECE)) and await running.write(piece):
+                    progress.note()  # when it ended early, its status says why
+            running.write_eof()
+            done = await running.output()
+    except LoginShellError:
+        raise
+    except UnreachableError as error:
+        why = error.message.removeprefix(f"{connection.host.name}: ")
+        raise DeployError("deploy.failed", f"the upload failed: {why}", host=connection.host.name) from None
     if done.exit_status != 0:
-        stderr = done.stderr if isinstance(done.stderr, bytes) else b""
         raise DeployError(
-            "deploy.failed", f"the upload failed: {excerpt(stderr, done.exit_status)}", host=connection.host.name
+            "deploy.failed",
+            f"the upload failed: {excerpt(done.stderr, done.exit_status)}",
+            host=connection.host.name,
         )
 
 

@@ -76,6 +76,7 @@ CODES: Final[dict[str, str]] = {
     "host.key_changed": "the host's key is not the recorded one; nothing was sent",
     "host.key_unknown": "the host's key is not recorded and the policy is strict; nothing was sent",
     "host.auth_failed": "the host refused our authentication",
+    "host.login_shell": "the account's login shell prints without end before a command; nothing was started",
     "host.config": "a host, key or option that cannot be used as given",
     "hosts.file": "a hosts file that cannot be used; the message names file, line and key",
     "hosts.not_found": "no hosts file, or no host or group of that name in it",
