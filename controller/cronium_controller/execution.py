@@ -28,6 +28,8 @@ GRANTED_AT_ONCE: Final = CREDIT // 4
 
 _HOSTS_TROUBLE: Final = ("state.", "runner.")
 """Codes of what is wrong with the host or the agent, not with what was asked of it."""
+_STARTED_BEFORE: Final = ("state.damaged", "execution.elsewhere")
+"""Codes for an id that was started at some time, which a submission may be answered with too."""
 
 
 def _nobody(_reason: str | None) -> None:
@@ -230,7 +232,8 @@ class Execution:
             case Kind.REFUSED:
                 refusal = asking.refusal(frame.told(), self.host.name)
                 is_attach = self._job is None
-                if self.was_started is not None or (is_attach and refusal.code.startswith(_HOSTS_TROUBLE)):
+                is_trouble = is_attach and refusal.code.startswith(_HOSTS_TROUBLE)
+                if self.was_started is not None or is_trouble or refusal.code in _STARTED_BEFORE:
                     self._lose(refusal.code, refusal.message)  # the host failed us, which ends no script
                     return None
                 self._is_over = True

@@ -496,6 +496,7 @@ def _prepare_what_supervisors_need() -> None:
     from .wire import masks
 
     install.helper_folder()
+    process.identity(os.getpid())  # finds out which boot, namespace and machine this is
     cgroup.place()
     cgroup.sweep()
     masks.is_masked_name("")  # compiles the default names

@@ -357,6 +357,8 @@ class Conversation:
         elif not self._wants_future:
             self._agent.send(Kind.STATUS, self.channel, {"executions": [following.status(execution)]})
             self.close()
+        elif self._is_cancelled:
+            following.check_reachable(execution)
         # else the supervisor is ending: the next turn looks again
 
     def _deliver_late(self, access: Access) -> None:

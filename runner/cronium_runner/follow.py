@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from . import liveness, undertaker
+from . import liveness, process, undertaker
 from .errors import ExecutionError, OutcomeUnknownError, RunnerError, StateDamagedError
 from .jobdir import TOMBSTONE, ExecutionDirectory
 from .lifecycle import State
@@ -145,6 +145,19 @@ def final_result(execution: ExecutionDirectory, *, is_guardian: bool = False) ->
 def is_alive(execution: ExecutionDirectory) -> bool:
     """Whether the execution's supervisor lives for certain. Raises StateDamagedError."""
     return _liveness(execution) is Liveness.ALIVE
+
+
+def check_reachable(execution: ExecutionDirectory) -> None:
+    """Raises ExecutionError when the supervisor lives on another machine, or where its socket is not seen from here."""
+    claim = _claim_record(execution)
+    who = claim.get("supervisor")
+    is_elsewhere = isinstance(who, dict) and "namespace" in who and not process.is_of_here(who)
+    if is_elsewhere and liveness.of_supervisor(claim, execution.state_path) is Liveness.ALIVE:
+        raise ExecutionError(
+            "execution.elsewhere",
+            f"'{execution.id}' runs where it cannot be reached from here, on another machine or in another container; "
+            "cancel it there",
+        )
 
 
 def _liveness(execution: ExecutionDirectory) -> Liveness:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from . import follow, liveness, process
-from .errors import ExecutionError, OutcomeUnknownError, StateDirectoryError
+from .errors import OutcomeUnknownError, StateDirectoryError
 from .guardian import GuardianReader, start_supervisor, undecided
 from .jobdir import ExecutionDirectory, StateDirectory
 from .submission import Submission
@@ -131,12 +131,8 @@ def cancel(execution: ExecutionDirectory) -> bool:
     """Asks the execution to end. False when it has ended already. Raises RunnerError when it can't be reached."""
     watch = follow.wait_watch(execution)
     if watch is None:
-        if follow.final_result(execution) is None and follow.is_alive(execution):
-            raise ExecutionError(
-                "execution.elsewhere",
-                f"'{execution.id}' runs where it cannot be reached from here, on another machine or in another "
-                "container; cancel it there",
-            )
+        if follow.final_result(execution) is None:
+            follow.check_reachable(execution)
         return False
     with contextlib.suppress(OSError):  # it ended just now, by itself
         watch.sendall(follow.CANCEL)

@@ -257,10 +257,13 @@ class StateDirectory:
 
     def _sweep_sockets(self, folder: str) -> None:
         """Helper sockets of supervisors that were killed before their claim named them, and forwarded ones: sshd leaves
-        those behind. A long job's still answers.
+        those behind. A long job's still answers; on another machine it refuses all the same, so that nothing is removed
+        where the folder may be one of several machines.
         """
         import socket
 
+        if liveness.is_shared(folder):
+            return
         with os.scandir(folder) as entries:
             for entry in entries:
                 youngest = time.time() - FORWARDED_SECONDS if entry.name.endswith(FORWARDED) else _an_hour_ago()

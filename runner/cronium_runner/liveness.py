@@ -30,6 +30,12 @@ _FLOCK: Final = struct.Struct("hhqqi0q")
 _FIRST_NAMESPACE: Final = "pid:[4026531836]"
 """The machine's own pid namespace, from which all others are seen (PROC_PID_INIT_INO of <linux/proc_ns.h>)."""
 
+_SHARED_KINDS: Final = (
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "afs", "lustre", "gpfs", "beegfs", "ocfs2",
+    "gfs2", "vboxsf", "prl_fs", "fuse",
+)  # fmt: skip
+"""File systems that other machines may have mounted as well; of FUSE all (`fuse.sshfs`)."""
+
 
 class Liveness(Enum):
     """What is known of a supervisor."""
@@ -38,6 +44,19 @@ class Liveness(Enum):
     DEAD = "dead"
     UNKNOWN = "unknown"
     """It belongs to another machine or pid namespace, and no lock tells."""
+
+
+def is_shared(path: str, mountinfo: str = "/proc/self/mountinfo") -> bool:
+    """Whether other machines may see the same file: whether it is on a network or cluster file system."""
+    with contextlib.suppress(OSError):
+        device = os.stat(path).st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        with open(mountinfo, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                mounted, _, kind = line.partition(" - ")
+                if mounted.split(" ", 3)[2:3] == [number]:
+                    return kind.split(" ")[0].partition(".")[0] in _SHARED_KINDS
+    return False
 
 
 def hold(opened: int) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -316,3 +317,16 @@ async def test_a_store_that_fails_while_leaving_keeps_nothing_open(remote: Remot
         await execution.result()
         controller.store.database.write("PRAGMA query_only = 1")  # before the host has acknowledged
     assert channel.lost is not None
+
+
+async def test_id_whose_record_was_removed_is_unknown_not_refused(remote: RemoteHost) -> None:
+    """It was started once, so a submission of it may not say that nothing was."""
+    job = Job(payload(remote, "true"), execution_id="removed")
+    async with remote.controller() as controller:
+        first = await controller.submit(remote.host, job)
+        assert (await first.result()).state is Outcome.SUCCEEDED
+        await first.wait_acknowledged()
+        shutil.rmtree(remote.state / "executions" / first.id)
+        again = await controller.submit(remote.host, job)
+        result = await again.result()
+        assert (result.state, result.error_code) == (Outcome.UNKNOWN, "state.damaged")

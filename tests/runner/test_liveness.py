@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from cronium_runner import liveness, process
+from cronium_runner import helper_socket, liveness, process
+from cronium_runner.jobdir import StateDirectory
 from cronium_runner.liveness import Liveness
+from cronium_runner.wire.frames import Kind
 from old_runner import as_old_runner
 from runner_process import PATIENCE, Host, Started, is_running, wait_until
 
@@ -238,6 +240,56 @@ def test_look_from_another_boot_ends_nothing(host: Host, from_boot: Host) -> Non
     check_untouched(host, lambda: found.append(told(from_boot)))
     assert found[0]["state"] == "running"
     check_ends_well(running, gate)
+
+
+def test_job_of_another_machine_is_followed_by_its_files(host: Host, from_boot: Host) -> None:
+    """Its socket is not there: what is new is in the spools, and a cancel that can't arrive says so."""
+    running, gate = begun(host)
+    socket = Path(host.history("job")[0]["socket"])
+    socket.rename(host.folder / "aside")
+    cancelled = from_boot.run("cancel", "job")
+    assert (cancelled.returncode, cancelled.stderr.count(b"\n")) == (125, 1)
+    assert b"[execution.elsewhere]" in cancelled.stderr
+    with from_boot.agent() as agent:
+        channel = agent.new_channel()
+        agent.send(Kind.ATTACH, channel, {"executionId": "job", "offsets": [0, 0]})
+        agent.expect(channel, Kind.ACCEPTED)
+        agent.send(Kind.CANCEL, channel, {})
+        assert agent.expect(channel, Kind.REFUSED).json()["code"] == "execution.elsewhere"
+        assert agent.close() == 0
+    seen = host.folder / "seen"
+    with seen.open("wb") as output:
+        attached = from_boot.start("attach", "job", stdout=output)
+        wait_until(lambda: seen.read_bytes() == b"on\n", "what it has written")
+        check_ends_well(running, gate)
+        assert attached.wait(PATIENCE) == 0
+    assert seen.read_bytes() == b"on\nend\n"
+    (host.folder / "aside").unlink()
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("nfs4", True), ("fuse.sshfs", True), ("ext4", False)])
+def test_file_systems_of_several_machines_are_known(tmp_path: Path, kind: str, expected: bool) -> None:
+    device = tmp_path.stat().st_dev
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        f"20 1 0:99999 / /other rw - nfs server:/ rw\n"
+        f"21 1 {os.major(device)}:{os.minor(device)} / {tmp_path} rw,relatime shared:1 - {kind} server:/ rw\n"
+    )
+    assert liveness.is_shared(str(tmp_path), str(mounts)) is expected
+    assert liveness.is_shared(str(tmp_path), str(tmp_path / "none")) is False
+
+
+def test_sockets_that_may_be_another_machines_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = StateDirectory.open(str(tmp_path / "state"))
+    path = Path(state.socket_path())
+    helper_socket.listen(str(path)).close()
+    os.utime(path, (0, 0))
+    monkeypatch.setattr(liveness, "is_shared", lambda _path: True)
+    state.sweep()
+    assert path.exists()
+    monkeypatch.undo()
+    state.sweep()
+    assert not path.exists()
 
 
 def test_dead_supervisor_of_another_machine_is_unknown(host: Host, from_boot: Host, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,22 @@ def test_replaced_record_costs_that_execution_alone(host: Host, name: str, harm:
     assert waited.stderr.count(b"\n") == 1
     assert b"[state.damaged]" in waited.stderr
     replaced_again(host.execution("bad") / "state.jsonl", before)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace to make a file unreadable")
+def test_unreadable_result_hides_no_other_execution(host: Host) -> None:
+    two_ended(host)
+    path = host.execution("bad") / "result.json"
+    words = ["strace", "-f", "-o", "/dev/null", "-P", str(path), "-e", "inject=openat:error=EIO"]
+    done = subprocess.run(
+        [*words, *map(str, host.executable), "list", "--json"], env=host.environment, capture_output=True, check=False
+    )
+    if b"ptrace" in done.stderr:
+        pytest.skip("tracing is forbidden here")
+    found = {one["executionId"]: one for one in map(json.loads, done.stdout.splitlines())}
+    assert found["good"]["result"]["state"] == "succeeded"
+    assert found["bad"]["error"]["code"] == "state.damaged"
+    assert "Input/output error" in found["bad"]["error"]["message"]
 
 
 def replaced_again(path: Path, content: bytes) -> None:
