@@ -26,13 +26,14 @@ async def status(agent: AgentChannel, execution_id: str) -> dict[str, Any]:
     raise ChannelLostError(f"the agent's status of '{execution_id}' cannot be read", host=agent.host_name)
 
 
-async def statuses(agent: AgentChannel, *, wants_all: bool = False) -> list[dict[str, Any]]:
+async def statuses(agent: AgentChannel, *, wants_all: bool = False, is_brief: bool = False) -> list[dict[str, Any]]:
     """How the executions of the account stand, oldest first, results without their output and variables.
 
-    With `wants_all` also those of which only a tombstone is left. Raises ChannelLostError.
+    With `wants_all` also those of which only a tombstone is left. With `is_brief` only what a table shows; an older
+    agent tells all the same. Raises ChannelLostError.
     """
     found: list[dict[str, Any]] = []
-    asked: dict[str, Any] = {"all": wants_all}
+    asked: dict[str, Any] = {"all": wants_all, "brief": is_brief}
     while True:
         told = await _ask(agent, Kind.STATUS, asked)
         match told.get("executions"):

@@ -38,7 +38,7 @@ def ps(
 
         async def ask(where: "Host") -> None:
             nonlocal has_head
-            found = await controller.executions(where, run_as=run_as, wants_all=wants_all)
+            found = await controller.executions(where, run_as=run_as, wants_all=wants_all, is_brief=not as_json)
             for one in found if as_json else ():
                 show.print_json({"host": where.name, **one})
             if not as_json:

@@ -359,16 +359,16 @@ class Controller:
         return await execution.result()
 
     async def executions(
-        self, host: Host, *, run_as: str | None = None, wants_all: bool = False
+        self, host: Host, *, run_as: str | None = None, wants_all: bool = False, is_brief: bool = False
     ) -> list[dict[str, Any]]:
         """How the executions on a host stand, whoever submitted them, oldest first.
 
         `run_as` is the account whose they are. Results come without output and variables. `wants_all`: also those whose
-        record was collected.
+        record was collected. `is_brief`: only what a table shows, which of thousands is a quarter of the bytes.
         """
         reached = await self.reachable.reach(host, _other_account(host, run_as))
         with asked_for(host):
-            return await asking.statuses(reached.agent, wants_all=wants_all)
+            return await asking.statuses(reached.agent, wants_all=wants_all, is_brief=is_brief)
 
     async def collect(
         self, host: Host, asked: Mapping[str, Any] | None = None, *, run_as: str | None = None

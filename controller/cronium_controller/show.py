@@ -1,9 +1,10 @@
 """What the `cronium` command shows of one execution: its bytes as they come, its result, and what Ctrl-C means."""
 
 import asyncio
-import calendar
 import codecs
 import contextlib
+import datetime
+import itertools
 import os
 import select
 import sys
@@ -37,6 +38,7 @@ COLLECTED: Final = "execution.collected"
 _ID_COLUMNS: Final = 46
 """Of an id that we made, with what each of several hosts adds to it."""
 _DESCRIPTORS: Final = {STDOUT: 1, STDERR: 2}
+_LINES_AT_ONCE: Final = 500
 _gone: set[int] = set()
 LOOKED_AFTER: Final = 0.25
 """Seconds after which a write that finds no room looks whether anybody still waits for it."""
@@ -217,11 +219,17 @@ def print_executions(statuses: Iterable[dict[str, Any]], *, host: str | None = N
     first, head = ("", "") if host is None else (f"{padded(host, 24)} ", f"{'HOST':<24} ")
     if has_head:
         click.echo(f"{head}{'EXECUTION':<{_ID_COLUMNS}} {'STATE':<12} {'AGE':>6} {'BYTES':>12}  KEPT")
-    for status in statuses:
-        state = (status.get("result") or {}).get("state", status.get("state"))
-        size = sum((status.get(name) or {}).get("bytes", 0) for name in STREAM_NAMES.values())
-        age = _age(status.get("claimedAt"))
-        click.echo(f"{first}{status['executionId']:<{_ID_COLUMNS}} {state:<12} {age:>6} {size:>12}  {_kept(status)}")
+    lines = (f"{first}{_execution_line(status)}" for status in statuses)
+    # In blocks: each write of thousands of lines would be a system call, and a lock of the stream.
+    while block := list(itertools.islice(lines, _LINES_AT_ONCE)):
+        click.echo("\n".join(block))
+
+
+def _execution_line(status: Mapping[str, Any]) -> str:
+    state = (status.get("result") or {}).get("state", status.get("state"))
+    size = sum((status.get(name) or {}).get("bytes", 0) for name in STREAM_NAMES.values())
+    age = _age(status.get("claimedAt"))
+    return f"{status['executionId']:<{_ID_COLUMNS}} {state:<12} {age:>6} {size:>12}  {_kept(status)}"
 
 
 def _kept(status: Mapping[str, Any]) -> str:
@@ -236,7 +244,7 @@ def _kept(status: Mapping[str, Any]) -> str:
 def _age(claimed_at: object) -> str:
     """How long ago, by our clock: 45s, 12m, 3h or 8d."""
     try:
-        then = calendar.timegm(time.strptime(str(claimed_at)[:19], "%Y-%m-%dT%H:%M:%S"))
+        then = datetime.datetime.fromisoformat(f"{str(claimed_at)[:19]}+00:00").timestamp()
     except ValueError:
         return "-"
     seconds = max(0, int(time.time() - then))

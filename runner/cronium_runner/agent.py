@@ -21,7 +21,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from . import __version__, liveness, process, session, undertaker
 from . import follow as following
@@ -32,13 +32,14 @@ from .guardian import start_supervisor
 from .jobdir import ExecutionDirectory, StateDirectory
 from .payload_cache import PayloadCache
 from .submission import Submission, access_in, from_frame
-from .wire import frames
+from .wire import exactjson, frames
 from .wire.frames import Frame, Kind, ProtocolError
+
+if TYPE_CHECKING:
+    from .listing import Pages
 
 MAX_QUEUED: Final = 8 * 1024 * 1024
 """Bytes waiting for the channel before spools are read further: two streams' credit."""
-PAGE: Final = 200
-"""Executions that one STATUS frame tells of: some hundredths of a second of the agent's time, and room in a frame."""
 MAX_MESSAGE: Final = 2000
 """Characters of a refusal's sentence, which names paths of up to 1 KiB."""
 MAX_OFFSET: Final = (1 << 63) - 1
@@ -71,6 +72,8 @@ class Agent:
         self._guards: dict[int, int | None] = {}
         """The descriptor of each running execution's lock, by its supervisor's pid; None where there was none free."""
         self._collections = Collections(self)
+        self._pages: Pages | None = None
+        """The listing whose next page may be asked for."""
         self._poll = select.poll()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._last_heard = time.monotonic()
@@ -346,6 +349,7 @@ class Agent:
             kept.close()
         self._detached.clear()
         self._collections.forget_asked()
+        self._end_listing()
         self._is_starved = False
 
     def _obey(self, frame: Frame) -> None:
@@ -413,33 +417,38 @@ class Agent:
             told = [following.status(self.state.execution(_id_in(body)))]
             self.send(Kind.STATUS, channel, {"executions": told})
             return
-        self.send(Kind.STATUS, channel, self._page(body))
+        self._tell_page(channel, body)
 
-    def _page(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _tell_page(self, channel: int, body: dict[str, Any]) -> None:
         """The next executions in the order of their ids, which stays the same whatever happens between two pages."""
         after = body.get("after", "")
         if not isinstance(after, str):
             raise InputError(f"'after' is an id, not {after!r:.80}", "usage.invalid")
-        ids = self.state.ids_after(after)
-        wants_all = body.get("all") is True
-        told = []
-        for execution in [ExecutionDirectory(self.state, name) for name in ids[:PAGE]]:
-            status = following.status(execution)
-            if wants_all or not status["collected"]:
-                told.append(_in_brief(status))
-        return {"executions": told, **({"more": True, "after": ids[PAGE - 1]} if len(ids) > PAGE else {})}
+        asked = (after, body.get("brief") is True, body.get("all") is True)
+        pages = self._pages
+        if pages is None or pages.asked != asked:
+            from .listing import Pages
+
+            self._end_listing()
+            pages = self._pages = Pages(self.state, after, is_brief=asked[1], wants_all=asked[2])
+        told = b'{"executions":[%s]' % b",".join(pages.next_page())
+        if pages.has_more:
+            told += b',"more":true,"after":%s' % exactjson.encode(pages.asked[0])
+        else:
+            if pages.is_index_wanted:
+                self._collections.write_index()
+            self._end_listing()
+        self._unsent += frames.encode(Kind.STATUS, channel, told + b"}")
+
+    def _end_listing(self) -> None:
+        """Forgets the listing that is under way, if any."""
+        if self._pages is not None:
+            self._pages.close()
+            self._pages = None
 
 
 class _InUseError(RunnerError):
     """A request on a channel number that is in use: refused, and the conversation there goes on."""
-
-
-def _in_brief(status: dict[str, Any]) -> dict[str, Any]:
-    """A status among many: without what a script handed back, which may be megabytes."""
-    result = status["result"]
-    if result is not None:
-        status["result"] = {key: value for key, value in result.items() if key not in ("output", "variables")}
-    return status
 
 
 def _obey_in_conversation(conversation: Conversation, frame: Frame) -> None:

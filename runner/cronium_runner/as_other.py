@@ -80,10 +80,14 @@ def wait(account: Account, execution_id: str) -> Result:
     return attach(account, execution_id, offsets=frames.BEHIND_ALL, show=False).result
 
 
-def statuses(account: Account, execution_id: str | None = None) -> list[dict[str, Any]]:
-    """How one of the account's executions stands, or all of them, oldest first."""
+def statuses(
+    account: Account, execution_id: str | None = None, *, wants_all: bool = True, is_brief: bool = False
+) -> list[dict[str, Any]]:
+    """How one of the account's executions stands, or all of them, oldest first; `is_brief` as rows of a table."""
     found: list[dict[str, Any]] = []
-    asked: dict[str, Any] = {"all": True} if execution_id is None else {"executionId": execution_id}
+    asked: dict[str, Any] = {"executionId": execution_id}
+    if execution_id is None:
+        asked = {"all": wants_all, "brief": is_brief}
     with _Agent(account, execution_id) as agent:
         while True:
             agent.send(Kind.STATUS, asked)

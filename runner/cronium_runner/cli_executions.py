@@ -13,7 +13,7 @@ from .cli_show import print_json, say, with_text
 from .wire.results import Result, exit_status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from .account import Account
 
@@ -92,11 +92,7 @@ def list_executions(run_as: str | None, wants_all: bool, wants_running: bool, as
     """List the executions on this host, oldest first."""
     from . import report
 
-    found = [
-        one
-        for one in _statuses(run_as)
-        if (wants_all or not one.get("collected")) and not (wants_running and _has_ended(one))
-    ]
+    found = _all_statuses(run_as, wants_all=wants_all, wants_running=wants_running, as_json=as_json)
     if as_json:
         for one in found:
             print_json(one)
@@ -104,8 +100,8 @@ def list_executions(run_as: str | None, wants_all: bool, wants_running: bool, as
         report.print_statuses(found)
 
 
-def _statuses(run_as: str | None, execution_id: str | None = None) -> list[dict[str, Any]]:
-    """How one execution stands, or all of the account's, once it is known what became of those that died."""
+def _statuses(run_as: str | None, execution_id: str) -> "list[dict[str, Any]]":
+    """How one execution stands, once it is known what became of it should it have died."""
     target = chosen_account(run_as)
     if target is not None:
         from . import as_other
@@ -114,14 +110,29 @@ def _statuses(run_as: str | None, execution_id: str | None = None) -> list[dict[
     from . import follow
     from .jobdir import StateDirectory
 
-    state = StateDirectory.open()
-    wanted = state.ids() if execution_id is None else [execution_id]
-    return [follow.settled_status(state.execution(each)) for each in wanted]
+    return [follow.settled_status(StateDirectory.open().execution(execution_id))]
 
 
-def _has_ended(status: dict[str, Any]) -> bool:
-    """Whether an execution has ended. Of one whose record cannot be read nobody knows that it runs."""
-    return status["result"] is not None or (status.get("error") or {}).get("code") == "state.damaged"
+def _all_statuses(
+    run_as: str | None, *, wants_all: bool, wants_running: bool, as_json: bool
+) -> "Iterable[dict[str, Any]]":
+    """How all executions of the account stand; with `as_json` more than a table shows."""
+    target = chosen_account(run_as)
+    if target is None:
+        from . import listing
+        from .jobdir import StateDirectory
+
+        return listing.oldest_first(
+            StateDirectory.open(), wants_all=wants_all, wants_running=wants_running, is_whole=as_json
+        )
+    from . import as_other
+    from .listing import has_ended
+
+    return [
+        one
+        for one in as_other.statuses(target, wants_all=wants_all, is_brief=not as_json)
+        if (wants_all or not one.get("collected")) and not (wants_running and has_ended(one))
+    ]
 
 
 @click.command()

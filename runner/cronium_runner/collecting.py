@@ -60,6 +60,13 @@ class Collections:
             with contextlib.suppress(RunnerError, OSError):  # the next hour, or the next agent, tries again
                 self._children.add(retention.start(self._loop.state))
 
+    def write_index(self) -> None:
+        """Starts a process that writes the index of ended executions, as a listing had to read many of them."""
+        from . import indexing
+
+        with contextlib.suppress(OSError):  # the next listing, or the next collection, tries again
+            self._children.add(indexing.start(self._loop.state))
+
     def ask(self, channel: int, body: dict[str, Any]) -> None:
         """Starts one as the frame asks. Raises RunnerError when it can't be started."""
         from . import retention
@@ -128,9 +135,9 @@ def _collect(state: StateDirectory, body: dict[str, Any], writable: int) -> NoRe
     """The child's whole life."""
     try:
         process.detach(writable)
-        from . import retention
+        from . import housekeeping, retention
 
-        os.nice(retention.NICE)
+        os.nice(housekeeping.NICE)
         try:
             told = retention.collect_as_asked(state, body).to_json()
         except RunnerError as error:

@@ -186,6 +186,16 @@ def status(execution: ExecutionDirectory) -> dict[str, Any]:
         history = execution.history()
     except RunnerError as error:  # one bad record must not hide the others
         damage = error
+    return described(execution, history, result, damage)
+
+
+def described(
+    execution: ExecutionDirectory,
+    history: list[dict[str, Any]],
+    result: dict[str, Any] | None,
+    damage: RunnerError | None = None,
+) -> dict[str, Any]:
+    """The status of an execution whose history and result were read, or could not be. Starts nothing."""
     claim = history[0] if history else {}
     if damage is not None:
         state = Outcome.UNKNOWN.value

@@ -6,6 +6,7 @@
                             work/          the script's directory, removed at the end unless kept
     <state>/started                        16 bytes for each id whose script was started, in case its directory goes
     <state>/payloads/<sha256>.tar.gz       payloads by content, for the agent
+    <state>/index                          a cache of what listings show (`record_index`)
     <state>/s/<8 hex>                      helper sockets
 
 An execution is prepared under a temporary name and claimed by renaming it to its id. rename(2) refuses a target
@@ -108,6 +109,8 @@ class StateDirectory:
         self.started = os.path.join(path, "started")
         self.collected = os.path.join(path, "collected")
         """Its time is that of the last collection; its lock is the one's that is running."""
+        self.index = os.path.join(path, "index")
+        """What listings show of ended executions; a cache (`record_index`)."""
 
     def __repr__(self) -> str:
         return f"<StateDirectory {self.path}>"

@@ -14,6 +14,8 @@ from .wire.sizes import readable
 from .wire.text import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .doctor import Finding
 
 _LONGEST_VALUE: Final = 1 << 20
@@ -70,7 +72,7 @@ def print_end(submission: Submission, result: Result) -> None:
         _row("error", f"{result.error_message} [{result.error_code}]")
 
 
-def print_statuses(statuses: list[dict[str, Any]]) -> None:
+def print_statuses(statuses: "Iterable[dict[str, Any]]") -> None:
     """A line for each execution, on standard output."""
     for status in statuses:
         result = status["result"] or {}

@@ -11,46 +11,26 @@ import fcntl
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from . import liveness, process, settings
-from .errors import InputError, StateDamagedError, StateDirectoryError
+from . import housekeeping, indexing, settings
+from .errors import InputError, StateDirectoryError
 from .jobdir import ExecutionDirectory, StateDirectory
-from .liveness import Liveness
+from .kept_records import Kept, KeptPayload, ended_record, look, size_of
+from .record_index import WORTHWHILE
 from .settings import Settings
-from .state_files import open_file
 
 PAYLOAD_DAYS: Final = 30.0
 """A payload that was not used for so long: a monthly job is sent its payload at most once a month."""
 IN_USE_SECONDS: Final = 3600.0
 """A payload used lately is never collected: between the question whether it is here and its unpacking, it must stay."""
 DAY: Final = 86_400.0
-NICE: Final = 19
-"""A collection can wait for everything else."""
 BALLAST: Final = 64 * 1024
 """Bytes that are kept in the marker's file, to be given up when the disk is full: a tombstone needs room before its
 execution's files give back theirs."""
 _ASKED: Final = ("olderThanDays", "budget", "unacknowledgedOlderThanDays", "dryRun")
 """The keys of a GC frame."""
-
-
-class Kept(NamedTuple):
-    """One execution that has ended. `ended_at` is when it was acknowledged, else when it ended, in seconds since the
-    epoch; `bytes` is what its directory takes on disk."""
-
-    id: str
-    ended_at: float
-    bytes: int
-    is_acknowledged: bool
-
-
-class KeptPayload(NamedTuple):
-    """One payload in the cache, and when it was used last."""
-
-    path: str
-    used_at: float
-    bytes: int
 
 
 class Choice(NamedTuple):
@@ -139,17 +119,8 @@ def start(state: StateDirectory) -> int:
     with contextlib.suppress(OSError):
         # The next hour begins now, also when this one fails, and for others that look now.
         os.utime(state.collected, follow_symlinks=False)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            process.detach(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
-            os.nice(NICE)
-            # What it cannot do, and why, the next `gc` says to somebody.
-            with contextlib.suppress(Exception):
-                _collect_alone(state, settings.read(state))
-        finally:
-            os._exit(0)
-    return pid
+    # What it can't do, and why, the next `gc` tells.
+    return housekeeping.start(lambda: _collect_alone(state, settings.read(state)))
 
 
 def check_asked(asked: Mapping[str, Any]) -> None:
@@ -189,7 +160,7 @@ def _collect_alone(state: StateDirectory, chosen: Settings) -> None:
 
 def _reported(state: StateDirectory, chosen: Settings, *, is_acting: bool, waits: bool) -> Report:
     try:
-        with _only_one(state, waits=waits) as marker:
+        with housekeeping.only_one(state, waits=waits) as marker:
             if not is_acting:
                 return _collect(state, chosen, None)
             os.utime(state.collected)
@@ -208,7 +179,7 @@ def _reported(state: StateDirectory, chosen: Settings, *, is_acting: bool, waits
 
 def _collect(state: StateDirectory, chosen: Settings, marker: int | None) -> Report:
     """`marker` is the lock's descriptor; None only looks."""
-    seen = _look(state)
+    seen = look(state)
     choice = choose(seen.ended, seen.payloads, seen.used, time.time(), chosen)
     failed = dict(seen.damaged)
     freed = 0
@@ -223,7 +194,9 @@ def _collect(state: StateDirectory, chosen: Settings, marker: int | None) -> Rep
         if marker is None or _try(failed, record.id, functools.partial(_bury, state, record, marker)):
             gone.append(record)
             path = ExecutionDirectory(state, record.id).path
-            freed += record.bytes - (_size_of_tombstone(path) if marker is None else _size(path))
+            freed += record.bytes - (_size_of_tombstone(path) if marker is None else size_of(path))
+    if marker is not None and seen.not_indexed + len(gone) >= WORTHWHILE:
+        indexing.refresh(state)
     ids = {record.id for record in gone}
     return Report(
         collected=[record.id for record in gone],
@@ -240,46 +213,6 @@ def _collect(state: StateDirectory, chosen: Settings, marker: int | None) -> Rep
     )
 
 
-class _Seen(NamedTuple):
-    """What the state directory holds. `half_collected` are tombstones with something left beside them, `damaged` are
-    records that cannot be read, with the reason."""
-
-    ended: list[Kept]
-    payloads: list[KeptPayload]
-    half_collected: list[str]
-    damaged: dict[str, str]
-    running: int
-    tombstones: int
-    used: int
-
-
-def _look(state: StateDirectory) -> _Seen:
-    ended: list[Kept] = []
-    half_collected: list[str] = []
-    damaged: dict[str, str] = {}
-    running = tombstones = used = 0
-    for execution_id in state.ids():
-        execution = ExecutionDirectory(state, execution_id)
-        size = _size(execution.path)
-        used += size
-        try:
-            record = _ended(execution, size)
-        except StateDamagedError as error:
-            damaged[execution_id] = error.message
-            continue
-        if record is not None:
-            ended.append(record)
-        elif execution.is_tombstone():
-            tombstones += 1
-            if execution.holds_more_than_its_tombstone():
-                half_collected.append(execution_id)
-        else:
-            running += 1
-    payloads = _payloads(state)
-    used += sum(one.bytes for one in payloads)
-    return _Seen(ended, payloads, half_collected, damaged, running, tombstones, used)
-
-
 def _try(failed: dict[str, str], execution_id: str, step: Callable[[], bool | None]) -> bool:
     """Whether the step was done. Why it failed is noted: one record that can't be removed must not keep the others."""
     try:
@@ -289,26 +222,6 @@ def _try(failed: dict[str, str], execution_id: str, step: Callable[[], bool | No
     except OSError as error:
         failed[execution_id] = f"{error.filename or execution_id}: {error.strerror}"
     return False
-
-
-def _ended(execution: ExecutionDirectory, size: int) -> Kept | None:
-    """The execution as a record that could go; None while it runs, or when it is a tombstone.
-
-    Raises StateDamagedError.
-    """
-    try:
-        finished_at = os.lstat(os.path.join(execution.path, "result.json")).st_mtime
-        history = execution.history()
-        changed_at = os.lstat(execution.state_path).st_mtime
-    except OSError:
-        return None
-    if not history or execution.is_tombstone():
-        return None
-    if liveness.of_supervisor(history[0], execution.state_path) is Liveness.ALIVE:
-        return None  # the result is there, and it is tidying up
-    is_acknowledged = any("acknowledged" in record for record in history)
-    # The acknowledgement is the last line that is ever appended.
-    return Kept(execution.id, changed_at if is_acknowledged else finished_at, size, is_acknowledged)
 
 
 def _bury(state: StateDirectory, record: Kept, marker: int) -> bool:
@@ -330,7 +243,7 @@ def _bury_locked(state: StateDirectory, record: Kept) -> bool:
         if execution.is_tombstone():  # a first try came so far
             execution.remove_all_but_the_tombstone()
             return True
-        if _ended(execution, record.bytes) is None:
+        if ended_record(execution, record.bytes) is None:
             return False
         execution.bury()
         return True
@@ -338,16 +251,6 @@ def _bury_locked(state: StateDirectory, record: Kept) -> bool:
         return False
     finally:
         os.close(lock)
-
-
-def _payloads(state: StateDirectory) -> list[KeptPayload]:
-    found = []
-    with contextlib.suppress(FileNotFoundError), os.scandir(state.payloads) as entries:
-        for entry in entries:
-            if entry.name.endswith(".tar.gz") and not entry.name.startswith("."):
-                seen = entry.stat(follow_symlinks=False)
-                found.append(KeptPayload(entry.path, seen.st_mtime, seen.st_blocks * 512))
-    return found
 
 
 def _remove_payload(payload: KeptPayload) -> bool:
@@ -366,16 +269,6 @@ def _fill(marker: int) -> None:
             os.pwrite(marker, bytes(BALLAST), 0)
 
 
-def _size(path: str) -> int:
-    """Bytes on disk of a folder and everything in it."""
-    total = 0
-    for folder, folders, files in os.walk(path, onerror=lambda _error: None):
-        for name in (*folders, *files, "."):
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-    return total
-
-
 def _size_of_tombstone(path: str) -> int:
     """What will be left of an execution's directory: itself, and a file that is no longer than the one it replaces."""
     total = 0
@@ -383,17 +276,3 @@ def _size_of_tombstone(path: str) -> int:
         with contextlib.suppress(OSError):
             total += os.lstat(os.path.join(path, name)).st_blocks * 512
     return total
-
-
-@contextlib.contextmanager
-def _only_one(state: StateDirectory, *, waits: bool) -> Iterator[int]:
-    """No other collection is at work while the block runs. Without `waits` raises BlockingIOError when one is."""
-    try:
-        marker = open_file(state.collected, os.O_RDWR | os.O_CREAT)
-    except StateDamagedError as error:
-        raise StateDirectoryError(f"nothing can be collected: {error.what}; remove it, then try again") from None
-    try:
-        fcntl.flock(marker, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield marker
-    finally:
-        os.close(marker)

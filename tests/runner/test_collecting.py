@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from cronium_runner.agent import PAGE
 from cronium_runner.jobdir import StateDirectory
+from cronium_runner.listing import PAGE
 from cronium_runner.wire import frames
 from cronium_runner.wire.collection import REPORT, is_report
 from cronium_runner.wire.frames import BEHIND_ALL, Kind

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cronium_runner.retention import DAY, IN_USE_SECONDS, PAYLOAD_DAYS, Kept, KeptPayload, choose
+from cronium_runner.kept_records import Kept, KeptPayload
+from cronium_runner.retention import DAY, IN_USE_SECONDS, PAYLOAD_DAYS, choose
 from cronium_runner.settings import Settings
 from runner_process import Host, wait_until
 
