@@ -169,13 +169,15 @@ def test_bad_settings_are_not_tried_again_with_each_job(host: Host) -> None:
 
 
 def test_all_executions_come_page_by_page_and_tombstones_only_when_asked_for(host: Host) -> None:
-    many_tombstones(host, 2 * PAGE + 10)
+    many_tombstones(host, PAGE + 10)
     for name in ("a-first", "z-last"):
         host.run("run", "--execution-id", name, host.script("true\n"))
     with host.agent() as agent:
-        assert all_statuses(agent) == (["a-first", "z-last"], 3)
-        ids, pages = all_statuses(agent, all=True)
-        assert (len(ids), len(set(ids)), pages) == (2 * PAGE + 12, 2 * PAGE + 12, 3)
+        ids, pages = all_statuses(agent)
+        assert (ids, pages > 1) == (["a-first", "z-last"], True)
+        for is_brief in (False, True):
+            ids, pages = all_statuses(agent, all=True, brief=is_brief)
+            assert (len(ids), len(set(ids)), pages > 1) == (PAGE + 12, PAGE + 12, True)
         channel = agent.new_channel()
         agent.send(Kind.STATUS, channel, {"after": 7})
         assert agent.expect(channel, Kind.REFUSED).json()["code"] == "usage.invalid"
