@@ -20,7 +20,7 @@ from .wire.access import BUNDLED
 from .wire.names import STREAM_NAMES
 from .wire.results import Outcome
 
-PAGE: Final = 2000
+PAGE: Final = 1000
 """Executions that one page tells of at most."""
 PAGE_BYTES: Final = 1 << 20
 """A page ends behind the row with which it has as many: a frame holds 16 MiB, and the row may be a long one."""
