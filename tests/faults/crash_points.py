@@ -104,6 +104,7 @@ SCENARIOS: Final = (
     Scenario("agent", "guardian"),
     Scenario("give-back", "supervisor"),
     Scenario("undertake", "undertaker"),
+    Scenario("index", "writer"),
 )
 
 
@@ -281,9 +282,35 @@ class Trial:
             self._command("status", "--json", ID)
         elif self.scenario.name == "agent":
             self._converse()
+        elif self.scenario.name == "index":
+            self._have_the_index_written()
         else:
             path = self.payload.write(self.folder / "job.tar.gz")
             self.told = self._command("run", "--json", "--execution-id", ID, path)
+
+    def _have_the_index_written(self) -> None:
+        """An execution ends, and a listing starts the writer of the index; whatever becomes of it, listings agree."""
+        self.host.executable = self._words("nobody")
+        path = self.payload.write(self.folder / "job.tar.gz")
+        self.told = self._command("run", "--json", "--execution-id", ID, path)
+        before = self._listing()
+        self.host.executable = self._words("writer")
+        self._check_listing(before)
+        until = time.monotonic() + STUCK_SECONDS
+        while not (parked := _pid_in(self._parked_file)) or is_running(parked):
+            if time.monotonic() > until:
+                self.violations.append("the writer of the index hangs")
+                break
+            time.sleep(0.005)
+        self.host.executable = self._words("nobody")
+        self._check_listing(before)
+
+    def _listing(self) -> bytes:
+        return self.host.run("list", "--all").stdout
+
+    def _check_listing(self, before: bytes) -> None:
+        if (after := self._listing()) != before or not before:
+            self.violations.append(f"the listing was {before!r} and is {after!r}")
 
     def _start_under_strace(self) -> None:
         """From the first system call on, and without anything loaded before."""

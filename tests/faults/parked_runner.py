@@ -2,9 +2,10 @@
 
     python -m faults.parked_runner ROLE FILE WORDS…
 
-ROLE: `guardian` (the process itself: `run`, `status` or `agent`), `supervisor` or `undertaker`: the first such process
-writes its pid to FILE and stops; who has attached strace sends SIGCONT. `nobody` stops nowhere. What is imported late
-is imported before, so that what strace counts is the path and not the loading of modules.
+ROLE: `guardian` (the process itself: `run`, `status` or `agent`), `supervisor`, `undertaker` or `writer` (of the index,
+which then takes any record): the first such process writes its pid to FILE and stops; who has attached strace sends
+SIGCONT. `nobody` stops nowhere. What is imported late is imported before, so that what strace counts is the path and
+not the loading of modules.
 """
 
 # The point is to load all of it now, whatever of it is used.
@@ -25,13 +26,16 @@ from cronium_runner import (
     follow,
     foreground,
     guardian,
+    indexing,
     install,
+    listing,
     manifest,
     masking,
     payload,
     preloaded,
     prepare,
     process,
+    record_index,
     report,
     supervisor,
     tree,
@@ -40,8 +44,8 @@ from cronium_runner import (
 from cronium_runner.wire import exactjson, masks, words
 
 LOADED = (
-    _ctypes, agent, arguments, base64, bundle, cli, exactjson, follow, foreground, guardian, install, masking, masks,
-    pathlib, payload, preloaded, prepare, report, shlex, supervisor, tree, undertaker, words,
+    _ctypes, agent, arguments, base64, bundle, cli, exactjson, follow, foreground, guardian, indexing, install, masking,
+    masks, pathlib, payload, preloaded, prepare, report, shlex, supervisor, tree, undertaker, words,
 )  # fmt: skip
 
 
@@ -59,16 +63,24 @@ def park(file: str) -> None:
 def main(role: str, file: str, command: list[str]) -> int:
     """Runs the command."""
     manifest.parse_manifest(b"version: v1\nentrypoint: warm\n", members=("warm",))  # loads the YAML library
-    begins = {"_supervise": "supervisor", "start": "undertaker"}
+    begins = {
+        ("cronium_runner.guardian", "_supervise"): "supervisor",
+        ("cronium_runner.undertaker", "start"): "undertaker",
+        ("cronium_runner.housekeeping", "start"): "writer",
+    }
     detach = process.detach
 
     def parking_detach(kept: int) -> None:
-        # Both kinds of forked process detach first, and nothing else does.
-        if begins[sys._getframe(1).f_code.co_name] == role:
+        # All kinds of forked process detach first, and nothing else does.
+        caller = sys._getframe(1)
+        if begins[caller.f_globals["__name__"], caller.f_code.co_name] == role:
             park(file)
         detach(kept)
 
     process.detach = parking_detach
+    if role == "writer":
+        vars(listing)["WORTHWHILE"] = 1
+        vars(record_index)["QUIET_NS"] = -(10**18)
     sys.argv = ["cronium-runner", *command]
     if role == "guardian":
         park(file)

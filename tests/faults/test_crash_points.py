@@ -1,7 +1,8 @@
 """Killed, and refused by the kernel, at every system call of the durable path: one start, nothing lost, nobody left.
 
 The path is gone through by the foreground command with its supervisor, by the agent with its supervisor (which receives
-the payload before and hears the acknowledgement after), by a supervisor that gives its id back, and by the undertaker.
+the payload before and hears the acknowledgement after), by a supervisor that gives its id back, by the undertaker, and
+by the writer of the index.
 Here a sample of the points; CRONIUM_FAULTS=full (scripts/test --faults) tries them all.
 """
 
