@@ -1,16 +1,17 @@
 """Executions that were submitted before, followed at once until each has ended, on whichever hosts they are.
 
-    async for result in Attached(controller, controller.store.fan_out("nightly")):
+    async for result in Attached(controller, Runs(controller.store).hosts("nightly")):
         print(result.host, result.state)
 
-Begins nothing and ends nothing. What any host does is its own result and nobody else's.
+Begins nothing and ends nothing. A host on which nothing was started has the result that its run recorded; one that
+waits for its turn is looked at until it is begun, or its run's process has ended.
 """
 
 import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cronium_runner.wire import frames
 from cronium_runner.wire.results import Outcome, Result
@@ -18,11 +19,15 @@ from cronium_runner.wire.results import Outcome, Result
 from .each import answers
 from .errors import ControllerError
 from .execution import Execution, Piece
+from .runs import RunHost, Runs
 from .schedule import FORKS, Tally
+from .store import Record
 
 if TYPE_CHECKING:
     from .dispatch import Controller
-    from .store import Record
+
+_LOOK_SECONDS: Final = 0.5
+"""Between two looks at a host that waits for its turn: its run's process tells us nothing."""
 
 Output = Callable[["Record", Piece], Awaitable[None]]
 
@@ -31,18 +36,25 @@ class Attached:
     """Under way once it is iterated over; results come as executions end. `tally` is what has come of them so far."""
 
     def __init__(
-        self, controller: "Controller", records: "Sequence[Record]", *, output: Output | None = None, forks: int = FORKS
+        self,
+        controller: "Controller",
+        hosts: "Sequence[Record | RunHost]",
+        *,
+        output: Output | None = None,
+        forks: int = FORKS,
     ) -> None:
         """`output` is awaited with each piece, from the first on; without it none is sent.
 
         `forks` bounds how many connections are made at once. They are kept while we wait.
         """
         self._controller = controller
-        self._records = records
+        self._runs = Runs(controller.store)
+        self._hosts = [RunHost.of(host) if isinstance(host, Record) else host for host in hosts]
         self.output = output
         self._room = asyncio.Semaphore(forks)
-        self._left = Counter(record.host for record in records)
+        self._left = Counter(host.record.host for host in self._hosts if host.record is not None)
         self.tally = Tally()
+        self.tally.is_interrupted = any(host.is_interrupted for host in self._hosts)
 
     def __repr__(self) -> str:
         return f"<Attached {self.tally.succeeded + self.tally.failed}/{self.total}>"
@@ -50,7 +62,7 @@ class Attached:
     @property
     def total(self) -> int:
         """How many executions there are."""
-        return len(self._records)
+        return len(self._hosts)
 
     @property
     def running(self) -> int:
@@ -58,13 +70,24 @@ class Attached:
         return self.total - self.tally.succeeded - self.tally.failed
 
     async def __aiter__(self) -> AsyncIterator[Result]:
-        """The results, as executions end; `unknown` where nobody could be asked."""
-        async for record, found in answers(self._records, self._ended, forks=max(1, self.total)):
-            result = _unknown(record, found) if isinstance(found, ControllerError) else found
+        """The results, as executions end; `unknown` where the host can't be asked."""
+        async for host, found in answers(self._hosts, self._ended, forks=max(1, self.total)):
+            result = _unknown(host, found) if isinstance(found, ControllerError) else found
             self.tally.add(result)
             yield result
 
-    async def _ended(self, record: "Record") -> Result:
+    async def _ended(self, host: RunHost) -> Result:
+        was_waiting = host.is_waiting
+        host = await wait_begun(self._runs, host)
+        self.tally.is_interrupted = self.tally.is_interrupted or host.is_interrupted
+        if host.result is not None:
+            return host.result
+        assert host.record is not None
+        if was_waiting:
+            self._left[host.record.host] += 1
+        return await self._ended_execution(host.record)
+
+    async def _ended_execution(self, record: Record) -> Result:
         is_over = record.is_acknowledged and record.result is not None and not record.may_write
         try:
             if self.output is None and is_over and record.result is not None:
@@ -94,12 +117,25 @@ class Attached:
             await self.output(record, piece)
 
 
-def labels(records: "Sequence[Record]") -> "dict[str, str]":
-    """What to call each execution in front of its lines: its host, or its id where several are on one host."""
-    hosts = Counter(record.host.name for record in records)
-    return {record.id: record.host.name if hosts[record.host.name] == 1 else record.id for record in records}
+async def wait_begun(runs: Runs, host: RunHost) -> RunHost:
+    """Waits until a host has had its turn, or never will: then it has an execution, or a result."""
+    while host.is_waiting:
+        host = runs.look_again(host)
+        if host.is_waiting:
+            await asyncio.sleep(_LOOK_SECONDS)
+    return host
 
 
-def _unknown(record: "Record", error: ControllerError) -> Result:
+def labels(hosts: Sequence[RunHost]) -> dict[tuple[str, str], str]:
+    """What to call each host's execution in front of its lines, by id and host: the host's name, or the execution's id
+    where several are on one host."""
+    names = Counter(host.name for host in hosts)
+    return {
+        (host.execution_id, host.name): host.name if names[host.name] == 1 else host.execution_id or host.name
+        for host in hosts
+    }
+
+
+def _unknown(host: RunHost, error: ControllerError) -> Result:
     state = Outcome.UNKNOWN
-    return Result(record.id, state, host=record.host.name, error_code=error.code, error_message=error.message)
+    return Result(host.execution_id, state, host=host.name, error_code=error.code, error_message=error.message)

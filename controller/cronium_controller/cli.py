@@ -215,9 +215,11 @@ def run(
 
     async def on_all(controller: "Controller", targets: "list[Host | BadTarget]") -> int:
         from .hosts import Host
+        from .runs import on_one_host
 
         if len(targets) == 1 and isinstance(targets[0], Host):
-            return await (submit_and_leave if detach else submit_and_show)(controller, targets[0])
+            with on_one_host(controller.store, options["execution_id"], targets[0].name):
+                return await (submit_and_leave if detach else submit_and_show)(controller, targets[0])
         from .open_files import make_room
         from .show_many import JSON, ManyHosts, leave_running
 

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from cronium_runner.wire.results import Outcome, Result, exit_status
+from cronium_runner.wire.results import EXIT_RUNNER_FAILED, Outcome, Result, exit_status
 
 from . import completing
-from .cli_reaching import HELP, finish, reaching, recorded_each, tunnelling, with_controller
+from .cli_reaching import HELP, finish, reaching, recorded_hosts, tunnelling, with_controller
 from .errors import ControllerError
+from .schedule import STOPPED
 
 if TYPE_CHECKING:
     from .dispatch import Controller
     from .execution import Execution
+    from .runs import RunHost
+    from .schedule import Tally
     from .store import Record
 
 _ids = click.argument(
@@ -31,7 +34,7 @@ _GOES_ON: Final = "the executions go on; ask again for those that are not told o
 def _run(ids: Sequence[str], options: dict[str, Any], work: Any, *, as_json: bool, interrupted: str = _GOES_ON) -> None:
     """Runs `work` with a controller and the records of the ids, and ends with its exit status."""
     only = ids[0] if len(set(ids)) == 1 else ""
-    finish(with_controller(lambda: recorded_each(ids), options, work), as_json, only, interrupted=interrupted)
+    finish(with_controller(lambda: recorded_hosts(ids), options, work), as_json, only, interrupted=interrupted)
 
 
 @click.command(context_settings=HELP)
@@ -58,20 +61,24 @@ def attach(execution_ids: tuple[str, ...], offsets: tuple[int, int], as_json: bo
       cronium attach exec_20260102_030405_0123456789ab
     """
 
-    async def follow(controller: "Controller", records: "list[Record]") -> int:
+    async def follow(controller: "Controller", hosts: "list[RunHost]") -> int:
         from . import show
+        from .attached import Attached, wait_begun
+        from .runs import Runs
 
-        if len(records) == 1:
-            execution = await controller.attach(records[0].id, records[0].host, offsets=offsets)
+        if len(hosts) == 1:
+            (host,) = [await wait_begun(Runs(controller.store), hosts[0])]
+            if host.record is None:
+                return _print_unstarted(host, as_json=as_json)
+            execution = await controller.attach(host.record.id, host.record.host, offsets=offsets)
             with show.interrupts(execution, can_cancel=False):
                 return await show.follow(execution, as_json=as_json)
         if any(offsets):
             raise ControllerError("usage.invalid", "--offset is for one execution; name one")
-        from .attached import Attached
         from .show_many import JSON, PREFIX, follow_attached
 
         style = JSON if as_json else PREFIX
-        return await follow_attached(Attached(controller, records), records, style, _common(execution_ids))
+        return await follow_attached(Attached(controller, hosts), hosts, style, _common(execution_ids))
 
     _run(execution_ids, options, follow, as_json=as_json)
 
@@ -86,7 +93,8 @@ def attach(execution_ids: tuple[str, ...], offsets: tuple[int, int], as_json: bo
 def wait(execution_ids: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Wait until executions have ended, on whichever hosts, and fetch their results. An interrupt leaves them running.
 
-    The id of a run on many hosts stands for all of them.
+    The id of a run on many hosts stands for all of them, also for those on which nothing was started: they failed.
+    It starts nothing. Hosts that were not begun are skipped once the process that ran it has ended.
 
     A line for each as it ends. One: its exit status is ours; several: a table of all at the end, and 0 when all
     succeeded, 100 + failures when some did, else the largest.
@@ -96,14 +104,14 @@ def wait(execution_ids: tuple[str, ...], as_json: bool, **options: Any) -> None:
       cronium wait nightly-web01 nightly-web02
     """
 
-    async def wait_for_all(controller: "Controller", records: "list[Record]") -> int:
+    async def wait_for_all(controller: "Controller", hosts: "list[RunHost]") -> int:
         from . import show
         from .attached import Attached
         from .show_many import ENDINGS, JSON_ENDINGS, follow_attached
 
-        many = Attached(controller, records)
-        if len(records) > 1:
-            return await follow_attached(many, records, JSON_ENDINGS if as_json else ENDINGS, _common(execution_ids))
+        many = Attached(controller, hosts)
+        if len(hosts) > 1:
+            return await follow_attached(many, hosts, JSON_ENDINGS if as_json else ENDINGS, _common(execution_ids))
         status = 0
         async for result in many:
             status = exit_status(result)
@@ -122,45 +130,69 @@ def _common(execution_ids: Sequence[str]) -> str | None:
     return execution_ids[0] if len(set(execution_ids)) == 1 else None
 
 
-async def _ask_each(records: "list[Record]", ask: Any) -> int:
-    """Calls `ask` for each, many at once. What it returns, or the error's, is an exit status; ours tells of all."""
+def _print_unstarted(host: "RunHost", *, as_json: bool) -> int:
+    """Says why nothing was started on a host; the exit status."""
+    from . import show
+
+    assert host.result is not None
+    if as_json:
+        show.print_result(host.result, {})
+    click.echo(f"cronium: {host.result.error_message} [{host.result.error_code}]", err=True)
+    return exit_status(host.result)
+
+
+async def _ask_each(hosts: "list[RunHost]", ask: Any) -> "Tally":
+    """Calls `ask` for each, many at once, and counts the exit status, result or error that comes of it; None counts
+    as nothing.
+    """
     from .each import answers
     from .open_files import make_room
     from .schedule import Tally
 
-    make_room(len({record.host for record in records}))  # connections are kept until all have been asked
+    make_room(len({host.record.host for host in hosts if host.record is not None}))  # kept until all have been asked
     tally = Tally()
-    async for _, answer in answers(records, ask):
+    tally.is_interrupted = any(host.is_interrupted for host in hosts)
+    async for _, answer in answers(hosts, ask):
+        if answer is None:
+            continue
+        if isinstance(answer, Result):
+            tally.add(answer)
+            continue
         if isinstance(answer, ControllerError):
             click.echo(f"cronium: {answer.message} [{answer.code}]", err=True)
         status = answer.exit_status if isinstance(answer, ControllerError) else answer
         tally.note(status, ok=status == 0)
-    return tally.exit_status
+    return tally
 
 
 @click.command(context_settings=HELP)
 @_ids
 @reaching
-@click.option("--json", "as_json", is_flag=True, help="One JSON object; one a line for several.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; one a line for several, and a summary.")
 def status(execution_ids: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Ask the hosts how executions stand.
+
+    The id of a run on many hosts stands for all of them, also for those on which nothing was started. The exit status
+    is that of `cronium wait` for what has ended; what is under way counts as 0.
 
     \b
     Example:
       cronium status exec_20260102_030405_0123456789ab --json
     """
-    from . import show
 
-    async def ask_all(controller: "Controller", records: "list[Record]") -> int:
-        async def ask(record: "Record") -> int:
-            found = await controller.status(record.id, record.host)
-            if as_json:
-                show.print_json(found)
-            else:
-                show.print_status(found, record.host)
-            return 0
+    async def ask_all(controller: "Controller", hosts: "list[RunHost]") -> int:
+        from .standing import ask_standing, print_standings
 
-        return await ask(records[0]) if len(records) == 1 else await _ask_each(records, ask)
+        if len(hosts) == 1:
+            answer = await ask_standing(controller, hosts[0], as_json=as_json)
+            return 0 if answer is None else exit_status(answer)
+
+        async def ask(host: "RunHost") -> "Result | None":
+            return await ask_standing(controller, host, as_json=as_json)
+
+        tally = await _ask_each(hosts, ask)
+        print_standings(tally, len(hosts), _common(execution_ids), as_json=as_json)
+        return tally.exit_status
 
     _run(execution_ids, options, ask_all, as_json=as_json)
 
@@ -180,30 +212,44 @@ def logs(execution_ids: tuple[str, ...], stream: str | None, offset: int, raw: b
     """
     from . import show
 
-    async def print_all(controller: "Controller", records: "list[Record]") -> int:
+    async def print_all(controller: "Controller", hosts: "list[RunHost]") -> int:
         async def read(record: "Record") -> "Execution":
             return await controller.attach(record.id, record.host, offsets=(offset, offset), follow=False)
 
-        if len(records) == 1:
-            return await show.print_pieces(await read(records[0]), only=stream, raw=raw)
+        if len(hosts) == 1:
+            if (record := hosts[0].record) is None:
+                return _print_no_output(hosts[0])
+            return await show.print_pieces(await read(record), only=stream, raw=raw)
         from .attached import labels
         from .lines import PrefixedLines
 
-        lines, called, turns = PrefixedLines(), labels(records), show.Turns()
+        lines, called, turns = PrefixedLines(), labels(hosts), show.Turns()
 
-        async def print_one(record: "Record") -> int:
+        async def print_one(host: "RunHost") -> int:
+            label = called[host.execution_id, host.name]
+
             async def put(number: int, data: bytes) -> None:
-                if whole := lines.feed(called[record.id], number, data):
+                if whole := lines.feed(label, number, data):
                     await turns.write(number, whole)
 
-            told = await show.print_pieces(await read(record), only=stream, raw=raw, put=put)
-            for number, rest in lines.end(called[record.id]):
+            if host.record is None:
+                return _print_no_output(host)
+            told = await show.print_pieces(await read(host.record), only=stream, raw=raw, put=put)
+            for number, rest in lines.end(label):
                 await turns.write(number, rest)
             return told
 
-        return await _ask_each(records, print_one)
+        return (await _ask_each(hosts, print_one)).exit_status
 
     _run(execution_ids, options, print_all, as_json=False)
+
+
+def _print_no_output(host: "RunHost") -> int:
+    """Says that a host has written nothing, because nothing was started there; the exit status."""
+    if host.result is not None:
+        return _print_unstarted(host, as_json=False)
+    click.echo(f"cronium: {host.name}: not begun yet, so there is no output [{STOPPED}]", err=True)
+    return EXIT_RUNNER_FAILED
 
 
 @click.command(context_settings=HELP)
@@ -220,16 +266,21 @@ def cancel(execution_ids: tuple[str, ...], **options: Any) -> None:
       cronium cancel exec_20260102_030405_0123456789ab
     """
 
-    async def end_all(controller: "Controller", records: "list[Record]") -> int:
-        async def end(record: "Record") -> int:
-            result = await _end(controller, record)
+    async def end_all(controller: "Controller", hosts: "list[RunHost]") -> int:
+        async def end(host: "RunHost") -> int:
+            if host.is_waiting:
+                sentence = f"{host.name}: not begun yet; the process that runs it begins it: interrupt that one"
+                click.echo(f"cronium: {sentence} [{STOPPED}]", err=True)
+                return EXIT_RUNNER_FAILED
+            result = host.result if host.record is None else await _end(controller, host.record)
+            assert result is not None
             if result.state is Outcome.UNKNOWN:
                 click.echo(f"cronium: {result.error_message} [{result.error_code}]", err=True)
                 return exit_status(result)
-            click.echo(f"{record.id}: {result.state}", err=True)
+            click.echo(f"{host.execution_id or host.name}: {result.state}", err=True)
             return 0
 
-        return await _ask_each(records, end)
+        return (await _ask_each(hosts, end)).exit_status
 
     _run(execution_ids, options, end_all, as_json=False)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from cronium_runner.wire.access import BUNDLED
-from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result
+from cronium_runner.wire.results import Outcome, Result
 from cronium_runner.wire.words import WordError
 
 from . import completing
@@ -20,6 +20,7 @@ from .cli_hosts import chosen_targets
 from .errors import ControllerError
 
 if TYPE_CHECKING:
+    from .runs import RunHost
     from .store import Record
 
 HELP: Final = {"help_option_names": ["-h", "--help"]}
@@ -80,35 +81,16 @@ def run_on_many(given: Sequence[str], options: dict[str, Any], work: Any, *, as_
     )
 
 
-def recorded(execution_id: str) -> "Record":
-    """What is known here of an execution. Raises ControllerError when it was not submitted from here."""
+def recorded_hosts(run_ids: Sequence[str]) -> "list[RunHost]":
+    """Every host of these runs, each once. Raises ControllerError when one of the ids is not known here."""
+    from .runs import hosts_of
     from .store import Store
 
     store = Store()
-    record = store.find(execution_id)
-    store.close()
-    if record is None:
-        raise ControllerError(
-            "execution.not_found",
-            f"no execution {execution_id[:80]!r} was submitted from here; its host may know it: cronium-runner status",
-        )
-    return record
-
-
-def recorded_all(execution_id: str) -> "list[Record]":
-    """The execution of this id, or all of the run on many hosts that goes by it. Raises ControllerError for neither."""
-    from .store import Store
-
-    store = Store()
-    found = [] if store.find(execution_id) is not None else store.fan_out(execution_id)
-    store.close()
-    return found or [recorded(execution_id)]
-
-
-def recorded_each(execution_ids: Sequence[str]) -> "list[Record]":
-    """The executions of all these ids, each once. Raises ControllerError when one of them is not known here."""
-    found = [record for execution_id in execution_ids for record in recorded_all(execution_id)]
-    return list({record.id: record for record in found}.values())
+    try:
+        return hosts_of(store, run_ids)
+    finally:
+        store.close()
 
 
 async def with_controller(find: Callable[[], Any], options: dict[str, Any], work: Any) -> int:
@@ -169,6 +151,7 @@ def finish(
     """
     from . import show
     from .job import asked_mode
+    from .runs import outcome_of
 
     try:
         try:
@@ -177,21 +160,23 @@ def finish(
             raise ControllerError(error.code, error.message) from None
     except ControllerError as error:
         if as_json and error.code != "output.unwritable":
-            # Where nothing could be asked, what became of an id that was used before isn't known.
-            state = Outcome.UNKNOWN if error.exit_status == EXIT_UNREACHABLE else Outcome.REJECTED
-            told = Result(execution_id, state, host=error.host, error_code=error.code, error_message=error.message)
             found = _recorded(execution_id)
+            # Where nothing could be asked, what became of an id that was used before isn't known.
+            state = outcome_of(error, may_have_started=found is not None and found.may_have_started)
+            told = Result(execution_id, state, host=error.host, error_code=error.code, error_message=error.message)
             show.print_result(told._replace(mode=asked_mode(mode) if found is None else found.mode), {})
         click.echo(f"cronium: {error.message} [{error.code}]", err=True)
         status = error.exit_status
     except KeyboardInterrupt:
-        sentence = f"interrupted; {interrupted}"
+        sentence, state = f"interrupted; {interrupted}", Outcome.UNKNOWN
         if _recorded(execution_id) is not None:
             sentence = (
                 "interrupted before the end was known; it may be running. "
                 f"Look with: cronium attach {execution_id}, end it with: cronium cancel {execution_id}"
             )
-        status = show.print_unknown(execution_id, None, sentence, {}, as_json=as_json)
+        elif execution_id:  # an execution is recorded before it is sent
+            state = Outcome.SKIPPED
+        status = show.print_left(execution_id, None, sentence, {}, as_json=as_json, state=state)
     sys.exit(status)
 
 

@@ -257,6 +257,8 @@ class Execution:
     def _finish(self, told: Result) -> None:
         if told.execution_id != self.id:
             raise ProtocolError(f"the result of '{self.id}' names {told.execution_id!r:.100}")
+        if told.state.is_unstarted:  # only who did not start it can know that
+            raise ProtocolError(f"the result of '{self.id}' says {told.state}")
         self._is_over = True
         self._result = told.on(self.host.name, self._transport)
         if self.fallback is not None and told.mode == BUNDLED:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cronium_runner.wire.names import invalid_id_sentence, is_execution_id
-from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result
+from cronium_runner.wire.results import Outcome, Result
 from cronium_runner.wire.text import clean
 
 from .each import answers
@@ -28,6 +28,7 @@ from .errors import ControllerError
 from .execution import Execution, Piece
 from .hosts import BadTarget, Host, SSHConfig, distinct, parse_host
 from .job import Job, asked_mode, new_execution_id
+from .runs import RunOwner, Runs, outcome_of, result_of
 from .schedule import FORKS, STOPPED, Schedule, Tally, counted
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class FanOut:
         if not is_execution_id(longest):
             raise ControllerError("execution.id_invalid", _too_long(self.id) or invalid_id_sentence(self.id))
         self._controller = controller
+        self._runs = Runs(controller.store)
         self._job = job
         self._output = output
         self._keeps = keep_connections
@@ -123,8 +125,10 @@ class FanOut:
         """How many hosts are at it now."""
         return self._schedule.running
 
-    def execution_id(self, host: Host) -> str:
-        """The id of the execution on one of the hosts."""
+    def execution_id(self, host: Host | BadTarget) -> str:
+        """The id of the execution on one of the hosts; none for a row that names no host."""
+        if isinstance(host, BadTarget):
+            return ""
         return self.id if self._is_single else id_on(self.id, host.name)
 
     def cancel(self) -> None:
@@ -156,7 +160,11 @@ class FanOut:
         self._tasks.clear()
 
     async def __aiter__(self) -> AsyncIterator[Result]:
-        """The results, as hosts end. Hosts that were not begun come last."""
+        """The results, as hosts end. Hosts that were not begun come last.
+
+        Every host is recorded first, with what becomes of it: `cronium wait` and `status` answer for all of them.
+        """
+        owner = self._recorded()
         try:
             self._begin()
             while self._schedule.running:
@@ -169,17 +177,22 @@ class FanOut:
                 yield result
         finally:
             await self.aclose()
+            owner.close(is_interrupted=self._is_cancelled)
+
+    def _recorded(self) -> RunOwner:
+        hosts = [(target.name, self.execution_id(target)) for target in self._schedule.left()]
+        return self._runs.begin(self.id, hosts)
 
     async def submit_only(self) -> AsyncIterator[Submitted]:
         """Instead of iterating: submits on all hosts, `forks` at once, and follows none. They come as they are taken.
 
         Batches and `max_failures` have no meaning here: nobody waits for an end.
         """
-        async for target, found in answers(self._schedule.left(), self._submitted, forks=self._forks):
-            execution_id = self.execution_id(target) if isinstance(target, Host) else ""
-            if isinstance(found, ControllerError):
-                found = Submitted(target.name, execution_id, self._failed(target.name, execution_id, found), False)
-            yield found
+        with self._recorded():
+            async for target, found in answers(self._schedule.left(), self._submitted, forks=self._forks):
+                if isinstance(found, ControllerError):
+                    found = Submitted(target.name, self.execution_id(target), self._failed(target, found), False)
+                yield found
 
     async def _submitted(self, target: Host | BadTarget) -> Submitted:
         if isinstance(target, BadTarget):
@@ -214,12 +227,12 @@ class FanOut:
     async def _on(self, target: Host | BadTarget) -> Result:
         """What comes of one host; whatever goes wrong there is in it."""
         if isinstance(target, BadTarget):
-            return self._failed(target.name, "", target.error)
+            return self._failed(target, target.error)
         is_ours = not self._controller.reachable.is_reached(target, self._job.run_as)
         try:
             return await self._execute(target)
         except ControllerError as error:
-            return self._failed(target.name, self.execution_id(target), error)
+            return self._failed(target, error)
         except _ListenerError as error:
             raise error.reason from None
         except Exception as error:  # noqa: BLE001 - a defect must not take the other hosts' results with it
@@ -274,45 +287,47 @@ class FanOut:
             self._controller.count_unsubmitted()
             raise
 
-    def _failed(self, name: str, execution_id: str, error: ControllerError) -> Result:
-        """What an error amounts to: nothing was started, or nothing is known of a host that can't be asked."""
-        state = Outcome.UNKNOWN if error.exit_status == EXIT_UNREACHABLE else Outcome.REJECTED
-        return Result(
-            execution_id,
-            state,
-            host=name,
-            mode=asked_mode(self._job.mode),
-            error_code=error.code,
-            error_message=error.message,
-        )
+    def _failed(self, target: Host | BadTarget, error: ControllerError) -> Result:
+        """The result of a host that has no other than an error."""
+        execution_id = self.execution_id(target)
+        if isinstance(target, BadTarget):
+            state = Outcome.MALFORMED
+        else:
+            state = outcome_of(error, may_have_started=self._may_have_started(execution_id))
+        return self._unstarted(result_of(error, state, execution_id, target.name))
+
+    def _may_have_started(self, execution_id: str) -> bool:
+        try:
+            return self._controller.store.may_have_started(execution_id)
+        except ControllerError:  # what can't be read may say so
+            return True
 
     def _defect(self, host: Host, error: Exception) -> Result:
         _log.error("defect", exc_info=error, extra={"host": host.name})
         execution_id = self.execution_id(host)
-        sentence = (
-            f"{host.name}: a defect in cronium: {type(error).__name__}: {error!s:.200}; please report it. "
-            f"It may be running there; look with: cronium attach {execution_id}"
-        )
-        return Result(
-            execution_id,
-            Outcome.UNKNOWN,
-            host=host.name,
-            mode=asked_mode(self._job.mode),
-            error_code="controller.internal",
-            error_message=sentence,
-        )
+        sentence = f"a defect in cronium: {type(error).__name__}: {error!s:.200}; please report it. "
+        if self._may_have_started(execution_id):
+            state = Outcome.UNKNOWN
+            sentence += f"It may be running there; look with: cronium attach {execution_id}"
+        else:
+            state = Outcome.REJECTED
+            sentence += "Nothing was started there"
+        told = ControllerError("controller.internal", sentence, host=host.name)
+        return self._unstarted(result_of(told, state, execution_id, host.name))
 
     def _not_begun(self, target: Host | BadTarget) -> Result:
         reason = "it was interrupted" if self._begins_nothing else f"{counted(self._schedule.failures)} failed before"
-        execution_id = self.execution_id(target) if isinstance(target, Host) else ""
-        return Result(
-            execution_id,
-            Outcome.REJECTED,
-            host=target.name,
-            mode=asked_mode(self._job.mode),
-            error_code=STOPPED,
-            error_message=f"{target.name}: not begun, because {reason}; run it again there",
-        )
+        told = ControllerError(STOPPED, f"not begun, because {reason}; run it again there", host=target.name)
+        result = result_of(told, Outcome.SKIPPED, self.execution_id(target), target.name)
+        # Those that a cancel left out are recorded by the owner of the run, all at once.
+        return result._replace(mode=asked_mode(self._job.mode)) if self._is_cancelled else self._unstarted(result)
+
+    def _unstarted(self, result: Result) -> Result:
+        """Records a result that no execution has, unless a start may have happened."""
+        result = result._replace(mode=asked_mode(self._job.mode))
+        if result.state is not Outcome.UNKNOWN:
+            self._runs.record(self.id, result)
+        return result
 
 
 def _unrepeated(targets: Iterable[Target]) -> Iterable[Target]:

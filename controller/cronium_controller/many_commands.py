@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cronium_runner.wire.names import STDERR, STDOUT
-from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result, StreamSummary
+from cronium_runner.wire.results import Outcome, Result, StreamSummary
 
 from .errors import ControllerError
 from .executing import Executed, timeout_sentence
 from .hosts import BadTarget, Host, distinct
+from .runs import outcome_of, result_of
 from .schedule import STOPPED, Schedule, Tally, counted
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class ManyCommands:
 
     async def _on(self, target: Host | BadTarget) -> Result:
         if isinstance(target, BadTarget):
-            return _failed(target.name, target.error)
+            return result_of(target.error, Outcome.MALFORMED, "", target.name)
         connections = self._controller.connections
         try:
             with connections.hurried(target):
@@ -189,9 +190,8 @@ def _ended(host: str, executed: Executed) -> Result:
 
 
 def _failed(host: str, error: ControllerError) -> Result:
-    """Nothing was started, or nothing is known of a host that can't be asked."""
-    state = Outcome.UNKNOWN if error.exit_status == EXIT_UNREACHABLE else Outcome.REJECTED
-    return Result("", state, host=host, error_code=error.code, error_message=error.message)
+    """No connection, so nothing was started; a channel that was lost may have started something."""
+    return result_of(error, outcome_of(error, may_have_started=error.code == "channel.lost"), "", host)
 
 
 def _interrupted(host: str) -> Result:
@@ -203,4 +203,4 @@ def _not_begun(host: str, failures: int | None) -> Result:
     """`failures` None: because of an interrupt."""
     reason = "it was interrupted" if failures is None else f"{counted(failures)} failed before"
     sentence = f"{host}: not begun, because {reason}; run it again there"
-    return Result("", Outcome.REJECTED, host=host, error_code=STOPPED, error_message=sentence)
+    return Result("", Outcome.SKIPPED, host=host, error_code=STOPPED, error_message=sentence)

@@ -22,9 +22,8 @@ from cronium_runner.wire.text import clean, clean_json, clean_lines
 
 from . import progress, standard_streams
 from .errors import ChannelLostError
-from .hosts import Host
 from .interrupts import Interrupts
-from .schedule import counted
+from .schedule import STOPPED, counted
 from .store import Record
 from .widths import aligned, padded
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from .execution import Execution
 
 _QUIET: Final = (Outcome.SUCCEEDED, Outcome.FAILED)
+_NEVER_STARTED: Final = frozenset(str(each) for each in Outcome if each.is_unstarted or each is Outcome.REJECTED)
 Writing = Callable[[int, bytes], Awaitable[None]]
 COLLECTED: Final = "execution.collected"
 _ID_COLUMNS: Final = 46
@@ -75,7 +75,7 @@ async def follow(execution: "Execution", *, as_json: bool, verbose: bool = False
     if execution.is_left and execution.known_result is None:
         what = "it is being ended on the host" if execution.is_cancelled else "it goes on"
         sentence = f"left; {what}. Look again with: cronium attach {execution.id}"
-        return print_unknown(execution.id, execution.host.name, sentence, tails, as_json=as_json)
+        return print_left(execution.id, execution.host.name, sentence, tails, as_json=as_json)
     result = await execution.result()
     if verbose:
         print_summary(result)
@@ -184,11 +184,18 @@ def print_result(result: Result, tails: Mapping[int, bytes | bytearray]) -> None
     print_json(shown)
 
 
-def print_unknown(
-    execution_id: str, host: str | None, sentence: str, tails: Mapping[int, bytes | bytearray], *, as_json: bool
+def print_left(
+    execution_id: str,
+    host: str | None,
+    sentence: str,
+    tails: Mapping[int, bytes | bytearray],
+    *,
+    as_json: bool,
+    state: Outcome = Outcome.UNKNOWN,
 ) -> int:
     """Says that we left before the end was known; the exit status for that."""
-    told = Result(execution_id, Outcome.UNKNOWN, host=host, error_code="channel.lost", error_message=sentence)
+    code = STOPPED if state is Outcome.SKIPPED else "channel.lost"
+    told = Result(execution_id, state, host=host, error_code=code, error_message=sentence)
     if as_json:
         print_result(told, tails)
     click.echo(f"cronium: {sentence}", err=True)
@@ -296,8 +303,8 @@ def print_finding(finding: "Finding", host: str | None = None) -> None:
         click.echo(f"{first}{'':<34} → {finding.advice}")
 
 
-def print_status(status: dict[str, Any], host: Host) -> None:
-    """How an execution stands, in one line."""
+def print_status(status: dict[str, Any], where: object) -> None:
+    """How an execution stands, in one line; `where` is its host."""
     result = status["result"] or {}
     ending = ""
     if result.get("exitCode") is not None:
@@ -305,9 +312,11 @@ def print_status(status: dict[str, Any], host: Host) -> None:
     elif result.get("signal") is not None:
         ending = f", signal {result['signal']}"
     sizes = f"{status['stdout']['bytes']} bytes on stdout, {status['stderr']['bytes']} on stderr"
-    click.echo(f"{status['executionId']} on {host}: {result.get('state', status['state'])}{ending}; {sizes}")
-    if status.get("collected"):
-        click.echo(f"cronium: {result['error']['message']} [{result['error']['code']}]", err=True)
+    state = result.get("state", status["state"])
+    click.echo(f"{status['executionId'] or '-'} on {where}: {state}{ending}; {sizes}")
+    error = result.get("error")
+    if error is not None and (status.get("collected") or state in _NEVER_STARTED):
+        click.echo(f"cronium: {error['message']} [{error['code']}]", err=True)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -26,6 +26,7 @@ from .table import Table
 
 if TYPE_CHECKING:
     from .attached import Attached
+    from .runs import RunHost
     from .store import Record
 
 PREFIX: Final = "prefix"
@@ -199,7 +200,7 @@ def _words(target: Host | BadTarget) -> str:
     return f"--host {f'{target.user}@' if target.user else ''}{target.name}"
 
 
-def summary_json(tally: Tally, execution_id: str | None, seconds: float) -> dict[str, Any]:
+def summary_json(tally: Tally, execution_id: str | None, seconds: float | None) -> dict[str, Any]:
     """The last line of --json for several hosts."""
     return {
         "summary": True,
@@ -210,7 +211,7 @@ def summary_json(tally: Tally, execution_id: str | None, seconds: float) -> dict
         "failed": tally.failed,
         "states": tally.states,
         "exitStatus": tally.exit_status,
-        "durationMs": round(seconds * 1000, 1),
+        "durationMs": None if seconds is None else round(seconds * 1000, 1),
     }
 
 
@@ -221,21 +222,25 @@ def _paint(text: str, colour: str) -> str:
     return click.style(text, fg=colour)
 
 
-async def follow_attached(many: "Attached", records: "Sequence[Record]", style: str, execution_id: str | None) -> int:
+async def follow_attached(many: "Attached", run_hosts: "Sequence[RunHost]", style: str, run_id: str | None) -> int:
     """Shows executions of earlier processes, to their end; the exit status. An interrupt is the caller's matter."""
     from .attached import labels
     from .open_files import make_room
 
-    make_room(len({record.host for record in records}))  # a connection to each is kept while we wait
-    called = labels(records)
-    hosts = [record.host for record in records]
-    shown = ManyHosts(style, hosts, label=lambda result: called[result.execution_id], noun="executions")
+    hosts = list({host.record.host for host in run_hosts if host.record is not None})
+    make_room(len(hosts))  # a connection to each is kept while we wait
+    called = labels(run_hosts)
+
+    def label(result: Result) -> str:
+        return called.get((result.execution_id, result.host or ""), result.host or "")
+
+    shown = ManyHosts(style, hosts, label=label, noun="executions")
 
     async def hear(record: "Record", piece: Piece) -> None:
-        await shown.hear(called[record.id], piece)
+        await shown.hear(called[record.id, record.host.name], piece)
 
     many.output = hear if style in (PREFIX, JSON) else None
-    await shown.show(many, execution_id)
+    await shown.show(many, run_id)
     return many.tally.exit_status
 
 

@@ -56,6 +56,11 @@ class Record:
         """Whether the platform may yet get something from it."""
         return self.mode == API and (self.result is None or self.result.undelivered > 0)
 
+    @property
+    def may_have_started(self) -> bool:
+        """Whether its script may have been started: it was sent, and the host has not refused it."""
+        return self.state not in ("rejected", "refused")
+
 
 class Store:
     """The tables of executions and of hosts. Its calls take well under a millisecond and are made inline."""
@@ -152,6 +157,15 @@ class Store:
         rows = self.database.read("SELECT * FROM executions WHERE id = :key", {"key": execution_id})
         return _record(rows[0]) if rows else None
 
+    def may_have_started(self, execution_id: str) -> bool:
+        """Whether the script of this id may have been started by a submission from here. Raises StoreError."""
+        record = self.find(execution_id)
+        return record is not None and record.may_have_started
+
+    def record_of(self, row: sqlite3.Row) -> Record:
+        """The execution that a row of `executions` is."""
+        return _record(row)
+
     def fan_out(self, execution_id: str) -> list[Record]:
         """The executions of a run on many hosts that goes by this id, in the order in which they were submitted."""
         rows = self.database.read(
@@ -205,12 +219,13 @@ class Store:
     def payloads_in_use(self) -> set[str]:
         """The SHA-256s of payloads of which an execution has no result yet. Raises StoreError."""
         rows = self.database.read(
-            f"SELECT DISTINCT payload_sha256 FROM executions WHERE result IS NULL AND state NOT IN {_NOTHING_STARTED}"
+            f"SELECT DISTINCT payload_sha256 FROM executions WHERE result IS NULL AND state NOT IN {NOTHING_STARTED}"
         )
         return {row["payload_sha256"] for row in rows}
 
 
-_NOTHING_STARTED: Final = "('rejected', 'refused')"
+NOTHING_STARTED: Final = "('rejected', 'refused')"
+"""The states that say so, for SQL; `Record.may_have_started` is the same in Python."""
 _REPLACEABLE: Final = "('rejected', 'lost', 'unknown')"
 _SUBMITTED: Final = (
     "id", "host", "address", "port", "user", "identity", "payload_sha256", "label", "state", "submitted_at",
@@ -219,7 +234,7 @@ _SUBMITTED: Final = (
 _RECORD: Final = (
     f"{inserting('executions', _SUBMITTED)} ON CONFLICT (id) DO UPDATE SET "
     # What is not given is as in a new row.
-    f"{assigned((*_SUBMITTED[1:], 'finished_at', 'result'), 'excluded.')} WHERE executions.state IN {_NOTHING_STARTED}"
+    f"{assigned((*_SUBMITTED[1:], 'finished_at', 'result'), 'excluded.')} WHERE executions.state IN {NOTHING_STARTED}"
 )
 _NOTE_STATE: Final = "UPDATE executions SET state = :state WHERE id = :id AND result IS NULL"
 _FINISH: Final = (

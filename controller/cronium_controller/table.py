@@ -25,7 +25,13 @@ ALIKE: Final = 4
 """So many hosts that failed alike are one row; fewer have one each."""
 _LONGEST_HOSTS: Final = 48
 """Characters of a row's hosts: beside the other columns they leave a line of 80 whole."""
-_COLOURS: Final = {Outcome.SUCCEEDED: "green", Outcome.UNKNOWN: "yellow", Outcome.CANCELLED: "yellow"}
+_COLOURS: Final = {
+    Outcome.SUCCEEDED: "green",
+    Outcome.UNKNOWN: "yellow",
+    Outcome.CANCELLED: "yellow",
+    Outcome.UNREACHABLE: "yellow",
+    Outcome.SKIPPED: "yellow",
+}
 _HEADER: Final = ("STATE", "EXIT", "TIME", "ROUTE")
 
 

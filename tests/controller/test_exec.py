@@ -169,7 +169,7 @@ def test_what_went_wrong_before_a_command_ran_is_one_sentence(remote: RemoteHost
         done = remote.cronium("exec", "--json", "--host", away, "--", "true")
     assert done.returncode == 255
     assert (json.loads(done.stdout)["state"], json.loads(done.stdout)["error"]["code"]) == (
-        "unknown",
+        "unreachable",
         "host.unreachable",
     )
     assert done.stderr.count(b"\n") == 1

@@ -42,13 +42,13 @@ def test_json_is_one_object_with_the_last_64_kib_as_text(remote: RemoteHost) -> 
     assert (result["host"], result["transport"]) == (remote.server.target, "direct")
 
 
-def test_a_host_that_is_not_reached_is_255_and_unknown(remote: RemoteHost) -> None:
+def test_a_host_that_is_not_reached_is_255(remote: RemoteHost) -> None:
     remote.server.stop()
     done = remote.run("--json", remote.script("true"))
     remote.server.start()
     assert done.returncode == 255
     told = json.loads(done.stdout)
-    assert (told["state"], told["error"]["code"]) == ("unknown", "host.unreachable")
+    assert (told["state"], told["error"]["code"]) == ("unreachable", "host.unreachable")
     assert done.stderr.decode().count("\n") == 1
 
 

@@ -14,7 +14,10 @@ from .text import clean
 
 
 class Outcome(StrEnum):
-    """How an execution ended. `unknown` is the controller's word while it can't reach the host."""
+    """How an execution ended. The last four are the controller's alone: nothing was started there for certain.
+
+    `unknown` stands only where a start may have happened.
+    """
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -23,6 +26,21 @@ class Outcome(StrEnum):
     REJECTED = "rejected"
     LOST = "lost"
     UNKNOWN = "unknown"
+    REFUSED = "refused"
+    """The host refused our authentication, or we refused its key."""
+    UNREACHABLE = "unreachable"
+    SKIPPED = "skipped"
+    """The run ended before this host's turn: too many failures, an interrupt, a controller that ended."""
+    MALFORMED = "malformed"
+    """The row that names the host can't be read."""
+
+    @property
+    def is_unstarted(self) -> bool:
+        """Whether only a controller can say it, of a host on which it started nothing."""
+        return self in _UNSTARTED
+
+
+_UNSTARTED: Final = frozenset({Outcome.REFUSED, Outcome.UNREACHABLE, Outcome.SKIPPED, Outcome.MALFORMED})
 
 
 class StreamSummary(NamedTuple):
@@ -159,9 +177,9 @@ def exit_status(result: Result) -> int:
             return EXIT_CANCELLED
         case Outcome.REJECTED:
             return _REJECTIONS.get(result.error_code or "", EXIT_RUNNER_FAILED)
-        case Outcome.LOST:
+        case Outcome.LOST | Outcome.SKIPPED | Outcome.MALFORMED:
             return EXIT_RUNNER_FAILED
-        case Outcome.UNKNOWN:
+        case Outcome.UNKNOWN | Outcome.REFUSED | Outcome.UNREACHABLE:
             return EXIT_UNREACHABLE
     if result.signal is not None:
         return 128 + result.signal
