@@ -7,6 +7,7 @@ Heavy imports happen in the commands, so that `--help` and completion stay quick
 import contextlib
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
@@ -292,6 +293,8 @@ for command in (*cli_executions.COMMANDS, *cli_kept.COMMANDS):
 def main() -> None:
     """The `cronium` command."""
     standard_streams.prepare()
+    if not sys.warnoptions:  # a server that knows old algorithms only makes Python warn about our libraries
+        warnings.simplefilter("ignore")
     try:
         cronium.main(standalone_mode=False, prog_name="cronium")
     except SystemExit as leaving:

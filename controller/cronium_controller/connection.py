@@ -310,7 +310,7 @@ async def _log_in(host: Host, access: Access, **over: Any) -> asyncssh.SSHClient
             "with --on",
             host=host.name,
         ) from None
-    except (TimeoutError, asyncssh.Error, OSError, UnicodeError) as error:
+    except (TimeoutError, asyncssh.Error, OSError, UnicodeError, asyncssh.packet.PacketDecodeError) as error:
         raise UnreachableError(
             "host.unreachable",
             f"cannot connect to {host.address}: {reason(error)}; check the address, and that SSH answers there",
