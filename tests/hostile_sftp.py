@@ -34,6 +34,7 @@ BEHAVIOURS = {
     "set-id mode": "stat says that the file is set-uid, set-gid, sticky and writable by all",
     "size too small": "stat says that the file is shorter than it is",
     "size too large": "stat says that the file has more bytes than any disk",
+    "size much too large": "stat says that the file has twenty times the bytes that it has",
     "type of a folder": "stat says that it is a folder",
     "type of a device": "stat says that it is a device",
     "endless file": "a read never says that the file has ended, and stat says that it has 10 bytes",
@@ -57,6 +58,7 @@ BEHAVIOURS = {
     "shell file without end": "no SFTP, and a command that reads a file prints without end",
     "shell errors without end": "no SFTP, and each command prints errors without end",
     "shell with another name": "no SFTP, and commands that find a file answer with another name",
+    "shell name with escapes": "no SFTP, and commands that find a file answer with terminal escapes in the path",
     "shell never answers": "no SFTP, and a command says nothing for ever",
 }
 
@@ -124,9 +126,13 @@ def _answer_command(behaviour: str, command: str, folder: str) -> None:
             liar.chmod(0o755)
         path = f"{folder}/bin:{path}"
     done = subprocess.run(["sh", "-c", command], env={**os.environ, "PATH": path}, stdout=subprocess.PIPE)
-    said = done.stdout
-    if behaviour == "shell with another name" and b"\nfile\n" in b"\n" + said:
-        said = said.rpartition(b"/")[0] + b"/../.bashrc" + ESCAPES.encode()
+    said: bytes = done.stdout
+    if behaviour.startswith("shell") and "name" in behaviour and b"\nfile\n" in b"\n" + said:
+        before, _, found = said.rpartition(b"\n")
+        told = os.path.dirname(found) + (f"/{ESCAPES}".encode() if "escapes" in behaviour else b"/.bashrc")
+        if not os.path.exists(told):  # the file of the other name is there, too
+            os.link(found, told)
+        said = before + b"\n" + told
     os.write(1, said)
     sys.exit(done.returncode)
 
@@ -243,9 +249,12 @@ class _Server:
     def _attributes(self, found: os.stat_result, *, is_told: bool = False) -> bytes:
         size, mode = found.st_size, found.st_mode
         if is_told and stat.S_ISREG(mode):
-            size = {"size too small": size // 2, "size too large": 10**18, "endless file": 10}.get(
-                self._behaviour, size
-            )
+            size = {
+                "size too small": size // 2,
+                "size too large": 10**18,
+                "size much too large": 20 * size,
+                "endless file": 10,
+            }.get(self._behaviour, size)
             kind = {"type of a folder": stat.S_IFDIR, "type of a device": stat.S_IFCHR}.get(self._behaviour)
             mode = mode if kind is None else kind | stat.S_IMODE(mode)
             mode = stat.S_IFREG | 0o7777 if self._behaviour == "set-id mode" else mode

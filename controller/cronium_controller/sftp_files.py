@@ -254,6 +254,8 @@ class _Reading:
 
         async def read_some() -> None:
             for at in offsets:
+                if self._ends_at is not None:  # the size was not true: there may be no end of offsets
+                    return
                 self._under_way.add(at)
                 await self._read(at, min(at + step, size))
                 self._under_way.discard(at)

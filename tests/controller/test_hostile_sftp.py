@@ -10,11 +10,11 @@ from typing import Final
 import pytest
 
 import hostile_sftp
-from cronium_controller import remote_file, sftp, transfer
+from cronium_controller import copying, remote_file, sftp, transfer
 from cronium_controller.dispatch import Controller
 from cronium_controller.errors import ControllerError
 from cronium_controller.memory import account
-from cronium_controller.partial_copies import PartialCopies, key_of
+from cronium_controller.partial_copies import HERE, PartialCopies, key_of
 from cronium_controller.remote_file import Partial
 from openssh import sshd_path
 from remote_host import RemoteHost, resident_memory_growth
@@ -39,6 +39,7 @@ GET: Final = {
     "name that is no text": NOT_SFTP,
     "set-id mode": RIGHT,
     "size too small": RIGHT,
+    "size much too large": RIGHT,
     "size too large": "are needed, and .* are free; make room",
     "type of a folder": "it is a folder",
     "type of a device": "it is not a regular file",
@@ -59,7 +60,8 @@ GET: Final = {
     "shell without end": "no shell answers to commands: it prints without end",
     "shell file without end": "came after the 3.0 MB that the host said",
     "shell errors without end": SILENT,
-    "shell with another name": "cannot copy",
+    "shell with another name": RIGHT,
+    "shell name with escapes": RIGHT,
     "shell never answers": SILENT,
 }
 PUT: Final = {
@@ -122,7 +124,7 @@ def here(tmp_path: Path) -> Path:
 def behave(remote: RemoteHost, behaviour: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hostile_sftp.behave(remote.folder.parent, behaviour)
     if "never answers" in behaviour or "errors without end" in behaviour:
-        monkeypatch.setattr(sftp, "ANSWER_SECONDS", 2.0)
+        monkeypatch.setattr(sftp, "ANSWER_SECONDS", 1.0)
 
 
 def found_in(folder: Path) -> set[str]:
@@ -213,6 +215,44 @@ def remembered(controller: Controller, remote: RemoteHost, source: transfer.Sour
     ) as partials:
         partials.begin(str(folder))
         partials.note_owner(Partial(str(folder), os.getuid()))
+
+
+@pytest.mark.parametrize("behaviour", ["another name", "shell with another name"])
+async def test_a_hosts_folder_and_a_resumed_copy_have_the_typed_name(
+    behaviour: str, controller: Controller, remote: RemoteHost, here: Path
+) -> None:
+    hostile_sftp.behave(remote.folder.parent, behaviour)
+    file, target = remote.home / "file", here / "destination/web01/file"
+    (here / "destination/web01/.begun.part").mkdir(mode=0o700, parents=True)
+    (here / "destination/web01/.begun.part/part").write_bytes(file.read_bytes()[:1_000_000])
+    told, where = remote.home / ".bashrc", account(remote.host)
+    key = key_of("get", where, told, SIZE, int(file.stat().st_mtime), target)
+    with PartialCopies(controller.store.database, HERE, str(target), key) as partials:
+        partials.begin(f"{here}/destination/web01/.begun.part")
+    copied = await transfer.get(
+        controller.connections,
+        controller.store,
+        remote.host,
+        "~/file",
+        f"{here}/destination",
+        lambda _: None,
+        below="web01",
+    )
+    assert (copied.path, copied.sent) == (str(target), SIZE - 1_000_000)
+    assert found_in(here) == {"precious", "destination", "destination/web01", "destination/web01/file"}
+    assert target.read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("behaviour", ["another name", "set-id mode", "shell with another name"])
+async def test_a_small_copy_has_the_typed_name(
+    behaviour: str, controller: Controller, remote: RemoteHost, here: Path
+) -> None:
+    hostile_sftp.behave(remote.folder.parent, behaviour)
+    async with controller.connections.lease(remote.host) as lease:
+        await copying.download(lease.connection, "~/file", f"{here}/destination")
+    assert found_in(here) == {"precious", "destination", "destination/file"}
+    assert (here / "destination/file").read_bytes() == (remote.home / "file").read_bytes()
+    assert stat.S_IMODE((here / "destination/file").stat().st_mode) & 0o7033 == 0
 
 
 def test_nothing_of_a_host_moves_the_cursor(remote: RemoteHost, here: Path) -> None:
