@@ -3,6 +3,7 @@
 Each is one request and its answer, over a channel that is open. Who reaches the host is `dispatch`.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -12,17 +13,20 @@ from cronium_runner.wire.frames import Kind, ProtocolError
 
 from .channel import AgentChannel
 from .errors import ChannelLostError, RefusedError
+from .inbox import Piece
 
 GC: Final = "gc"
 """What an agent that collects says in HELLO that it knows. An older one would never answer the frame."""
+MOST_TOLD: Final = 128 * 1024 * 1024
+"""Bytes of all statuses of one host together: more than a hundred thousand executions."""
 
 
 async def status(agent: AgentChannel, execution_id: str) -> dict[str, Any]:
     """How one execution stands. Raises RefusedError when the host knows nothing of it, ChannelLostError."""
-    told = await _ask(agent, Kind.STATUS, {"executionId": execution_id})
+    told, _ = await _ask(agent, Kind.STATUS, {"executionId": execution_id})
     match told.get("executions"):
-        case [{"state": str()} as found]:
-            return dict(found)
+        case [dict() as found]:
+            return _readable(found, execution_id, agent)
     raise ChannelLostError(f"the agent's status of '{execution_id}' cannot be read", host=agent.host_name)
 
 
@@ -32,20 +36,47 @@ async def statuses(agent: AgentChannel, *, wants_all: bool = False, is_brief: bo
     With `wants_all` also those of which only a tombstone is left. With `is_brief` only what a table shows; an older
     agent tells all the same. Raises ChannelLostError.
     """
+    try:
+        async with asyncio.timeout(agent.patience.collection):
+            found = await _pages(agent, {"all": wants_all, "brief": is_brief})
+    except TimeoutError:
+        raise _overdue(agent, agent.patience.collection) from None
+    return sorted(found, key=lambda one: str(one.get("claimedAt")))
+
+
+async def _pages(agent: AgentChannel, asked: dict[str, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    asked: dict[str, Any] = {"all": wants_all, "brief": is_brief}
+    size = 0
     while True:
-        told = await _ask(agent, Kind.STATUS, asked)
+        told, length = await _ask(agent, Kind.STATUS, asked)
+        size += length
         match told.get("executions"):
-            case list(page) if all(isinstance(one, dict) and isinstance(one.get("executionId"), str) for one in page):
-                found += page
+            case list(page) if size <= MOST_TOLD and all(isinstance(one, dict) for one in page):
+                found += [_readable(one, None, agent) for one in page]
             case _:
                 raise ChannelLostError("the agent's statuses cannot be read", host=agent.host_name)
         after = told.get("after")
         if not isinstance(after, str) or after <= asked.get("after", ""):
-            break  # the last page; one that leads nowhere must not be asked for again and again
+            return found  # the last page; one that leads nowhere must not be asked for again and again
         asked["after"] = after
-    return sorted(found, key=lambda one: str(one.get("claimedAt")))
+
+
+def _readable(one: dict[str, Any], execution_id: str | None, agent: AgentChannel) -> dict[str, Any]:
+    """A status in which all is of the type that it has to be. Raises ChannelLostError."""
+    whole = {"stdout": {"bytes": 0}, "stderr": {"bytes": 0}, "result": None, "error": None, **one}
+    match whole:
+        case {
+            "executionId": str(told_id),
+            "state": str(),
+            "stdout": {"bytes": int()},
+            "stderr": {"bytes": int()},
+            "result": None | {"state": str()},
+            "error": None | dict(),
+        } if execution_id in (None, told_id):
+            reason = (whole["result"] or {}).get("error")
+            if isinstance(reason, dict) or (reason is None and not (execution_id and whole.get("collected"))):
+                return whole
+    raise ChannelLostError("the agent tells a status that cannot be read", host=agent.host_name)
 
 
 async def collect(agent: AgentChannel, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,20 +88,28 @@ async def collect(agent: AgentChannel, asked: Mapping[str, Any]) -> dict[str, An
             "end its agent's connections, then `cronium deploy` brings the new one",
             host=agent.host_name,
         )
-    told = (await _ask(agent, Kind.GC, dict(asked))).get("collection")
+    told = (await _ask(agent, Kind.GC, dict(asked), agent.patience.collection))[0].get("collection")
     if not is_report(told):
         raise ChannelLostError("the agent's report of its collection cannot be read", host=agent.host_name)
     return told
 
 
-async def _ask(agent: AgentChannel, kind: Kind, body: dict[str, Any]) -> dict[str, Any]:
+async def _ask(
+    agent: AgentChannel, kind: Kind, body: dict[str, Any], seconds: float | None = None
+) -> tuple[dict[str, Any], int]:
+    """The answer and its length in bytes. Raises RefusedError, ChannelLostError."""
     conversation = agent.converse()
     conversation.send(kind, body)
+    seconds = seconds or agent.patience.answer
     try:
-        frame = await conversation.receive()
+        async with asyncio.timeout(seconds):
+            frame = await conversation.receive()
+    except TimeoutError:
+        raise _overdue(agent, seconds) from None
     finally:
         conversation.close()
     assert frame is not None, "nobody else closes this conversation"
+    assert not isinstance(frame, Piece), "none was asked for, and its channel would have ended"
     try:
         told = frame.told()
     except ProtocolError as error:
@@ -79,10 +118,16 @@ async def _ask(agent: AgentChannel, kind: Kind, body: dict[str, Any]) -> dict[st
         raise refusal(told, agent.host_name)
     if frame.kind != Kind.STATUS:
         raise ChannelLostError(f"the agent answered with frame {frame.kind}", host=agent.host_name)
-    return told
+    return told, len(frame.body)
+
+
+def _overdue(agent: AgentChannel, seconds: float) -> ChannelLostError:
+    sentence = f"the agent has not answered within {seconds:g} s; look at the host, and ask again"
+    return ChannelLostError(sentence, host=agent.host_name)
 
 
 def refusal(told: Mapping[str, Any], host: str) -> RefusedError:
     """The agent's refusal as an error. A newer agent may have codes that are not ours."""
     code = told.get("code")
-    return RefusedError(code if code in CODES else "runner.internal", str(told.get("message")), host=host)
+    is_known = isinstance(code, str) and code in CODES
+    return RefusedError(str(code) if is_known else "runner.internal", str(told.get("message")), host=host)

@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Final
@@ -18,9 +17,13 @@ from cronium_runner.wire.frames import Frame, Kind, ProtocolError
 from cronium_runner.wire.text import last_words
 
 from .errors import ChannelLostError, ControllerError, DeployError, reason
+from .inbox import Inbox, Piece
+from .patience import Patience
 from .sessions import Channel, Connection, Session
 from .ssh_library import asyncssh
 
+PROTOCOL_BROKEN: Final = "channel.protocol"
+LOST: Final = "channel.lost"
 GREETING_SECONDS: Final = 20.0
 """From starting the agent to its magic line: heavy rc files and a cold disk included."""
 SESSION_SECONDS: Final = 10.0
@@ -49,45 +52,60 @@ class NoRoomError(ChannelLostError):
 class Conversation:
     """One channel number: frames to send, frames to await. Ends with `close`, or when the channel is lost."""
 
-    def __init__(self, channel: "AgentChannel", number: int) -> None:
+    def __init__(self, channel: "AgentChannel", number: int, offsets: tuple[int, int] | None) -> None:
         self._channel = channel
         self._number = number
-        self._arrived: deque[Frame] = deque()
+        self._inbox = Inbox(offsets)
+        self._given_up: str | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._is_closed = False
+
+    @property
+    def patience(self) -> Patience:
+        """How long the agent is waited for."""
+        return self._channel.patience
 
     def send(self, kind: Kind, body: dict[str, Any]) -> None:
         """Sends one JSON frame."""
         self._channel.send(frames.encode_json(kind, self._number, body))
         self._channel.unanswered = self._number if kind == Kind.ACKNOWLEDGE else 0
 
-    async def send_payload(self, pieces: Any) -> None:
-        """Sends a payload's pieces and its end, as fast as the connection takes them."""
+    async def send_payload(self, pieces: Any, sent: Callable[[], None]) -> None:
+        """Sends a payload's pieces and its end, as fast as the connection takes them; `sent` is called after each."""
         for piece in pieces:
             self._channel.send(frames.encode(Kind.PAYLOAD, self._number, piece))
             await self._wait_writable()
             # Refused in the middle, for want of room perhaps, or left: the rest would go nowhere.
-            if self._arrived or self._is_closed:
+            if self._inbox or self._is_closed or self._given_up is not None:
                 return
+            sent()
         self._channel.send(frames.encode(Kind.PAYLOAD, self._number))
 
     def grant(self, stream: int, count: int) -> None:
         """Lets the agent send `count` more bytes of a stream."""
+        self._inbox.grant(stream, count)
         self._channel.send(frames.encode_credit(self._number, stream, count))
 
-    async def receive(self) -> Frame | None:
+    async def receive(self) -> Frame | Piece | None:
         """The next frame; None once the conversation was closed by us.
 
-        Raises ChannelLostError when the channel is gone and nothing is left to read.
+        Raises ChannelLostError when the channel is gone, or the host given up, and nothing is left to read.
         """
-        while not self._arrived:
+        while not self._inbox:
             if self._is_closed:
                 return None
             if self._channel.lost is not None:
-                raise ChannelLostError(self._channel.lost, host=self._channel.host_name)
+                raise ChannelLostError(self._channel.lost, host=self._channel.host_name, code=self._channel.lost_code)
+            if self._given_up is not None:
+                raise ChannelLostError(self._given_up, host=self._channel.host_name, code="execution.overdue")
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        return self._arrived.popleft()
+        return self._inbox.take()
+
+    def give_up(self, why: str) -> None:
+        """The host has not said what it was to say, in more time than that can take: `receive` waits no longer."""
+        self._given_up = why
+        self.wake()
 
     async def _wait_writable(self) -> None:
         """Waits until the connection takes more, or there is no more to be said."""
@@ -103,14 +121,14 @@ class Conversation:
     def close(self) -> None:
         """Frees the channel number; frames that still arrive for it are dropped, and `receive` waits no longer."""
         self._is_closed = True
-        self._arrived.clear()
+        self._inbox.clear()
         self._channel.forget(self._number)
         self.wake()
 
     def deliver(self, frame: Frame) -> None:
-        """Takes a frame from the channel."""
-        self._arrived.append(frame)
-        self.wake()
+        """Takes a frame from the channel. Raises ProtocolError for one that may not come here."""
+        if self._inbox.put(frame):
+            self.wake()
 
     def wake(self) -> None:
         """Lets whoever awaits a frame look again."""
@@ -124,11 +142,15 @@ class AgentChannel:
     ping_seconds: ClassVar[float] = frames.PING_SECONDS
     """An agent that hears nothing from us for much longer takes us for gone, however much it has to say itself."""
     silence_seconds: ClassVar[float] = frames.SILENCE_SECONDS
+    patience: ClassVar[Patience] = Patience()
+    """How long what an agent was asked for is waited for, though it answers pings."""
 
     def __init__(self, host_name: str) -> None:
         self.host_name = host_name
         self.lost: str | None = None
         """Why the channel is gone, once it is."""
+        self.lost_code = LOST
+        """What that goes by in docs/errors.md."""
         self.agent: dict[str, Any] = {}
         """What the agent said of itself in HELLO."""
         self.was_silent = False
@@ -230,10 +252,10 @@ class AgentChannel:
         """Whether nobody converses with it."""
         return not self._conversations
 
-    def converse(self) -> Conversation:
-        """A new conversation."""
+    def converse(self, offsets: tuple[int, int] | None = None) -> Conversation:
+        """A new conversation; `offsets` is where the output begins that is asked for in it, None when none is."""
         number = next(self._numbers)
-        self._conversations[number] = Conversation(self, number)
+        self._conversations[number] = Conversation(self, number, offsets)
         return self._conversations[number]
 
     def forget(self, number: int) -> None:
@@ -245,7 +267,7 @@ class AgentChannel:
     def send(self, frame: bytes) -> None:
         """Queues bytes for the agent. Raises ChannelLostError when there is none any more."""
         if self.lost is not None or self._ssh is None:
-            raise ChannelLostError(self.lost or "the channel is not open", host=self.host_name)
+            raise ChannelLostError(self.lost or "the channel is not open", host=self.host_name, code=self.lost_code)
         self.frames_sent += 1
         self._last_sent = time.monotonic()
         self._is_heard, self.unanswered = False, 0
@@ -253,7 +275,7 @@ class AgentChannel:
         if len(self._unsent) >= _GATHERED:
             self._send_gathered()
             if self.lost is not None:
-                raise ChannelLostError(self.lost, host=self.host_name)
+                raise ChannelLostError(self.lost, host=self.host_name, code=self.lost_code)
         elif self._sending is None:
             self._sending = asyncio.get_running_loop().call_soon(self._send_gathered)
 
@@ -290,20 +312,20 @@ class AgentChannel:
         self.send(frames.encode(Kind.PING, 0, _LAST_WORD))
         await self._heard
 
-    def close(self, why: str = "closed by us") -> None:
+    def close(self, why: str = "closed by us", code: str = LOST) -> None:
         """Ends the channel. The agent stays as guardian until its executions have ended."""
         self._send_gathered()
-        self.lose(why)
+        self.lose(why, code)
         if self._ssh is not None:
             with contextlib.suppress(asyncssh.Error, OSError):
                 self._ssh.write_eof()
             self._ssh.close()
 
-    def lose(self, reason: str) -> None:
+    def lose(self, reason: str, code: str = LOST) -> None:
         """The channel is gone: whoever waits learns it."""
         if self.lost is not None:
             return
-        self.lost = reason
+        self.lost, self.lost_code = reason, code
         self._writable.set()
         if self._pinging is not None:
             self._pinging.cancel()
@@ -326,7 +348,7 @@ class AgentChannel:
 
     def hear(self, piece: bytes) -> None:
         """Takes bytes of the agent's standard output; what still comes of a channel that was ended is dropped."""
-        if self.lost is not None:
+        if not self._may_hear():
             return
         self._last_heard = time.monotonic()
         try:
@@ -338,9 +360,15 @@ class AgentChannel:
                 piece = rest
             for frame in self._reader.feed(piece):
                 self._take(frame)
+                if not self._may_hear():
+                    return
         except ProtocolError as error:
             _log.warning("channel_protocol_error", extra={"host": self.host_name, "reason": str(error)})
-            self.close(str(error))
+            self.close(f"the agent there broke the protocol: {error}", PROTOCOL_BROKEN)
+
+    def _may_hear(self) -> bool:
+        """Whether it is not gone: what an agent sends behind a breach of the protocol is not looked at."""
+        return self.lost is None
 
     def hear_stderr(self, piece: bytes) -> None:
         """Takes bytes of the agent's standard error; the last few are kept for messages."""
@@ -368,11 +396,12 @@ class AgentChannel:
             return
         match frame.kind:
             case Kind.HELLO:
-                self.agent = frame.told()
                 if not self._ready.done():
+                    self.agent = _readable(frame.told())
                     self._ready.set_result(None)
             case Kind.PING:
-                self.send(frames.encode(Kind.PONG, 0, frame.body[:16]))
+                if self.is_writable:  # answers to one that reads none must not fill our memory
+                    self.send(frames.encode(Kind.PONG, 0, frame.body[:16]))
             case Kind.ERROR:
                 told = frame.told()
                 self.close(f"the agent gave up: {told.get('message')} [{told.get('code')}]")
@@ -398,6 +427,12 @@ class AgentChannel:
                 self._last_pinged = now
                 with contextlib.suppress(ChannelLostError):
                     self.send(frames.encode(Kind.PING, 0))
+
+
+def _readable(hello: dict[str, Any]) -> dict[str, Any]:
+    """What an agent says of itself, without what is not of the type that it has to be."""
+    knows = hello.get("knows")
+    return {**hello, "knows": [word for word in knows if isinstance(word, str)] if isinstance(knows, list) else []}
 
 
 class _Session(Session):

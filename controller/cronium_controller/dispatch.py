@@ -204,12 +204,20 @@ class Controller:
         if job.mode != BUNDLED:
             admitted = None if endpoint is None else await self._admit(execution_id, job, host, endpoint, is_new=is_new)
             submission = job.submission(execution_id, follow=submission["follow"], access=admitted)
-        conversation = reached.agent.converse()
+        offsets = (0, 0) if submission["follow"] else None
+        conversation = reached.agent.converse(offsets)
         conversation.send(Kind.SUBMIT, submission)
-        transport = reached.connection.transport
-        live = None if endpoint is None else self._live
         execution = Execution(
-            execution_id, host, transport, conversation, self.store, job, is_new=is_new, live=live, fallback=fallback
+            execution_id,
+            host,
+            reached.connection.transport,
+            conversation,
+            self.store,
+            job,
+            is_new=is_new,
+            live=None if endpoint is None else self._live,
+            fallback=fallback,
+            offsets=offsets,
         )
         execution.ended = lambda error: self.memory.note_call(host, error)
         execution.lost = execution.ended
@@ -312,16 +320,24 @@ class Controller:
             access = await self._readmit(execution_id, reached, account) if follow else None
             if access is not None:
                 asked["api"] = access.to_json()
-            conversation = reached.agent.converse()
+            wanted = None if offsets == frames.BEHIND_ALL else offsets
+            conversation = reached.agent.converse(wanted)
             conversation.send(Kind.ATTACH, asked)
         transport = reached.connection.transport
         record = self.store.find(execution_id)
         fallback = None if record is None else record.fallback
         live = None if access is None else self._live
         execution = Execution(
-            execution_id, host, transport, conversation, self.store, None, live=live, fallback=fallback
+            execution_id,
+            host,
+            transport,
+            conversation,
+            self.store,
+            None,
+            live=live,
+            fallback=fallback,
+            offsets=wanted,
         )
-        execution.offsets = list(offsets)
         execution.lost = lambda error: self.memory.note_call(host, error)
         execution.counted = self._count
         execution.unkept = self._tell_unkept

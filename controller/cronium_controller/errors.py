@@ -107,8 +107,8 @@ class ChannelLostError(ControllerError):
     exit_status = EXIT_UNREACHABLE
     phase = "channel"
 
-    def __init__(self, message: str, *, host: str | None = None) -> None:
-        super().__init__("channel.lost", message, host=host)
+    def __init__(self, message: str, *, host: str | None = None, code: str = "channel.lost") -> None:
+        super().__init__(code, message, host=host)
 
 
 class RefusedError(ControllerError):

@@ -7,21 +7,25 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Final, NamedTuple
+from typing import Any, Final
 
-from cronium_runner.wire import frames
 from cronium_runner.wire.access import API, BUNDLED
 from cronium_runner.wire.frames import CREDIT, Frame, Kind, ProtocolError
 from cronium_runner.wire.names import STREAM_NAMES
 from cronium_runner.wire.results import Outcome, Result
 
 from . import asking
-from .channel import Conversation
+from .channel import PROTOCOL_BROKEN, Conversation
 from .errors import ChannelLostError, PayloadError, StoreError
 from .hosts import Host
+from .inbox import Piece
 from .job import Job
 from .live import Live
+from .patience import COUNTED_OUTPUT, LONGEST_TIMEOUT, Deadline, remaining_in
+from .received import Received
 from .store import Reason, Store
+
+__all__ = ["Execution", "Piece"]
 
 GRANTED_AT_ONCE: Final = CREDIT // 4
 """Credit is given back in steps: often enough that the host never waits, without a frame for every line."""
@@ -44,14 +48,6 @@ def _untold(_execution_id: str, _error: StoreError) -> None:
     """Nobody is told."""
 
 
-class Piece(NamedTuple):
-    """Output as it comes: the stream (`names.STDOUT` or `STDERR`), its offset in the stream, and bytes."""
-
-    stream: int
-    offset: int
-    data: bytes
-
-
 class Execution:
     """An execution on a host, as seen from here. Its life does not depend on this object."""
 
@@ -67,10 +63,12 @@ class Execution:
         is_new: bool = False,
         live: Live | None = None,
         fallback: Reason | None = None,
+        offsets: tuple[int, int] | None = (0, 0),
     ) -> None:
+        """`offsets` is where the output begins that was asked for; None when none was asked for."""
         self.id = execution_id
         self.host = host
-        self.offsets = [0, 0]
+        self.offsets = list(offsets or (0, 0))
         """Bytes of stdout and stderr that have been handed out: where to attach again."""
         self.was_started: bool | None = None
         """Whether this submission started it; False when the id existed, None while that is not known."""
@@ -102,6 +100,10 @@ class Execution:
         self._result: Result | None = None
         self._is_over = False
         self._ungranted = dict.fromkeys(STREAM_NAMES, 0)
+        self._received = None if offsets is None else Received(offsets)
+        """What has arrived of the output; None when none was asked for."""
+        self._deadline = Deadline(self._give_up)
+        self._deadline.set(conversation.patience.until_answer())
         self._acknowledging: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[None] | None = None
 
@@ -132,12 +134,14 @@ class Execution:
         """Asks the host to end the execution: SIGTERM, grace, SIGKILL. `result` tells when nothing of it is left."""
         self._conversation.send(Kind.CANCEL, {})
         self.is_cancelled = True
+        self._deadline.shorten(self._conversation.patience.until_cancelled(has_api=self._live is not None))
 
     def detach(self) -> None:
         """Follows no longer, and `pieces` ends, wherever it waits; the execution goes on and can be attached to."""
         if self.was_started is not None and not self._is_over:
             self.ended(None)  # what was asked of the host went well so far
         self._is_over = self.is_left = True
+        self._deadline.stop()
         with contextlib.suppress(ChannelLostError):
             self._conversation.send(Kind.DETACH, {})
         self._conversation.close()
@@ -202,31 +206,52 @@ class Execution:
 
     async def _receive(self) -> Piece | None:
         """Takes one frame. Raises ChannelLostError, also for what is not in the protocol: then we know nothing."""
-        frame = await self._conversation.receive()
+        self._deadline.go_on()
         try:
-            return None if frame is None else await self._take(frame)
+            frame = await self._conversation.receive()
+        finally:
+            self._deadline.hold()
+        if frame is None:
+            return None
+        if isinstance(frame, Piece):
+            self._note_output(frame)
+            return frame
+        try:
+            await self._take(frame)
         except (ProtocolError, ValueError) as error:
-            raise ChannelLostError(f"the agent said something unknown: {error}", host=self.host.name) from None
+            sentence = f"the agent said something unknown: {error}"
+            raise ChannelLostError(sentence, host=self.host.name, code=PROTOCOL_BROKEN) from None
+        return None
 
-    async def _take(self, frame: Frame) -> Piece | None:
+    def _note_output(self, piece: Piece) -> None:
+        self.offsets[piece.stream - 1] = piece.offset + len(piece.data)
+        if self._received is not None:
+            self._received.add(piece)
+        if sum(self.offsets) <= COUNTED_OUTPUT:
+            self._deadline.put_off(len(piece.data), self._conversation.patience)
+
+    async def _take(self, frame: Frame) -> None:
         match frame.kind:
-            case Kind.DATA:
-                stream, offset, data = frames.decode_data(frame.body)
-                self.offsets[stream - 1] = offset + len(data)
-                return Piece(stream, offset, data)
             case Kind.ACCEPTED:
-                self.was_started = bool(frame.json().get("started"))
-                self._note_state("accepted")
+                self._accept(frame.json())
             case Kind.WANT_PAYLOAD:
-                assert self._job is not None
+                if self._job is None:
+                    raise ProtocolError("it asks for the payload of an execution that was not submitted")
                 self.has_sent_payload = True
+                patience = self._conversation.patience
+                self._deadline.set(patience.until_answer())
+                self._deadline.go_on()
                 try:
-                    await self._conversation.send_payload(self._job.payload.pieces())
+                    await self._conversation.send_payload(
+                        self._job.payload.pieces(), lambda: self._deadline.set(patience.until_answer())
+                    )
                 except OSError as error:
                     self.detach()  # the host has not all of it, so it starts nothing
                     raise PayloadError(
                         "payload.unreadable", f"{self._job.payload.label} cannot be read any more: {error.strerror}"
                     ) from None
+                finally:
+                    self._deadline.hold()
             case Kind.FINISHED:
                 self._finish(Result.from_json(frame.json()))
             case Kind.REFUSED:
@@ -235,8 +260,9 @@ class Execution:
                 is_trouble = is_attach and refusal.code.startswith(_HOSTS_TROUBLE)
                 if self.was_started is not None or is_trouble or refusal.code in _STARTED_BEFORE:
                     self._lose(refusal.code, refusal.message)  # the host failed us, which ends no script
-                    return None
+                    return
                 self._is_over = True
+                self._deadline.stop()
                 self._conversation.close()
                 if self._is_new:
                     self._note_state("refused")
@@ -244,8 +270,24 @@ class Execution:
                 raise refusal
             case Kind.STATUS:  # an attach without following has shown all there is
                 self._is_over = True
+                self._deadline.stop()
                 self._conversation.close()
-        return None
+
+    def _accept(self, told: dict[str, Any]) -> None:
+        if told.get("executionId", self.id) != self.id:
+            raise ProtocolError(f"it has started {told['executionId']!r:.100} where '{self.id}' was submitted")
+        self.was_started = bool(told.get("started"))
+        self._note_state("accepted")
+        timeout = None if self._job is None else self._job.timeout or self._job.payload.timeout
+        known = [seconds for seconds in (timeout, remaining_in(told)) if seconds is not None]
+        has_api = self._live is not None
+        self._deadline.set(self._conversation.patience.until_end(min(known, default=LONGEST_TIMEOUT), has_api=has_api))
+        if self.is_cancelled:
+            self._deadline.shorten(self._conversation.patience.until_cancelled(has_api=has_api))
+
+    def _give_up(self) -> None:
+        what = "its end" if self.was_started is not None else "that it has the job"
+        self._conversation.give_up(f"the host has not told {what} in the time that this can take")
 
     def _grant(self, piece: Piece) -> None:
         self._ungranted[piece.stream] += len(piece.data)
@@ -259,7 +301,13 @@ class Execution:
             raise ProtocolError(f"the result of '{self.id}' names {told.execution_id!r:.100}")
         if told.state.is_unstarted:  # only who did not start it can know that
             raise ProtocolError(f"the result of '{self.id}' says {told.state}")
+        difference = None if self._received is None else self._received.difference(told)
+        if difference is not None:
+            advice = f"its host has the result all the same: cronium wait {self.id}"
+            self._lose("channel.mismatch", f"{self.host.name}: {difference}", advice)
+            return
         self._is_over = True
+        self._deadline.stop()
         self._result = told.on(self.host.name, self._transport)
         if self.fallback is not None and told.mode == BUNDLED:
             code, message = self.fallback
@@ -303,16 +351,29 @@ class Execution:
         if is_kept:
             with contextlib.suppress(ChannelLostError, StoreError):
                 self._conversation.send(Kind.ACKNOWLEDGE, {"executionId": self.id})
-                answer = await self._conversation.receive()
-                if answer is not None and answer.kind == Kind.STATUS:
+                answer = await self._acknowledged()
+                if isinstance(answer, Frame) and answer.kind == Kind.STATUS:
                     self._store.note_acknowledged(self.id)
         self._conversation.close()
 
-    def _lose(self, code: str, message: str) -> None:
+    async def _acknowledged(self) -> Frame | Piece | None:
+        """The answer to the acknowledgement; None when none comes."""
+        self._deadline.set(self._conversation.patience.answer)
+        self._deadline.go_on()
+        try:
+            return await self._conversation.receive()
+        finally:
+            self._deadline.stop()
+
+    def _lose(self, code: str, message: str, advice: str | None = None) -> None:
         self._is_over = True
+        self._deadline.stop()
+        with contextlib.suppress(ChannelLostError):  # one that was given up need send nothing more
+            self._conversation.send(Kind.DETACH, {})
         self._conversation.close()
         self._note_state(Outcome.UNKNOWN.value)
         self.lost(message)
+        going_on = f"the execution may still be running. Look with: cronium attach {self.id}"
         self._result = Result(
             execution_id=self.id,
             state=Outcome.UNKNOWN,
@@ -321,7 +382,7 @@ class Execution:
             transport=self._transport,
             mode=BUNDLED if self._live is None else API,
             error_code=code,
-            error_message=f"{message}; the execution may still be running. Look with: cronium attach {self.id}",
+            error_message=f"{message}; {advice or going_on}",
         )
         if self._job is not None:
             self.counted(self._result)

@@ -22,6 +22,8 @@ from cronium_runner.wire.names import PAYLOAD_SUFFIXES
 
 from .errors import PayloadError
 
+DEFAULT_TIMEOUT: Final = 3600.0
+"""Seconds that a runner gives a script whose job and manifest name no timeout."""
 IN_MEMORY: Final = 8 * 1024 * 1024
 """A payload up to this size is built in memory, a larger one in a temporary file."""
 _COMPRESSION: Final = 6
@@ -35,6 +37,8 @@ class Payload:
 
     def __init__(self, label: str, file: IO[bytes]) -> None:
         self.label = label
+        self.timeout: float | None = None
+        """Seconds that its script may take, unless a job says otherwise; None where only its manifest tells."""
         self._file = file
         # Not __del__: within a reference cycle the file would be finalized first, and complain that nobody closed it.
         self._release = weakref.finalize(self, file.close)
@@ -133,7 +137,7 @@ def sidecar(path: Path) -> Path:
 
 def of_text(name: str, text: str, fields: Mapping[str, Any]) -> Payload:
     """The payload of a script that is in no file; `fields` are its manifest's. Always the same for the same words."""
-    return _build(name, [("manifest.yaml", _manifest(name, fields)), (name, text.encode())])
+    return _of_script(name, text.encode(), fields)
 
 
 def _manifest(entrypoint: str, fields: Mapping[str, Any]) -> bytes:
@@ -148,7 +152,14 @@ def _from_script(path: Path, fields: Mapping[str, Any]) -> Payload:
         raise PayloadError("payload.not_found", f"{path} is a manifest, not a script; give its directory instead")
     if not path.name.isprintable():
         raise PayloadError("payload.unsafe_name", f"{str(path)!a:.200} has a name that no manifest can hold; rename it")
-    return _build(path.name, [("manifest.yaml", _manifest(path.name, fields)), (path.name, path)])
+    return _of_script(path.name, path, fields)
+
+
+def _of_script(name: str, content: bytes | Path, fields: Mapping[str, Any]) -> Payload:
+    payload = _build(name, [("manifest.yaml", _manifest(name, fields)), (name, content)])
+    timeout = fields.get("timeout", DEFAULT_TIMEOUT)
+    payload.timeout = timeout if isinstance(timeout, int | float) else None
+    return payload
 
 
 def _from_directory(path: Path) -> Payload:

@@ -379,7 +379,12 @@ class Conversation:
         self.phase = phase
 
     def _accept(self, *, started: bool) -> None:
-        self._tell(Kind.ACCEPTED, {"executionId": self._id, "started": started})
+        told: dict[str, Any] = {"executionId": self._id, "started": started}
+        if self._follower is not None and not started:
+            remaining = following.remaining(self._follower.execution)
+            if remaining is not None:
+                told["remaining"] = remaining
+        self._tell(Kind.ACCEPTED, told)
 
     def _finish(self, result: dict[str, Any]) -> None:
         self._tell(Kind.FINISHED, result)

@@ -228,6 +228,12 @@ def described(
     }
 
 
+def remaining(execution: ExecutionDirectory) -> int | None:
+    """Seconds until the script's timeout, by this host's clock; None where its claim does not tell."""
+    until = _claim_record(execution).get("until")
+    return max(0, until - int(time.time())) if isinstance(until, int) and not isinstance(until, bool) else None
+
+
 def _undelivered(execution: ExecutionDirectory, claim: dict[str, Any]) -> int | None:
     """How many writes of an execution that has no result wait for the platform; None when that can't be read."""
     if mode_of(claim) != API:

@@ -9,6 +9,7 @@ import functools
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -101,6 +102,7 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
         values.create_files()
         containment = contain(submission.limits.or_else(parsed.limits))
         listening = helper_socket.listen(own["CRONIUM_SOCKET"])
+        timeout = submission.timeout or parsed.timeout or DEFAULT_TIMEOUT
         execution = stage.claim(
             submission.execution_id,
             {
@@ -111,6 +113,7 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
                 "supervisor": process.identity(os.getpid()),
                 **({} if containment.group is None else {"group": containment.group.path}),
                 "runnerVersion": __version__,
+                "until": int(time.time() + timeout),
                 **({} if submission.api is None else {"mode": submission.mode}),
             },
         )
@@ -129,7 +132,7 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
         execution=execution,
         argv=[_moved(word, stage.work, execution.work) for word in command.argv] + list(args),
         environment=script_environment,
-        timeout=submission.timeout or parsed.timeout or DEFAULT_TIMEOUT,
+        timeout=timeout,
         values=values,
         job_id=event["jobId"],
         helper_socket=listening,

@@ -220,8 +220,8 @@ SUCCEEDED = {"state": "succeeded", "exitCode": 0}
 @pytest.mark.parametrize(
     ("answers", "code"),
     [
-        ([(Kind.FINISHED, [])], "channel.lost"),
-        ([ACCEPTED, (Kind.FINISHED, {"executionId": "other", **SUCCEEDED})], "channel.lost"),
+        ([(Kind.FINISHED, [])], "channel.protocol"),
+        ([ACCEPTED, (Kind.FINISHED, {"executionId": "other", **SUCCEEDED})], "channel.protocol"),
         ([ACCEPTED, UNUSABLE], "state.unusable"),
     ],
     ids=["nonsense", "the result of another", "refused after it was accepted"],

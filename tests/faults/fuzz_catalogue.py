@@ -4,7 +4,7 @@ import random
 from typing import Final
 
 import payload_bytes as pb
-from faults import fuzz_agent, fuzz_helpers, fuzz_targets, fuzz_whole
+from faults import fuzz_agent, fuzz_channel, fuzz_helpers, fuzz_targets, fuzz_whole
 from faults.fuzz_targets import Target
 
 TARGETS: Final[dict[str, Target]] = {
@@ -12,6 +12,7 @@ TARGETS: Final[dict[str, Target]] = {
     "manifest": fuzz_targets.manifests,
     "frames": fuzz_targets.frame_stream,
     "agent": fuzz_agent.agent_frames,
+    "channel": fuzz_channel.channel_frames,
     "helper requests": fuzz_helpers.helper_requests,
     "helper grammar": fuzz_helpers.helper_grammar,
     "exact JSON": fuzz_targets.exact_json,

@@ -51,7 +51,7 @@ def test_an_agent_shows_what_a_busy_supervisor_has_and_follows_it_when_it_can(ho
         with busy_supervisor(host, "busy"):
             second = agent.new_channel()
             agent.send(Kind.ATTACH, second, {"executionId": "busy", "offsets": [0, 0]})
-            assert agent.expect(second, Kind.ACCEPTED).json() == {"executionId": "busy", "started": False}
+            assert agent.expect(second, Kind.ACCEPTED).json()["started"] is False
             agent.expect(second, Kind.DATA)
             assert agent.stdout(second) == b"up\n"
             agent.send(Kind.PING, 0, b"still here")

@@ -70,6 +70,8 @@ CODES: Final[dict[str, str]] = {
     "channel.protocol": "the other side sent something that is not in the protocol",
     "channel.version": "no protocol version that both sides know",
     "channel.lost": "the connection ended; what happened on the host after that is not known here",
+    "channel.mismatch": "the output that arrived is not the output that the result vouches for",
+    "execution.overdue": "the host has not told the end in more time than the execution can take",
     # The controller reaching a host.
     "host.unreachable": "no connection to the host",
     "host.paused": "the last calls found no way to the host, and it is left alone for a while",

@@ -155,9 +155,10 @@ class GreetingReader:
 
     def feed(self, piece: bytes) -> bytes | None:
         """None while the magic line has not come; then the bytes after it. Raises ProtocolError past 1 MiB."""
+        seen = max(0, len(self.printed) - len(MAGIC))  # looked through before: a slow drip must not cost its square
         self.printed += piece
         # What counts is where the magic line begins, not how the bytes were cut into pieces.
-        found = self.printed.find(MAGIC, 0, MAX_BEFORE_MAGIC + len(MAGIC))
+        found = self.printed.find(MAGIC, seen, MAX_BEFORE_MAGIC + len(MAGIC))
         if found >= 0:
             rest = bytes(self.printed[found + len(MAGIC) :])
             del self.printed[found:]

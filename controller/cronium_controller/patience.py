@@ -1,0 +1,138 @@
+"""How long a host is waited for: the longest that an execution can take, and then `unknown`.
+
+A host that answers pings and never tells an end would else hold whoever waits for it, and a whole run on many hosts.
+The numbers up to MARGIN are the runner's own limits for the same phases.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+LONGEST_TIMEOUT: Final = 24 * 3600.0
+"""Seconds: no job has a longer timeout, so this is what one may take whose timeout is not known here."""
+COUNTED_OUTPUT: Final = 2 << 30
+"""Bytes of output that are given time to arrive: the spools of both streams."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds for each phase of an execution; `slowest` is the bytes of output a second that a connection brings."""
+
+    set_up: float = 300.0
+    grace: float = 5.0
+    drain: float = 2.0
+    clean_up: float = 60.0
+    delivery: float = 60.0
+    """In API mode, for what the platform has not confirmed yet."""
+    margin: float = 30.0
+    """For all that has no limit of its own on the host: a slow disk, a busy machine, the way."""
+    slowest: float = 128 * 1024
+    answer: float = 60.0
+    """For an answer to a question, and to an acknowledgement."""
+    collection: float = 900.0
+    """For a collection, which removes thousands of records on a slow disk."""
+
+    def until_answer(self) -> float:
+        """From the last that was sent to a host until it has claimed the id, or said why not."""
+        return self.set_up + self.margin
+
+    def until_end(self, timeout: float, *, has_api: bool = False) -> float:
+        """From the acknowledgement of a submission until its end, with the time that the script may take."""
+        return self.set_up + timeout + self.until_cancelled(has_api=has_api)
+
+    def until_cancelled(self, *, has_api: bool = False) -> float:
+        """From a cancel until the end."""
+        return self.grace + self.drain + self.clean_up + (self.delivery if has_api else 0.0) + self.margin
+
+
+class Deadline:
+    """Calls `expired` once, when its time is up. Its time goes by only while we wait for the host: between `go_on` and
+    `hold`. Whoever takes the output slowly, or nothing yet, shortens nothing."""
+
+    def __init__(self, expired: Callable[[], object]) -> None:
+        self._expired = expired
+        self._at: float | None = None
+        self._held_since: float | None = _now()
+        self._due: float | None = None
+        """When it was to be up before output put it off."""
+        self._late = 0
+        """Bytes of output since a while before that."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Deadline {'none' if self._at is None else f'{self._at:.1f}'}>"
+
+    def set(self, seconds: float) -> None:
+        """It is up in so many seconds from now."""
+        self._at = self._due = _now() + seconds
+        self._late = 0
+        if self._held_since is not None:
+            self._held_since = _now()
+        self._arm()
+
+    def shorten(self, seconds: float) -> None:
+        """It is up in so many seconds from now at the latest."""
+        if self._at is None or self._at > _now() + seconds:
+            self.set(seconds)
+
+    def extend(self, seconds: float) -> None:
+        """It is up so much later."""
+        if self._at is not None and self._due is not None:
+            self._at += seconds  # a timer that rings too early looks again
+            self._due += seconds
+
+    def put_off(self, size: int, patience: Patience) -> None:
+        """So much output has come: what is on its way at the end may take longer, if it is no slower than that."""
+        if self._at is None or self._due is None or _now() < self._due - patience.margin:
+            return
+        self._late += size
+        if self._late >= (_now() - (self._due - patience.margin)) * patience.slowest:
+            self._at = max(self._at, _now() + patience.margin)
+
+    def hold(self) -> None:
+        """From now on we are the ones who are waited for."""
+        self._held_since = _now()
+
+    def go_on(self) -> None:
+        """The other side is waited for again."""
+        if self._held_since is not None:
+            held, self._held_since = _now() - self._held_since, None
+            self.extend(held)
+            if self._timer is None and self._at is not None:
+                self._arm()
+
+    def stop(self) -> None:
+        """It never expires."""
+        self._at = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        assert self._at is not None, "set before"
+        self._timer = asyncio.get_running_loop().call_at(self._at, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._at is None or self._held_since is not None:
+            return
+        if self._at > _now():
+            self._arm()
+            return
+        self._at = None
+        self._expired()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def remaining_in(told: dict[str, Any]) -> float | None:
+    """The time that the script has left, as an agent's ACCEPTED says; None where it doesn't, or it can't be."""
+    found = told.get("remaining")
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        return None
+    return float(min(max(0, found), LONGEST_TIMEOUT))

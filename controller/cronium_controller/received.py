@@ -1,0 +1,43 @@
+"""The output of an execution as it arrived, compared with what its result vouches for."""
+
+import hashlib
+
+from cronium_runner.wire.names import STDERR, STDOUT, STREAM_NAMES
+from cronium_runner.wire.results import Result
+
+from .inbox import Piece
+
+
+class Received:
+    """The output that has arrived, to be compared with what the result vouches for."""
+
+    def __init__(self, offsets: tuple[int, int]) -> None:
+        self._first = dict(zip(STREAM_NAMES, offsets, strict=True))
+        self._sizes = dict.fromkeys(STREAM_NAMES, 0)
+        self._digests = {stream: hashlib.sha256() for stream in STREAM_NAMES}
+
+    def add(self, piece: Piece) -> None:
+        """Takes the next piece of a stream."""
+        self._sizes[piece.stream] += len(piece.data)
+        if self._first[piece.stream] == 0:
+            self._digests[piece.stream].update(piece.data)
+
+    def difference(self, told: Result) -> str | None:
+        """A sentence about output that is not what the result says; None where it is, or nothing is said.
+
+        Behind a truncated beginning nothing is sent. Of output that was taken up in the middle only the length can be
+        compared, and of a record that was collected nothing.
+        """
+        if told.error_code == "execution.collected":
+            return None
+        for stream, summary in ((STDOUT, told.stdout), (STDERR, told.stderr)):
+            end = self._first[stream] + self._sizes[stream]
+            if self._first[stream] > summary.bytes and not self._sizes[stream]:
+                continue  # taken up behind its end
+            name = STREAM_NAMES[stream]
+            if end != summary.bytes:
+                return f"{end} bytes of {name} have arrived, and its result says {summary.bytes}"
+            has_all = self._first[stream] == 0 and summary.sha256 is not None and end > 0
+            if has_all and self._digests[stream].hexdigest() != summary.sha256:
+                return f"the {end} bytes of {name} that have arrived are others than its result says (SHA-256)"
+        return None

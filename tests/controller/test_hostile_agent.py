@@ -1,0 +1,267 @@
+"""What an agent that misbehaves can do to a controller: be `unknown`, in little memory and bounded time."""
+
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hostile_agent
+from cronium_controller import patience
+from cronium_controller.channel import AgentChannel
+from cronium_controller.dispatch import Controller
+from cronium_controller.errors import ControllerError
+from cronium_controller.hosts import LOCAL_HOST
+from cronium_controller.job import Job
+from cronium_controller.patience import LONGEST_TIMEOUT, Deadline, Patience, remaining_in
+from cronium_controller.payloads import load
+from cronium_controller.store import Store
+from cronium_runner.wire import exactjson
+from cronium_runner.wire.codes import CODES
+from cronium_runner.wire.frames import CREDIT
+from cronium_runner.wire.results import Outcome, Result
+from hostile_agent import HostileAgent
+from peak_memory import MIB, peak_memory
+from remote_host import RemoteHost, collect
+from runner_process import PATIENCE, command_line, is_running, wait_until
+
+HURRIED = Patience(set_up=0.5, grace=0.1, drain=0.1, clean_up=0.1, delivery=0, margin=0.3, slowest=1000, answer=1)
+"""So that what is never told is given up soon. Nothing here has to happen within these seconds."""
+BROKEN = (Outcome.UNKNOWN, "channel.protocol")
+ENDINGS = {
+    "sends-on-a-third-stream": BROKEN,
+    "sends-on-stream-zero": BROKEN,
+    "overlaps": BROKEN,
+    "goes-back": BROKEN,
+    "leaves-a-gap": BROKEN,
+    "sends-far-away": BROKEN,
+    "sends-nothing-for-ever": BROKEN,
+    "cuts-data-short": BROKEN,
+    "sends-other-bytes": (Outcome.UNKNOWN, "channel.mismatch"),
+    "sends-less-than-it-says": (Outcome.UNKNOWN, "channel.mismatch"),
+    "sends-behind-the-end": BROKEN,
+    "ends-twice": (Outcome.SUCCEEDED, None),
+    "ends-with-no-json": BROKEN,
+    "ends-with-no-result": BROKEN,
+    "ends-another": BROKEN,
+    "refuses-what-runs": (Outcome.UNKNOWN, "runner.internal"),
+    "gives-up": (Outcome.UNKNOWN, "channel.lost"),
+    "hangs-up-in-a-frame": (Outcome.UNKNOWN, "channel.lost"),
+    "announces-too-much": BROKEN,
+    "speaks-of-unknown-things": (Outcome.SUCCEEDED, None),
+    "accepts-for-ever": BROKEN,
+    "wants-more": BROKEN,
+    "pings-for-ever": (Outcome.SUCCEEDED, None),
+    "starts-another": BROKEN,
+    "refuses-at-length": BROKEN,
+}
+NEVER = ("never-ends", "drips", "answers-nothing", "acknowledges-nothing")
+
+
+class Local:
+    """A controller of this machine, on which the hostile agent is deployed."""
+
+    def __init__(self, folder: Path, hostile: HostileAgent) -> None:
+        self.store = Store(folder / "controller.db")
+        (folder / "job.sh").write_text("#!/bin/sh\ntrue\n")
+        self.payload = load(folder / "job.sh")
+        self._hostile = hostile
+
+    def controller(self) -> Controller:
+        """Its own connection and agent; the store is shared."""
+        return Controller(store=self.store, runners=self._hostile.runners)
+
+    async def run(self, controller: Controller, name: str, **job: Any) -> Result:
+        """One execution's result, to its acknowledgement."""
+        execution = await controller.submit(LOCAL_HOST, Job(self.payload, execution_id=name, **job))
+        result = await execution.result()
+        await execution.wait_acknowledged()
+        return result
+
+
+@pytest.fixture
+def local(tmp_path: Path, carrier: Path) -> Any:
+    made = Local(tmp_path, HostileAgent(tmp_path, carrier))
+    yield made
+    made.store.close()
+
+
+def is_clean(result: Result) -> bool:
+    """Whether what is said of it is one line for a person, by a listed code, and no defect of ours."""
+    message = result.error_message or ""
+    return (
+        message.isprintable()
+        and len(message) < 5000
+        and result.error_code in (None, *CODES)
+        and result.error_code != "controller.internal"
+    )
+
+
+async def test_whatever_an_agent_does_is_its_own_result(local: Local) -> None:
+    found = {}
+    for name in ENDINGS:
+        async with local.controller() as controller:  # most of them cost the agent its channel
+            result = await asyncio.wait_for(local.run(controller, name), PATIENCE)
+        found[name] = (result.state, result.error_code)
+        assert is_clean(result), result
+        if result.state is Outcome.UNKNOWN:
+            assert f"cronium attach {name}" in (result.error_message or "") or "cronium wait" in str(result)
+    assert found == ENDINGS
+
+
+async def test_more_than_was_granted_ends_the_channel(local: Local) -> None:
+    async with local.controller() as controller:
+        execution = await controller.submit(LOCAL_HOST, Job(local.payload, execution_id="ignores-credit"))
+        agent = (await controller.reachable.reach(LOCAL_HOST)).agent
+        async with asyncio.timeout(PATIENCE):
+            while agent.lost is None:  # nobody takes the output meanwhile
+                await asyncio.sleep(0.01)
+        found = await collect(execution)
+        assert len(found["stdout"]) == CREDIT
+        result = await execution.result()
+    assert (result.state, result.error_code) == BROKEN
+
+
+async def test_a_host_that_never_ends_is_given_up(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AgentChannel, "patience", HURRIED)
+    for name in NEVER:
+        async with local.controller() as controller:
+            result = await asyncio.wait_for(local.run(controller, name, timeout=0.1), PATIENCE)
+            if name == "acknowledges-nothing":
+                assert result.state is Outcome.SUCCEEDED
+                continue
+            assert (result.state, result.error_code) == (Outcome.UNKNOWN, "execution.overdue"), name
+            assert f"Look with: cronium attach {name}" in (result.error_message or "")
+            if name == "never-ends":
+                again = await controller.attach(name, LOCAL_HOST)
+                if again.is_running:
+                    again.cancel()  # which shortens it: this one's time is not known here, and so a day
+                assert (await asyncio.wait_for(again.result(), PATIENCE)).error_code == "execution.overdue"
+
+
+async def test_a_host_that_never_ends_holds_no_fan_out(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AgentChannel, "patience", HURRIED)
+    async with local.controller() as controller:
+        many = controller.run_many([LOCAL_HOST], Job(local.payload, execution_id="never-ends", timeout=0.1))
+        results = [result async for result in many]
+    assert [(each.state, each.error_code) for each in results] == [(Outcome.UNKNOWN, "execution.overdue")]
+
+
+async def test_answers_that_never_come_or_cannot_be_read(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AgentChannel, "patience", HURRIED)
+    monkeypatch.setattr("cronium_controller.asking.MOST_TOLD", 1_000_000)
+    async with local.controller() as controller:
+        for name, sentence in (("tells-nothing", "not answered within 1 s"), ("x", "cannot be read")):
+            with pytest.raises(ControllerError, match=sentence) as raised:
+                await asyncio.wait_for(controller.status(name, LOCAL_HOST), PATIENCE)
+            assert raised.value.code == "channel.lost"
+        with pytest.raises(ControllerError, match="cannot be read"):
+            await asyncio.wait_for(controller.executions(LOCAL_HOST), PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("greeting", "code"), [("knows-another-protocol", "channel.version"), ("has-no-protocol", "channel.version"),
+                           ("prints-for-ever", "deploy.failed"), ("says-nothing", "deploy.failed")]
+)  # fmt: skip
+async def test_an_agent_that_does_not_greet(
+    tmp_path: Path, carrier: Path, monkeypatch: pytest.MonkeyPatch, greeting: str, code: str
+) -> None:
+    monkeypatch.setattr("cronium_controller.channel.GREETING_SECONDS", 3.0)
+    local = Local(tmp_path, HostileAgent(tmp_path, carrier, greeting))
+    async with local.controller() as controller:
+        with pytest.raises(ControllerError) as raised:
+            await asyncio.wait_for(local.run(controller, "any"), PATIENCE)
+    assert raised.value.code == code
+    assert raised.value.message.isprintable()
+    local.store.close()
+
+
+async def test_a_refusal_with_escapes_is_one_clean_line(local: Local) -> None:
+    async with local.controller() as controller:
+        with pytest.raises(ControllerError) as raised:
+            await local.run(controller, "refuses-with-escapes")
+    assert raised.value.code == "state.unusable"
+    assert raised.value.message.isprintable()
+
+
+def test_every_behaviour_is_tried() -> None:
+    behaviours = {*hostile_agent.BEHAVIOURS, *hostile_agent.BEFORE_ACCEPTED}
+    assert behaviours == {*ENDINGS, *NEVER, "refuses-with-escapes", "ignores-credit"}
+    assert len(behaviours) >= 12
+
+
+@pytest.mark.sshd
+def test_credit_holds_behind_sshd_while_nobody_reads(remote: RemoteHost, tmp_path: Path, carrier: Path) -> None:
+    """300 MB in 8 s before it was enforced. The agent is the account's own, behind a real server."""
+    hostile = HostileAgent(tmp_path, carrier)
+    words = ["run", "--host", remote.server.target, remote.script("true")]
+    process = remote.start_cronium(
+        *words, "--execution-id", "ignores-credit", env=hostile.environment, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    with process, peak_memory(process) as peak:
+        assert process.stdout is not None
+        first = os.read(process.stdout.fileno(), 1)
+        agents = [pid for pid in remote.processes() if b"hostile_agent" in command_line(pid)]
+        wait_until(lambda: not any(map(is_running, agents)), "its channel to be ended")
+        rest, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 255
+    assert len(first + rest) <= 4 * MIB
+    assert b"[channel.protocol]" in errors
+    assert b"cronium attach ignores-credit" in errors
+    assert b"controller.internal" not in errors
+    assert peak.bytes < 110 * MIB
+
+
+def test_only_the_time_that_a_host_takes_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, rung = [0.0], []
+    monkeypatch.setattr(patience, "_now", lambda: now[0])
+    monkeypatch.setattr(Deadline, "_arm", lambda _: None)
+    deadline = Deadline(lambda: rung.append(now[0]))
+
+    def rings(at: float) -> bool:
+        now[0] = at
+        deadline._ring()
+        return bool(rung)
+
+    deadline.set(10)
+    assert not rings(100), "held from the beginning"
+    deadline.go_on()
+    assert not rings(109)
+    deadline.hold()
+    assert not rings(150)
+    deadline.go_on()
+    deadline.shorten(100)
+    assert rings(151), "one second was left"
+    rung.clear()
+    deadline.set(10)
+    deadline.shorten(5)
+    deadline.stop()
+    assert not rings(1000)
+
+
+def test_output_that_is_on_its_way_puts_the_end_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, rung = [0.0], []
+    monkeypatch.setattr(patience, "_now", lambda: now[0])
+    monkeypatch.setattr(Deadline, "_arm", lambda _: None)
+    for size, overdue in ((1000, []), (50, [101.0])):  # bytes a second, where 100 are asked for
+        now[0] = 0.0
+        deadline = Deadline(lambda: rung.append(now[0]))
+        deadline.go_on()
+        deadline.set(100)
+        while now[0] < 500 and not rung:
+            now[0] += 1
+            deadline.put_off(size, Patience(margin=30, slowest=100))
+            deadline._ring()
+        assert rung == overdue
+        rung.clear()
+
+
+def test_how_long_a_host_is_waited_for() -> None:
+    assert Patience().until_end(3) == 300 + 3 + 5 + 2 + 60 + 30
+    assert Patience().until_end(3, has_api=True) == Patience().until_end(3) + 60
+    for told, seconds in ((12, 12.0), (-1, 0.0), (10**400, LONGEST_TIMEOUT), (True, None), ("1", None), (None, None)):
+        assert remaining_in({"remaining": told}) == seconds
+    assert remaining_in(exactjson.loads(b'{"remaining": 1.50}')) is None
