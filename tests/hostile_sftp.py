@@ -29,6 +29,7 @@ BEHAVIOURS = {
     "name with escapes": "realpath answers with newlines and terminal escapes in the path",
     "relative name": "realpath answers with a relative path",
     "two names": "realpath answers with two names",
+    "very many names": "realpath answers with 300,000 names in one packet",
     "no names": "realpath answers with no name at all",
     "name that is no text": "realpath answers with bytes that are not UTF-8",
     "set-id mode": "stat says that the file is set-uid, set-gid, sticky and writable by all",
@@ -51,6 +52,8 @@ BEHAVIOURS = {
     "unknown request": "an answer is to a request that was never made",
     "handle used twice": "every file that is opened has the same handle, that of the last one",
     "error with escapes": "a read fails with newlines and terminal escapes in the reason",
+    "drops what is written": "a write is answered with success, and nothing is written",
+    "full disk": "a write is answered with an error, for want of space",
     "mkdir makes a link": "a folder that was to be made is a link to another one",
     "mkdir makes it open": "a folder that was to be made can be written to by all, whatever was asked for",
     "endless listing": "a folder's listing never ends",
@@ -234,6 +237,10 @@ class _Server:
 
     def _write(self, fields: "_Fields") -> bytes:
         handle, offset = fields.text(), fields.long()
+        if self._behaviour == "full disk":
+            return _status(_FAILURE, "No space left on device")
+        if self._behaviour == "drops what is written":
+            return _status(_OK)
         os.pwrite(self._files[handle], fields.text(), offset)
         return _status(_OK)
 
@@ -320,6 +327,7 @@ class _Server:
             "name with escapes": [f"{folder}/{ESCAPES}"],
             "relative name": ["../.bashrc"],
             "two names": [path, f"{folder}/.bashrc"],
+            "very many names": [path, *[""] * 300_000],
             "no names": [],
             "name that is no text": [os.fsencode(path) + b"\xff\xfe"],
         }

@@ -22,6 +22,10 @@ _IN_FLIGHT: Final = 64
 _LARGE_IN_FLIGHT: Final = 16
 WINDOW: Final = LARGE_PIECE * _LARGE_IN_FLIGHT
 """Bytes that may be on their way at once, at most."""
+_LONGEST_PACKET: Final = LARGE_PIECE + 64 * 1024
+"""Bytes of an answer that are read at all. OpenSSH's servers send 256 KiB at most; asyncssh takes 4 MiB, which as names
+of a listing fill hundreds of MiB, and for each of the requests that have no answer yet."""
+asyncssh.sftp.MAX_SFTP_PACKET_LEN = _LONGEST_PACKET
 ANSWER_SECONDS = 120.0
 """Without any answer, after which a host is given up: a piece of LARGE_PIECE then needs 2.2 kB/s."""
 _LONGEST_PATH: Final = 4096

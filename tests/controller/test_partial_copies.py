@@ -118,12 +118,17 @@ async def test_put_follows_no_link_at_a_name_that_can_be_guessed(
     assert sorted(os.listdir(shared)) == [guessed.name, "x"]
 
 
+def guessed_by_get(remote: RemoteHost, source: Path, folder: Path) -> Path:
+    """The partial file of 0.1.0 of a copy of `source` to `x` in a folder here."""
+    found = source.stat()
+    words = f"{account(remote.host)}\n{source}\n{found.st_size}\n{int(found.st_mtime)}"
+    return folder / f".x.{hashlib.sha256(words.encode()).hexdigest()[:16]}.part"
+
+
 async def test_get_takes_no_file_at_a_name_that_can_be_guessed(
     remote: RemoteHost, controller: Controller, source: Path, precious: Path, shared: Path
 ) -> None:
-    found = source.stat()
-    words = f"{account(remote.host)}\n{source}\n{found.st_size}\n{int(found.st_mtime)}"
-    guessed = shared / f".x.{hashlib.sha256(words.encode()).hexdigest()[:16]}.part"  # the name that 0.1.0 gave it
+    guessed = guessed_by_get(remote, source, shared)
     os.link(precious, guessed)
     await get(controller, remote, str(source), shared / "x")
     assert precious.read_text() == "mine"
@@ -159,11 +164,12 @@ async def test_get_as_root_leaves_nothing_that_another_account_owns(
     remote: RemoteHost, controller: Controller, source: Path, shared: Path, neighbour: Account
 ) -> None:
     neighbour.give(shared / "x", "theirs", 0o666)
+    neighbour.give(guessed_by_get(remote, source, shared), "theirs", 0o666)
     await get(controller, remote, str(source), shared / "x")
     placed = (shared / "x").lstat()
     assert (placed.st_uid, placed.st_nlink, stat.S_IMODE(placed.st_mode) & 0o022) == (0, 1, 0)
     assert (shared / "x").read_bytes() == WORDS
-    assert os.listdir(shared) == ["x"]
+    assert (shared / guessed_by_get(remote, source, shared)).read_text() == "theirs"
 
 
 async def test_get_into_a_hosts_folder_that_is_a_link_is_refused(
