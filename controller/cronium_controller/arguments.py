@@ -1,6 +1,7 @@
 """Numbers, files and standard input for the words of the command line (`cronium_runner.wire.words`)."""
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ def read(path: str) -> bytes | None:
     """A file's content, or standard input for `-`; None when there is no such file."""
     if path == "-":
         return sys.stdin.buffer.read()
+    if not os.path.isfile(path):  # also for what is too long to be a file's name
+        return None
     try:
-        return Path(path).read_bytes() if Path(path).is_file() else None
-    except OSError as error:  # unreadable, or JSON too long to be a file's name
-        if error.filename is None or not Path(path).name:
-            return None
+        return Path(path).read_bytes()
+    except OSError as error:
         raise WordError(f"cannot read {path[:60]}: {error.strerror}", "input.invalid") from None
 
 

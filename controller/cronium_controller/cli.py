@@ -61,10 +61,11 @@ def cronium() -> None:
 @tunnelling
 @click.option(
     "--input",
-    "input_text",
+    "input_texts",
+    multiple=True,
     metavar="FILE|JSON",
     shell_complete=files,
-    help="What cronium.input reads; - is standard input.",
+    help="What cronium.input reads; - is standard input, @FILE always a file. Repeatable: objects are merged.",
 )
 @click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable; repeatable.")
 @click.option(
@@ -155,12 +156,12 @@ def run(
 
     if not script:  # an unset variable of the caller's; the path '' would mean the folder that we are in
         raise ControllerError("payload.not_found", "'' is no script, directory or payload; name one")
-    input_text, event_text = options["input_text"], options["event_text"]
+    input_texts, event_text = options["input_texts"], options["event_text"]
     if options["execution_id"] is None:  # known from here on, to be told should we be interrupted
         options["execution_id"] = new_execution_id()
 
     def job_for(controller: "Controller") -> Job:
-        given = {} if input_text is None else {"input": words.json_value(input_text, "--input", read)}
+        given = {"input": words.json_merged(input_texts, "--input", read)} if input_texts else {}
         job = Job(
             payload=payload_versions.load(script, controller.store),
             variables=words.variables(options["variables"]),

@@ -53,9 +53,10 @@ def _submission_options(function: Any) -> Any:
         click.argument("args", nargs=-1, metavar="[-- ARGS]"),
         click.option(
             "--input",
-            "input_text",
+            "input_texts",
+            multiple=True,
             metavar="FILE|JSON",
-            help="What cronium.input reads; - is standard input.",
+            help="What cronium.input reads; - is standard input, @FILE always a file. Repeatable: objects are merged.",
         ),
         click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable; repeatable."),
         click.option(
@@ -238,13 +239,13 @@ def _submission(options: dict[str, Any]) -> "Submission":
     if chosen is None and "CRONIUM_WORK_DIR" not in os.environ:
         # Inside a job the variable names the job itself; a nested run is an execution of its own.
         chosen = os.environ.get("CRONIUM_EXECUTION_ID")
-    input_text, event_text = options["input_text"], options["event_text"]
+    input_texts, event_text = options["input_texts"], options["event_text"]
     try:
         submission = Submission(
             execution_id=new_execution_id() if chosen is None else chosen,
             source=_source(options["payload"], options["sha256"]),
-            has_input=input_text is not None,
-            input=None if input_text is None else words.json_value(input_text, "--input", read),
+            has_input=bool(input_texts),
+            input=words.json_merged(input_texts, "--input", read) if input_texts else None,
             variables=words.variables(options["variables"]),
             secrets=words.secrets(options["secrets"], os.environ, read),
             event={} if event_text is None else words.json_object(event_text, "--event", read),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cronium_controller.arguments import read
 from runner_process import PATIENCE, ROOT
 
 COMMANDS = ["run", "deploy", "attach", "wait", "status", "logs", "cancel", "ps", "gc", "version"]
@@ -211,3 +212,7 @@ def test_what_the_command_is_made_of_runs_it() -> None:
     )  # fmt: skip
     assert done.stdout.startswith(b"cronium ")
     assert 'cronium = "cronium_controller.entry:main"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_a_word_too_long_for_a_file_name_is_no_file() -> None:
+    assert read('{"key": "' + "x" * 5000 + '"}') is None

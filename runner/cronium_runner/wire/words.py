@@ -28,13 +28,45 @@ class WordError(Exception):
 
 
 def json_value(text: str, option: str, read: Read) -> Any:
-    """The value of `FILE|JSON`: an existing file wins, `-` is standard input. Raises WordError naming the option."""
+    """The value of `FILE|JSON`: what begins with `{` or `[` is JSON, `@FILE` a file, `-` standard input. Else it is an
+    existing file, or other JSON such as a number. Raises WordError naming the option.
+    """
+    if text.lstrip().startswith(("{", "[")):
+        return _parsed(text, f"{option}: no JSON: {text[:60]!r} (a file of that name: write @ before it)")
+    if text.startswith("@"):
+        content = read(text[1:])
+        if content is None:
+            raise WordError(f"{option}: there is no file {_shown(text[1:])}", "input.invalid")
+        return _parsed(content, f"{option}: {_shown(text[1:])}")
     content = read(text)
-    where = f"neither an existing file nor JSON: {text[:60]!r}" if content is None else _shown(text)
+    if content is None:
+        return _parsed(text, f"{option}: neither an existing file nor JSON: {text[:60]!r}")
+    return _parsed(content, f"{option}: {_shown(text)}")
+
+
+def _parsed(text: str | bytes, where: str) -> Any:
     try:
-        return exactjson.loads_value(text if content is None else content)
+        return exactjson.loads_value(text)
     except ValueError as error:
-        raise WordError(f"{option}: {where}: {error}", "input.invalid") from None
+        raise WordError(f"{where}: {error}", "input.invalid") from None
+
+
+def json_merged(texts: Iterable[str], option: str, read: Read) -> Any:
+    """The value of `FILE|JSON`, given once or several times: then of objects, whose keys are merged; a later one wins.
+
+    Only keys of the outermost object are merged. Raises WordError.
+    """
+    first, *others = texts
+    if not others:
+        return json_value(first, option, read)
+    merged: dict[str, Any] = {}
+    for text in (first, *others):
+        value = json_value(text, option, read)
+        if not isinstance(value, dict):
+            shown = _shown(text)
+            raise WordError(f"{option}: {shown} is no JSON object; several are merged, and must be", "input.invalid")
+        merged.update(value)
+    return merged
 
 
 def json_object(text: str, option: str, read: Read) -> dict[str, Any]:

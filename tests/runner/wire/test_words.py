@@ -9,7 +9,7 @@ from cronium_runner.wire.codes import CODES
 from cronium_runner.wire.words import WordError
 
 FILES = {"in.json": b'{"a": 12345678901234567890}', "-": b"[1]\n", "bad": b"\xff", "line": b"se\ncret\n", "empty": b""}
-read = FILES.get
+read = {**FILES, "{x}.json": b"2"}.get
 
 
 def refusal(function: Any, *arguments: Any) -> WordError:
@@ -29,20 +29,47 @@ def refusal(function: Any, *arguments: Any) -> WordError:
         ("7", 7),
         ('"text"', "text"),
         ('{"a": {"b": [true]}}', {"a": {"b": [True]}}),
+        (' [1, "' + "x" * 5000 + '"]', [1, "x" * 5000]),
+        ("@in.json", {"a": 12345678901234567890}),
+        ("@{x}.json", 2),
     ],
 )
-def test_a_file_wins_else_it_is_json(text: str, value: Any) -> None:
+def test_json_and_files_are_told_apart(text: str, value: Any) -> None:
     assert words.json_value(text, "--input", read) == value
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nothere.json", "{", "{'a': 1}", "NaN", "bad", "empty", "[" * 100_000, '"\ud800"']
+    "text",
+    [
+        "",
+        "nothere.json",
+        "@nothere.json",
+        "@",
+        "{x}.json",
+        "{",
+        "{'a': 1}",
+        "NaN",
+        "bad",
+        "empty",
+        "[" * 100_000,
+        '"\ud800"',
+    ],
 )
 def test_what_is_neither_names_the_option(text: str) -> None:
     error = refusal(words.json_value, text, "--input", read)
     assert error.code == "input.invalid"
     assert "--input" in error.message
     assert len(error.message) < 400
+
+
+def test_several_objects_are_merged_and_the_last_wins() -> None:
+    files = {"a": b'{"one": 1, "both": {"x": 1}}', "b": b'{"both": 2, "more": 3}'}.get
+    merged = words.json_merged(["a", "@b", '{"word": null}'], "--input", files)
+    assert list(merged) == ["one", "both", "more", "word"]
+    assert (merged["both"], merged["more"], merged["word"]) == (2, 3, None)
+    assert words.json_merged(["7"], "--input", files) == 7
+    error = refusal(words.json_merged, ["a", "[1]"], "--input", files)
+    assert "[1] is no JSON object" in error.message
 
 
 @pytest.mark.parametrize("text", ["null", "[]", "7", '"x"'])
