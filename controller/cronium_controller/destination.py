@@ -180,9 +180,13 @@ class Destination:
         os.mkdir(name, _PRIVATE, dir_fd=self._descriptor)
         folder = os.open(name, _FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=self._descriptor)
         try:
-            os.fchmod(folder, _PRIVATE)  # a umask may have taken our own rights away
-            if not _is_private(os.fstat(folder)):
-                raise NameRefusedError(self.path_of(name), "it was exchanged while it was made; see who writes there")
+            with contextlib.suppress(OSError):  # file systems without modes of their own refuse it
+                os.fchmod(folder, _PRIVATE)  # a umask may have taken our own rights away
+            made = os.fstat(folder)
+            if made.st_uid != os.geteuid() or made.st_mode & 0o022:
+                raise NameRefusedError(
+                    self.path_of(name), "other accounts can write to a new folder there; name another target"
+                )
             return LocalPartial(name, folder, _opened(folder, os.O_CREAT | os.O_EXCL))
         except BaseException:
             os.close(folder)

@@ -103,10 +103,17 @@ def new_folder(target: str) -> str:
 
 
 def is_own_folder(folder: Entry, uid: int | None) -> bool:
-    """Whether only this account and root can write to a folder."""
-    # Set-gid is inherited from the folder above; a dot is SELinux's, and a plus would be another list of who may.
-    is_private = folder.mode in ("drwx------", "drwx--S---", "drwx------.", "drwx--S---.")
+    """Whether a folder is this account's and has mode 0700."""
+    # Set-gid is inherited from the folder above; a dot is SELinux's, a plus an ACL's, whose mask is the group's part.
+    is_private = folder.mode.rstrip(".+@") in ("drwx------", "drwx--S---")
     return is_private and folder.uid is not None and folder.uid == uid
+
+
+def is_written_by_us_alone(folder: Entry, uid: int | None) -> bool:
+    """Whether a new folder may be used: file systems without modes of their own (vfat, CIFS) don't make it 0700."""
+    mode = folder.mode
+    is_closed = len(mode) > 9 and mode[0] == "d" and mode[5] != "w" and mode[8] != "w"
+    return is_closed and folder.uid is not None and folder.uid == uid
 
 
 def usable_size(folder: Entry, inside: Sequence[Entry], uid: int | None) -> int | None:
@@ -126,6 +133,12 @@ def leads_elsewhere(folder_mode: int, folder_uid: int | None, link_uid: int | No
 def folder_error(connection: Connection, path: str) -> ControllerError:
     """A folder where a file is needed."""
     return sftp.refused(connection, path, "it is a folder, and one file is copied at a time; pack it: tar czf …")
+
+
+def open_folder_error(connection: Connection, path: str) -> ControllerError:
+    """A new folder that is not ours alone."""
+    sentence = "the host makes no folder that this account alone can write to; copy to another one, then move the file"
+    return sftp.refused(connection, path, sentence)
 
 
 def special_error(connection: Connection, path: str) -> ControllerError:

@@ -67,10 +67,11 @@ class BySftp:
         await self._ask(self._session.mkdir(folder, asyncssh.SFTPAttrs(permissions=0o700)))
         made = await self._entry(folder)
         if not remote_file.is_own_folder(made, made.uid):  # a server may leave the mode to the umask
-            await self._ask(self._session.chmod(folder, 0o700))
+            with contextlib.suppress(asyncssh.SFTPError):
+                await self._ask(self._session.chmod(folder, 0o700))
             made = await self._entry(folder)
-        if not remote_file.is_own_folder(made, made.uid):
-            raise sftp.refused(self._connection, folder, "the host makes no folder of mode 0700; nothing was replaced")
+        if not remote_file.is_written_by_us_alone(made, made.uid):
+            raise remote_file.open_folder_error(self._connection, folder)
         return Partial(folder, made.uid)
 
     async def usable(self, partial: Partial) -> int | None:
@@ -142,7 +143,7 @@ class BySftp:
         """As `Far`."""
         try:
             folder = await self._entry(partial.folder)
-            if not remote_file.is_own_folder(folder, folder.uid if partial.uid is None else partial.uid):
+            if not remote_file.is_written_by_us_alone(folder, folder.uid if partial.uid is None else partial.uid):
                 return
             names = [entry.name async for entry in self._entries(partial.folder)]
             for name in names:

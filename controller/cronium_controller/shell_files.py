@@ -76,10 +76,10 @@ class ByShell:
     async def begin(self, folder: str) -> Partial:
         """As `Far`."""
         quoted = shlex.quote(folder)
-        said = await self._run(f"umask 077; mkdir -m 700 {quoted} && {_LISTED.format(quoted)}", folder)
+        said = await self._run(f"umask 077; mkdir -m 700 {quoted} || exit 1; {_LISTED.format(quoted)}", folder)
         uid, made, _ = _listing(said)
-        if made is None or not remote_file.is_own_folder(made, uid):
-            raise sftp.refused(self._connection, folder, "the host makes no folder of mode 0700; nothing was replaced")
+        if made is None or not remote_file.is_written_by_us_alone(made, uid):
+            raise remote_file.open_folder_error(self._connection, folder)
         return Partial(folder, uid)
 
     async def usable(self, partial: Partial) -> int | None:

@@ -10,6 +10,7 @@ import pytest
 
 from accounts import throw_away_account
 from cronium_controller.destination import Destination, NameRefusedError, checked_name, discard_at, is_match
+from cronium_controller.remote_file import Entry, is_own_folder, is_written_by_us_alone
 from tampering import CHANGES
 
 REFUSED = {
@@ -180,3 +181,27 @@ def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r".") as error:
         Destination.open(str(tmp_path / "file"))
     assert error.value.errno in (errno.ENOTDIR, errno.EEXIST)
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_own", "is_closed"),
+    [
+        ("drwx------", True, True),
+        ("drwx------.", True, True),  # SELinux
+        ("drwx------+", True, True),  # an ACL with an empty mask
+        ("drwx--S---", True, True),
+        ("drwxr-xr-x", False, True),  # vfat
+        ("drwxrwx---", False, False),
+        ("drwxrwxrwx", False, False),
+        ("drwx----w-", False, False),
+        ("lrwx------", False, False),
+        ("-rw-------", False, False),
+        ("", False, False),
+    ],
+)
+def test_which_folders_are_ours(mode: str, is_own: bool, is_closed: bool) -> None:
+    folder = Entry("x", mode, 2, 1000, 0)
+    assert (is_own_folder(folder, 1000), is_written_by_us_alone(folder, 1000)) == (is_own, is_closed)
+    for uid in (1001, None):
+        assert not is_own_folder(folder, uid)
+        assert not is_written_by_us_alone(folder, uid)

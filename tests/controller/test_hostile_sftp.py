@@ -76,8 +76,8 @@ PUT: Final = {
     "never answers": SILENT,
     "drops what is written": "is not what .* was; nothing was replaced",
     "full disk": "No space left on device",
-    "mkdir makes a link": "the host makes no folder of mode 0700",
-    "mkdir makes it open": "the host makes no folder of mode 0700",
+    "mkdir makes a link": "the host makes no folder that this account alone can write to",
+    "mkdir makes it open": "the host makes no folder that this account alone can write to",
     "endless listing": RIGHT,
     "shell without end": "no shell answers to commands: it prints without end",
     "shell errors without end": SILENT,
@@ -130,6 +130,12 @@ def behave(remote: RemoteHost, behaviour: str, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(sftp, "ANSWER_SECONDS", 1.0)
 
 
+def umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
 def found_in(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
@@ -173,7 +179,7 @@ async def test_what_a_hostile_host_answers_to_get(
     assert found_in(here) == {*outside, "destination/file"}
     assert copied.path == f"{here}/destination/file"
     assert (here / "destination/file").read_bytes() == (remote.home / "file").read_bytes()
-    assert stat.S_IMODE((here / "destination/file").stat().st_mode) & 0o7022 == 0
+    assert stat.S_IMODE((here / "destination/file").stat().st_mode) & (0o7000 | umask()) == 0
 
 
 @pytest.mark.parametrize("behaviour", PUT)
@@ -256,7 +262,7 @@ async def test_a_small_copy_has_the_typed_name(
         await copying.download(lease.connection, "~/file", f"{here}/destination")
     assert found_in(here) == {"precious", "destination", "destination/file"}
     assert (here / "destination/file").read_bytes() == (remote.home / "file").read_bytes()
-    assert stat.S_IMODE((here / "destination/file").stat().st_mode) & 0o7033 == 0
+    assert stat.S_IMODE((here / "destination/file").stat().st_mode) & (0o7000 | umask()) == 0
 
 
 def test_nothing_of_a_host_moves_the_cursor(remote: RemoteHost, here: Path) -> None:
