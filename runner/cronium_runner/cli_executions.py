@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .cli_show import print_json, say, with_text
+from .cli_show import print_json, print_json_text, say, with_text
 from .wire.results import Result, exit_status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from .account import Account
 
@@ -90,9 +90,25 @@ def status(execution_id: str, run_as: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_executions(run_as: str | None, wants_all: bool, wants_running: bool, as_json: bool) -> None:
     """List the executions on this host, oldest first."""
+    import json
+
     from . import report
 
-    found = _all_statuses(run_as, wants_all=wants_all, wants_running=wants_running, as_json=as_json)
+    target = chosen_account(run_as)
+    if target is None:
+        from . import listing
+        from .jobdir import StateDirectory
+
+        told = listing.oldest_first(
+            StateDirectory.open(), wants_all=wants_all, wants_running=wants_running, is_whole=as_json
+        )
+        if as_json:
+            for text in told:
+                print_json_text(text)
+        else:
+            report.print_statuses(map(json.loads, told))
+        return
+    found = _statuses_of_another(target, wants_all=wants_all, wants_running=wants_running, as_json=as_json)
     if as_json:
         for one in found:
             print_json(one)
@@ -113,18 +129,10 @@ def _statuses(run_as: str | None, execution_id: str) -> "list[dict[str, Any]]":
     return [follow.settled_status(StateDirectory.open().execution(execution_id))]
 
 
-def _all_statuses(
-    run_as: str | None, *, wants_all: bool, wants_running: bool, as_json: bool
-) -> "Iterable[dict[str, Any]]":
-    """How all executions of the account stand; with `as_json` more than a table shows."""
-    target = chosen_account(run_as)
-    if target is None:
-        from . import listing
-        from .jobdir import StateDirectory
-
-        return listing.oldest_first(
-            StateDirectory.open(), wants_all=wants_all, wants_running=wants_running, is_whole=as_json
-        )
+def _statuses_of_another(
+    target: "Account", *, wants_all: bool, wants_running: bool, as_json: bool
+) -> list[dict[str, Any]]:
+    """How all executions of another account stand; with `as_json` more than a table shows."""
     from . import as_other
     from .listing import has_ended
 

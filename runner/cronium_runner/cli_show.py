@@ -44,8 +44,13 @@ def print_json(value: dict[str, Any]) -> None:
     """One JSON object, one line, without a character that a terminal obeys."""
     from .wire import exactjson
 
+    print_json_text(exactjson.encode(value))
+
+
+def print_json_text(text: bytes) -> None:
+    """An object that is JSON already."""
     try:
-        sys.stdout.buffer.write(clean_json(exactjson.encode(value).decode()).encode() + b"\n")
+        sys.stdout.buffer.write(clean_json(text.decode()).encode() + b"\n")
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone; the exit status still says it

@@ -5,16 +5,16 @@ megabytes, and the row of a table.
 """
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from . import follow
-from .errors import RunnerError
+from .errors import RunnerError, StateDamagedError
 from .jobdir import ExecutionDirectory, StateDirectory
 from .record_index import WORTHWHILE, Index, is_ripe
+from .state_files import RESULT_LIMIT, read_file
 from .wire import exactjson
 from .wire.access import BUNDLED
 from .wire.names import STREAM_NAMES
@@ -30,6 +30,9 @@ PAGE_SECONDS: Final = 0.05
 """A page ends when it has taken so long: the agent's other work waits for it."""
 PAGE_AT_LEAST: Final = 200
 """Executions of a page whatever the time: a slow disk must not make thousands of pages."""
+_RESULT: Final = b',"result":{'
+_BEHIND_RESULT: Final = b',"error":null}'
+"""What is before and behind the result in the status of a record that can be read."""
 _ROW_KEYS: Final = ("executionId", "jobId", "state", "claimedAt", "acknowledged", "collected", "error")
 _ROW_RESULT_KEYS: Final = ("state", "exitCode", "signal")
 
@@ -115,15 +118,13 @@ class Pages:
         return exactjson.encode(_unread(execution_id, "channel.protocol", "is too long; read it on the host"))
 
 
-def oldest_first(
-    state: StateDirectory, *, wants_all: bool, wants_running: bool, is_whole: bool
-) -> Iterator[dict[str, Any]]:
-    """Statuses of all executions once it is known what became of those that died; rows unless `is_whole`.
+def oldest_first(state: StateDirectory, *, wants_all: bool, wants_running: bool, is_whole: bool) -> Iterator[bytes]:
+    """Statuses of all executions, as JSON, once it is known what became of those that died; rows unless `is_whole`.
 
     `wants_all`: also tombstones; `wants_running`: only those that have not ended. Has the index written when many had
     to be read.
     """
-    found: list[tuple[int, str, bytes | None]] = []
+    found: list[tuple[int, str, bytes | None, bool]] = []
     not_indexed = 0
     with Index(state) as index:
         for execution_id in state.ids_after(""):
@@ -131,8 +132,8 @@ def oldest_first(
             entry = index.find(execution_id)
             if entry is not None:
                 is_wanted = not wants_running and (wants_all or not entry.is_collected)
-                # What a script handed back is not in the index; a tombstone has nothing of it.
-                text = entry.row if not is_whole else entry.status if entry.is_collected else None
+                text: bytes | None = entry.status if is_whole else entry.row
+                lacks_values = is_whole and not entry.is_collected
                 changed_ns = entry.changed_ns
             else:
                 status = readable_status(execution, follow.settled_status)
@@ -141,19 +142,34 @@ def oldest_first(
                 not_indexed += status["result"] is not None and is_ripe(execution.path)
                 is_wanted = not (wants_running and has_ended(status)) and (wants_all or not status["collected"])
                 text = None if is_whole else exactjson.encode(row_of(status))
+                lacks_values = is_whole
                 changed_ns = _changed_ns(execution.path)
             if is_wanted:
-                found.append((changed_ns, execution_id, text))
+                found.append((changed_ns, execution_id, text, lacks_values))
     if not_indexed >= WORTHWHILE:
         from . import indexing
 
         with contextlib.suppress(OSError):  # the next listing tries again
             indexing.start(state)
-    for _, execution_id, text in sorted(found, key=lambda one: one[:2]):
-        if text is not None:
-            yield json.loads(text)  # ours, and without a number that needs exactjson's care
-        elif status := readable_status(ExecutionDirectory(state, execution_id), follow.status):
-            yield status
+    for _, execution_id, text, lacks_values in sorted(found, key=lambda one: one[:2]):
+        whole = _whole(ExecutionDirectory(state, execution_id), text) if lacks_values else text
+        if whole is not None:
+            yield whole
+
+
+def _whole(execution: ExecutionDirectory, status: bytes | None) -> bytes | None:
+    """The status with all that the script handed back; None when the execution has gone.
+
+    `status` is that of the index. The recorded result takes the place of the one in it: both were found sound when the
+    record was entered. What has changed since then is read.
+    """
+    with contextlib.suppress(OSError, StateDamagedError):
+        head, found, _ = (status or b"").partition(_RESULT)
+        recorded = read_file(os.path.join(execution.path, "result.json"), RESULT_LIMIT).strip() if found else b""
+        if recorded.startswith(b"{") and recorded.endswith(b"}") and b"\n" not in recorded:
+            return b"%s%s%s%s" % (head, _RESULT[:-1], recorded, _BEHIND_RESULT)
+    read = readable_status(execution, follow.status)
+    return None if read is None else exactjson.encode(read)
 
 
 def has_ended(status: dict[str, Any]) -> bool:

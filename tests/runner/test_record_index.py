@@ -83,15 +83,23 @@ def pages(state: StateDirectory, *, is_brief: bool) -> list[Any]:
     return [json.loads(one) for one in told]
 
 
+def oldest_first(
+    state: StateDirectory, *, wants_all: bool = False, wants_running: bool = False, is_whole: bool = False
+) -> list[Any]:
+    texts = listing.oldest_first(state, wants_all=wants_all, wants_running=wants_running, is_whole=is_whole)
+    return [json.loads(text) for text in texts]
+
+
 def all_answers(state: StateDirectory) -> dict[str, Any]:
     """Everything that can be asked about all records."""
     report = retention.collect(state, Settings(days=10**4), is_dry_run=True).to_json()
     return {
         "rows": pages(state, is_brief=True),
         "statuses": pages(state, is_brief=False),
-        "table": list(listing.oldest_first(state, wants_all=True, wants_running=False, is_whole=False)),
-        "kept": list(listing.oldest_first(state, wants_all=False, wants_running=False, is_whole=True)),
-        "running": list(listing.oldest_first(state, wants_all=False, wants_running=True, is_whole=False)),
+        "table": oldest_first(state, wants_all=True),
+        "kept": oldest_first(state, is_whole=True),
+        "all": oldest_first(state, is_whole=True, wants_all=True),
+        "running": oldest_first(state, wants_running=True),
         "collection": report,
     }
 
@@ -116,6 +124,8 @@ def test_the_index_changes_no_answer(state: StateDirectory) -> None:
     statuses = [follow.status(ExecutionDirectory(state, f"job-{number}")) for number in range(6)]
     assert plain["rows"] == [listing.row_of(one) for one in statuses]
     assert plain["statuses"] == [listing.without_values(one) for one in statuses]
+    assert sorted(plain["all"], key=lambda one: one["executionId"]) == statuses
+    assert [one["result"]["output"] for one in plain["kept"]] == [HANDED_BACK] * 4
     refresh(state)
     assert all_answers(state) == plain, "entries that are carried over are as they were"
 
