@@ -48,6 +48,7 @@ BEHAVIOURS = {
     "packet cut short": "a packet ends in the middle of a field",
     "never answers": "the version is never answered",
     "never answers a read": "no read is ever answered",
+    "never answers a write": "no write is ever answered",
     "answers in odd order": "reads are answered in the opposite order",
     "unknown request": "an answer is to a request that was never made",
     "handle used twice": "every file that is opened has the same handle, that of the last one",
@@ -171,7 +172,7 @@ class _Server:
 
     def _serve_one(self, kind: int, fields: "_Fields") -> None:
         number = fields.number()
-        if self._behaviour == "never answers a read" and kind == _READ:
+        if self._behaviour == {_READ: "never answers a read", _WRITE: "never answers a write"}.get(kind):
             return
         try:
             answer = self._answers.get(kind, _unsupported)(fields)

@@ -74,6 +74,7 @@ PUT: Final = {
     "type of a folder": RIGHT,
     "wrong digest": "is not what .* was; nothing was replaced",
     "never answers": SILENT,
+    "never answers a write": SILENT,
     "drops what is written": "is not what .* was; nothing was replaced",
     "full disk": "No space left on device",
     "mkdir makes a link": "the host makes no folder that this account alone can write to",
@@ -212,6 +213,22 @@ async def test_what_a_hostile_host_answers_to_put(
         return
     assert refused is None, refused
     assert (remote.home / "there").read_text() == "mine"
+
+
+async def test_a_copy_that_was_given_up_is_gone_on_with(
+    controller: Controller, remote: RemoteHost, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as silent, transfer.Source(str(here / "precious")) as source:
+        behave(remote, "never answers a write", silent)
+        with pytest.raises(ControllerError, match=SILENT):
+            await transfer.put(controller.connections, controller.store, remote.host, source, "~/there", lambda _: None)
+    [folder] = remote.home.glob(".there.*.part")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    hostile_sftp.behave(remote.folder.parent, "honest")
+    with transfer.Source(str(here / "precious")) as source:
+        await transfer.put(controller.connections, controller.store, remote.host, source, "~/there", lambda _: None)
+    assert found_in(remote.home) == {"file", "there"}
+    assert controller.store.database.read("SELECT * FROM partial_copies") == []
 
 
 def remembered(controller: Controller, remote: RemoteHost, source: transfer.Source) -> None:
