@@ -62,12 +62,12 @@ class Host:
     """The hosts file that the Cloudflare service token came from: where a later process finds it, as none is stored."""
 
     def __post_init__(self) -> None:
-        _refuse(self.name, "what a host is called", host_names.wrong_with_label)
         for address in (self.address, self.tailscale_ip, self.cloudflare_tunnel):
             if address:
                 _refuse(address, "the address of a host", host_names.wrong_with_host)
         if self.user is not None:
             _refuse(self.user, "the name of a user", host_names.wrong_with_user)
+        _refuse(self.name, "what a host is called", host_names.wrong_with_label)
         if self.port is not None and not (type(self.port) is int and 0 < self.port < 65536):
             raise ControllerError("host.config", f"{str(self.port)[:_SHOWN]!r} is not a port from 1 to 65535")
 
