@@ -11,6 +11,7 @@ from typing import Any
 
 from cronium_controller.api.app import RuntimeApi
 from cronium_controller.api.issue import issue
+from cronium_controller.api.limits import Limits
 from cronium_controller.api.serve import serving, unix_listener
 from cronium_controller.api.tokens import Tokens, load_key
 from cronium_controller.api.tools import ToolCaller, ToolError
@@ -29,7 +30,8 @@ class _Echo:
 class LivePlatform:
     """A platform that serves until `close`; `down` takes its socket away for a while."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limits: Limits | None = None) -> None:
+        self._limits = limits
         self.store = PlatformStore(f"sqlite:///{folder}/live.db")
         self._tokens = Tokens(load_key(folder / "api.key"))
         self._sockets = tempfile.TemporaryDirectory(prefix="cronium-platform-")
@@ -75,16 +77,16 @@ class LivePlatform:
 
     async def _serve(self, is_up: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        app = RuntimeApi(self.store, self._tokens, tools={"echo": _Echo()})
+        app = RuntimeApi(self.store, self._tokens, tools={"echo": _Echo()}, limits=self._limits)
         async with serving(app, unix_listener(self._path)):
             is_up.set()
             await self._stop.wait()
 
 
 @contextlib.contextmanager
-def platform(folder: Path) -> Iterator[LivePlatform]:
+def platform(folder: Path, limits: Limits | None = None) -> Iterator[LivePlatform]:
     """A platform for as long as the block runs."""
-    made = LivePlatform(folder)
+    made = LivePlatform(folder, limits)
     try:
         yield made
     finally:

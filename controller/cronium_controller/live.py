@@ -184,17 +184,18 @@ class _Service:
     def _load(cls, folder: Path, environment: Mapping[str, str]) -> "tuple[_Service, Any]":
         from .api.app import RuntimeApi
         from .api.issue import operator
+        from .api.limits import chosen
         from .api.tokens import Tokens, load_key
         from .api.tools import load_tools
         from .platform_store import PlatformStore
 
         key_file = environment.get("CRONIUM_API_KEY_FILE")
         tokens = Tokens(load_key(Path(key_file) if key_file else folder / "api.key"))
-        tools = load_tools()
+        tools, limits = load_tools(), chosen(environment)
         store = PlatformStore(environment.get("CRONIUM_DATABASE") or str(folder / LIVE_NAME))
         try:
             store.prune(time.time())
-            return cls(store, tokens, operator()), RuntimeApi(store, tokens, tools=tools)
+            return cls(store, tokens, operator()), RuntimeApi(store, tokens, tools=tools, limits=limits)
         except BaseException:
             store.close()
             raise

@@ -21,15 +21,17 @@ from cronium_runner import __version__
 from cronium_runner.wire import exactjson
 
 from ..errors import StoreError
-from ..platform_store import Caller, GrantError, PlatformStore, SequenceError, Write
+from ..platform_store import Caller, GrantError, PlatformStore, Quota, QuotaError, SequenceError, Write
 from ..platform_store.database import CONNECTIONS
 from ..platform_store.live import LONGEST_NAME
 from . import metrics, requests
+from .connections import Connections
 from .edge import Edge, log
 from .errors import ApiError, json_response
+from .limits import WRITE_BYTES, Limits
 from .metrics import Metrics
-from .rate import PER_MINUTE, RateLimit
-from .requests import LARGEST_BODY
+from .protocol import STATE_NAME
+from .rate import RateLimit
 from .schema import document
 from .tokens import Claims, TokenError, TokenExpiredError, Tokens
 from .tools import Tool, ToolCaller, ToolError, ToolInputError
@@ -38,6 +40,9 @@ _DONE: Final = b'{"success":true}'
 
 # Seconds. A token bucket's next drop comes sooner; the header has whole ones only.
 _RETRY_AT_LEAST: Final = 1
+
+# Executions whose first refusal because of a quota is in the audit log. A controller has far fewer at a time.
+_REMEMBERED: Final = 10_000
 
 _T = TypeVar("_T")
 _Endpoint = Callable[[Request], Awaitable[Response]]
@@ -68,16 +73,19 @@ class RuntimeApi:
         *,
         tools: Mapping[str, Tool] | None = None,
         clock: Callable[[], float] = time.time,
-        requests_per_minute: int = PER_MINUTE,
-        largest_body: int = LARGEST_BODY,
+        limits: Limits | None = None,
     ) -> None:
         self._store = store
         self._tokens = tokens
         self._tools = dict(tools or {})
         self._clock = clock
-        self._rate = RateLimit(requests_per_minute)
-        self._largest_body = largest_body
+        self.limits = limits or Limits()
+        self._rate = RateLimit(self.limits.requests_per_minute)
+        self._byte_rate = RateLimit(self.limits.bytes_per_minute)
+        self._quota = Quota(self.limits.keys, self.limits.stored_bytes)
+        self._over_quota: set[tuple[str, str]] = set()
         self._metrics = Metrics()
+        self.connections = Connections(self.limits, self._metrics)
         self._document = exactjson.encode(document())
         # The store waits for disks and servers, so it is called in threads: as many as there are connections to it.
         self._threads = anyio.CapacityLimiter(CONNECTIONS)
@@ -105,17 +113,17 @@ class RuntimeApi:
     # Reading.
 
     async def _input(self, request: Request) -> Response:
-        caller = self._caller_of(request)
+        caller = await self._caller_of(request)
         return _data(await self._read(self._store.read_input, caller))
 
     async def _context(self, request: Request) -> Response:
-        caller = self._caller_of(request)
+        caller = await self._caller_of(request)
         found = await self._read(self._store.read_context, caller)
         given = {"eventId": None, "eventName": None, "eventType": None, "startTime": None, "metadata": None, **found}
         return _data(exactjson.dumps(given))
 
     async def _variable(self, request: Request) -> Response:
-        caller = self._caller_of(request)
+        caller = await self._caller_of(request)
         key = _key(request)
         value = await self._read(self._store.read_variable, caller, key) if _is_storable(key) else None
         if value is None:
@@ -128,7 +136,7 @@ class RuntimeApi:
         return await self._write(request, "output.set", "data")
 
     async def _set_variable(self, request: Request) -> Response:
-        caller = self._caller_of(request)
+        caller = await self._caller_of(request)
         key = _key(request)
         if not _is_storable(key):
             raise ApiError("invalid_request", f"a variable's name has 1 to {LONGEST_NAME} bytes")
@@ -140,23 +148,53 @@ class RuntimeApi:
     async def _write(
         self, request: Request, action: str, name: str, key: str | None = None, caller: Caller | None = None
     ) -> Response:
-        caller = caller or self._caller_of(request)
+        caller = caller or await self._caller_of(request)
         sequence = requests.sequence(request, caller.execution_id)
-        value = requests.member(await requests.json_object(request, self._largest_body), name)
+        body = await requests.body(request, self.limits.largest_body)
+        value = requests.member(requests.json_object(body), name)
         if action == "condition.set" and not isinstance(value, bool):
             raise ApiError("invalid_body", '"condition" is true or false')
-        is_new = await self._in_store(self._store.write, caller, Write(action, value, key, sequence), self._clock())
+        self._charge(caller, len(body))
+        write = Write(action, value, key, sequence)
+        try:
+            is_new = await self._in_store(self._store.write, caller, write, self._clock(), self._quota)
+        except QuotaError as error:
+            await self._note_over_quota(caller, error.quota)
+            raise ApiError("quota_exceeded", str(error)) from None
         self._metrics.writes.labels(action, "applied" if is_new else "repeated").inc()
         return json_response(_DONE)
+
+    def _charge(self, caller: Caller, size: int) -> None:
+        """Takes a write from what the token may send in a minute."""
+        size += WRITE_BYTES
+        if size > self.limits.bytes_per_minute:
+            raise ApiError("quota_exceeded", f"one write has more than {self.limits.bytes_per_minute} bytes a minute")
+        wait = self._byte_rate.take(caller.execution_id, self._clock(), size)
+        if wait:
+            self._metrics.over_quota.labels("bytes_per_minute").inc()
+            said = f"this execution has written more than {self.limits.bytes_per_minute} bytes a minute"
+            raise ApiError("rate_limited", said, _retry_after(wait))
+
+    async def _note_over_quota(self, caller: Caller, quota: str) -> None:
+        """Counts it; the audit log has the first one of each execution, since any number may follow."""
+        self._metrics.over_quota.labels(quota).inc()
+        if (caller.execution_id, quota) in self._over_quota:
+            return
+        if len(self._over_quota) >= _REMEMBERED:
+            self._over_quota.clear()
+        self._over_quota.add((caller.execution_id, quota))
+        await self._audit(caller, "quota.exceeded", quota, {})
 
     # Tools: at most once, never repeated, both sides of the call in the audit log.
 
     async def _tool_action(self, request: Request) -> Response:
         claims = self._claims(request)
-        caller = self._admitted(request, claims)
+        caller = await self._admitted(request, claims)
         if "idempotency-key" in request.headers:
             raise ApiError("invalid_key", "a tool action takes no Idempotency-Key: it is never repeated")
-        body = await requests.json_object(request, self._largest_body)
+        received = await requests.body(request, self.limits.largest_body)
+        self._charge(caller, len(received))
+        body = requests.json_object(received)
         name, action = requests.member(body, "tool"), requests.member(body, "action")
         params = body.get("params", body.get("config", {}))
         if not isinstance(name, str) or not isinstance(action, str) or not isinstance(params, dict):
@@ -188,9 +226,11 @@ class RuntimeApi:
         return json_response(body)
 
     async def _audit_tool(self, caller: Caller, what: str, name: str, action: str) -> None:
+        await self._audit(caller, what, name, {"action": action[:100]})
+
+    async def _audit(self, caller: Caller, what: str, subject: str, detail: dict[str, Any]) -> None:
         def note() -> None:
-            detail = {"action": action[:100]}
-            self._store.note(caller, what, self._clock(), subject=name, detail=detail)
+            self._store.note(caller, what, self._clock(), subject=subject, detail=detail)
 
         await self._in_store(note)
 
@@ -211,12 +251,12 @@ class RuntimeApi:
 
     # Who asks.
 
-    def _caller_of(self, request: Request) -> Caller:
+    async def _caller_of(self, request: Request) -> Caller:
         """Who may ask about the path's execution."""
         claims = self._claims(request)
         if requests.segment(request.path_params["id"], "execution") != claims.execution_id:
             raise ApiError("forbidden", "the token is another execution's")
-        return self._admitted(request, claims)
+        return await self._admitted(request, claims)
 
     def _claims(self, request: Request) -> Claims:
         try:
@@ -226,11 +266,14 @@ class RuntimeApi:
         except TokenError as error:
             raise ApiError("unauthorized", str(error)) from None
 
-    def _admitted(self, request: Request, claims: Claims) -> Caller:
+    async def _admitted(self, request: Request, claims: Claims) -> Caller:
         wait = self._rate.take(claims.execution_id, self._clock())
         if wait:
-            after = {"Retry-After": str(max(_RETRY_AT_LEAST, int(wait + 1)))}
-            raise ApiError("rate_limited", "too many requests for this execution", after)
+            raise ApiError("rate_limited", "too many requests for this execution", _retry_after(wait))
+        connection = request.scope.get("state", {}).get(STATE_NAME)
+        if connection is not None and not await connection.identify(claims.execution_id):
+            said = f"this execution has {self.limits.connections} connections open already"
+            raise ApiError("too_many_connections", said, {**_retry_after(0), "Connection": "close"})
         request.scope["cronium_execution"] = claims.execution_id
         return Caller(claims.execution_id, claims.jti, None if request.client is None else request.client.host)
 
@@ -254,6 +297,10 @@ class RuntimeApi:
 
     async def _in_thread(self, call: Callable[..., _T], *arguments: Any) -> _T:
         return await anyio.to_thread.run_sync(call, *arguments, limiter=self._threads)
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(_RETRY_AT_LEAST, int(seconds + 1)))}
 
 
 def _route(path: str, **endpoints: _Endpoint) -> Route:

@@ -20,6 +20,7 @@ import click
 from cronium_runner.wire.text import clean_json, clean_lines, visible
 
 from ..errors import ControllerError
+from .limits import NAMES, Limits, chosen, environment_name
 
 if TYPE_CHECKING:
     from ..platform_store import PlatformStore
@@ -65,6 +66,28 @@ _key_file = click.option(
 )
 _user = click.option("--user", "user_id", metavar="USER", help="This user's variables; the global ones without it.")
 
+_LIMITS: Final = {
+    "requests_per_minute": "Requests of each token.",
+    "largest_body": "Bytes of a request's body.",
+    "keys": "Variables that a token may write.",
+    "stored_bytes": "Bytes that a token may store.",
+    "bytes_per_minute": "Bytes that a token may write in a minute.",
+    "header_seconds": "Seconds for a request's headers.",
+    "connections": "Connections of each token, and of each tunnel.",
+    "connections_per_address": "Connections of each address.",
+    "connections_without_token": "Connections that have shown no valid token.",
+}
+
+
+def _limits(command: Callable[..., None]) -> Callable[..., None]:
+    """One option for each of `limits.Limits`."""
+    for field, help_text in reversed(_LIMITS.items()):
+        default = getattr(Limits(), field)
+        kind = click.FloatRange(min=0, min_open=True) if isinstance(default, float) else click.IntRange(min=1)
+        said = f"{help_text} {environment_name(field)}, else {default:,}."
+        command = click.option(f"--{NAMES[field]}", field, type=kind, metavar="N", help=said)(command)
+    return command
+
 
 @api.command(context_settings=_HELP)
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDR", help="Where to listen.")
@@ -75,10 +98,7 @@ _user = click.option("--user", "user_id", metavar="USER", help="This user's vari
 @click.option(
     "--tools", "tools_file", type=click.Path(path_type=Path), metavar="FILE", help="Instead of CRONIUM_TOOLS."
 )
-@click.option(
-    "--requests-per-minute", type=click.IntRange(min=1), default=60_000, show_default=True, help="For each execution."
-)
-@click.option("--max-body", type=click.IntRange(min=1), default=8 << 20, show_default=True, help="Bytes.")
+@_limits
 @click.option("-v", "--verbose", is_flag=True, help="Log each request.")
 @_told
 def serve(host: str, port: int, socket_path: str | None, database: str | None, verbose: bool, **options: Any) -> None:
@@ -97,14 +117,14 @@ def serve(host: str, port: int, socket_path: str | None, database: str | None, v
     from .tokens import Tokens, load_key
     from .tools import load_tools
 
+    limits = chosen(os.environ, {field: options[field] for field in NAMES})
     start_logging(is_verbose=verbose)
     with _store(database) as store:
         app = RuntimeApi(
             store,
             Tokens(load_key(options["key_file"])),
             tools=load_tools(options["tools_file"]),
-            requests_per_minute=options["requests_per_minute"],
-            largest_body=options["max_body"],
+            limits=limits,
         )
         listener = tcp_listener(host, port) if socket_path is None else unix_listener(socket_path)
         if not is_loopback(listener):

@@ -20,7 +20,9 @@ STATUSES: Final[dict[str, int]] = {
     "not_found": 404,
     "method_not_allowed": 405,
     "body_too_large": 413,
+    "quota_exceeded": 413,
     "rate_limited": 429,
+    "too_many_connections": 429,
     "header_too_large": 431,
     "internal": 500,
 }

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -31,6 +31,17 @@ class Metrics:
         )
         self.tool_actions = Counter(
             "cronium_api_tool_actions", "Tool actions.", ["tool", "result"], registry=self._registry
+        )
+
+        self.connections = Gauge("cronium_api_connections", "Connections that are open.", registry=self._registry)
+        self.refused = Counter(
+            "cronium_api_refused_connections",
+            "Connections that were refused, or closed because they kept the service waiting.",
+            ["reason"],
+            registry=self._registry,
+        )
+        self.over_quota = Counter(
+            "cronium_api_over_quota", "Writes refused because of a quota.", ["quota"], registry=self._registry
         )
 
     def text(self) -> bytes:

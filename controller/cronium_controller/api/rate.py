@@ -1,11 +1,8 @@
-"""How many requests an execution may make: a token bucket for each. In memory, so a restart fills them."""
+"""How many requests an execution may make, or bytes send: a token bucket for each. In memory: a restart fills them."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
-
-PER_MINUTE: Final = 60_000
-"""Contracts §7: a thousand a second, several times what one script manages through a tunnel."""
 
 # Executions remembered. One that is forgotten begins with a full bucket again; a controller has far fewer at a time.
 _REMEMBERED: Final = 10_000
@@ -20,12 +17,12 @@ class _Bucket:
 class RateLimit:
     """Takes `clock`'s seconds from whoever calls, so that it needs none."""
 
-    def __init__(self, per_minute: int = PER_MINUTE) -> None:
+    def __init__(self, per_minute: int) -> None:
         self._most = float(per_minute)
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
-    def take(self, execution_id: str, now: float) -> float:
-        """0 when the request may go on, else after how many seconds the next one may."""
+    def take(self, execution_id: str, now: float, amount: int = 1) -> float:
+        """0 when the request may go on, else after how many seconds it may. `amount` is at most what a minute has."""
         bucket = self._buckets.get(execution_id)
         if bucket is None:
             bucket = self._buckets[execution_id] = _Bucket(self._most, now)
@@ -35,7 +32,7 @@ class RateLimit:
         per_second = self._most / 60
         bucket.level = min(self._most, bucket.level + max(0.0, now - bucket.filled_at) * per_second)
         bucket.filled_at = now
-        if bucket.level < 1:
-            return (1 - bucket.level) / per_second
-        bucket.level -= 1
+        if bucket.level < amount:
+            return (amount - bucket.level) / per_second
+        bucket.level -= amount
         return 0.0

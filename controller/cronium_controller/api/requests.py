@@ -11,9 +11,6 @@ from cronium_runner.wire import exactjson
 from .errors import ApiError
 from .tokens import LONGEST_TOKEN
 
-LARGEST_BODY: Final = 8 << 20
-"""Bytes. The helpers cap output and variables at 6 MiB; JSON's escapes may make that longer."""
-
 LARGEST_HEADER: Final = 16 << 10
 """Bytes of a request's line and headers together, as nginx and h11 have it. A path with the longest name, each byte
 percent-encoded, has 3 KiB."""
@@ -66,9 +63,21 @@ def sequence(request: Request, execution_id: str) -> int | None:
     return int(match[2])
 
 
-async def json_object(request: Request, most: int) -> dict[str, Any]:
-    """The body, which is a JSON object of at most `most` bytes."""
-    body = await _body(request, most)
+async def body(request: Request, most: int) -> bytes:
+    """The body, of at most `most` bytes."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > most:
+        raise _too_large(most)
+    received = bytearray()
+    async for piece in request.stream():
+        received += piece
+        if len(received) > most:
+            raise _too_large(most)
+    return bytes(received)
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """A body as the JSON object that it has to be."""
     try:
         value = exactjson.loads(body)
     except ValueError as error:
@@ -83,18 +92,6 @@ def member(body: dict[str, Any], name: str) -> Any:
     if name not in body:
         raise ApiError("invalid_body", f'the body needs "{name}"')
     return body[name]
-
-
-async def _body(request: Request, most: int) -> bytes:
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > most:
-        raise _too_large(most)
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > most:
-            raise _too_large(most)
-    return bytes(body)
 
 
 def _too_large(most: int) -> ApiError:

@@ -14,8 +14,8 @@ _MEANINGS: Final = {
     401: "No token, or one that is invalid, expired or revoked.",
     403: "The token, or the Idempotency-Key, is another execution's.",
     404: "There is no such thing.",
-    413: "The body is too large.",
-    429: "Too many requests for this execution in a minute.",
+    413: "The body is too large, or a quota of the execution is used up.",
+    429: "Too many requests or bytes of this execution in a minute, or too many connections.",
     431: "The request's headers, or the token, are too long.",
     500: "The service failed; the request was fine.",
 }

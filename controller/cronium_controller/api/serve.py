@@ -1,4 +1,4 @@
-"""Listening: an ASGI application on a TCP port or a unix socket, in the event loop that is running.
+"""Listening: the runtime API on a TCP port or a unix socket, in the event loop that is running.
 
 uvicorn's HTTP without its process: the controller embeds this, so no signal handlers, no logging set-up and no polling.
 """
@@ -9,18 +9,15 @@ import ipaddress
 import os
 import socket
 import stat
-import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
-import h11
 import uvicorn
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from uvicorn.server import ServerState
 
 from ..errors import ControllerError
-from .errors import envelope
+from .app import RuntimeApi
+from .protocol import HttpProtocol
 from .requests import LARGEST_HEADER
 
 LONGEST_SOCKET_PATH: Final = 107
@@ -31,57 +28,6 @@ _KEEP_ALIVE_SECONDS: Final = 120
 
 # Seconds for answers that are being made when we are told to stop: a write takes milliseconds.
 _CLOSE_SECONDS: Final = 5.0
-
-# Of a request that was refused while it was still being sent, this much is read and thrown away: a connection that is
-# closed with unread bytes is reset, and the answer is lost with it. 16 MiB is three of the tokens that promises.md has.
-_MOST_DISCARDED: Final = 16 << 20
-_DISCARD_SECONDS: Final = 2.0
-
-
-class _Protocol(H11Protocol):
-    """uvicorn's, with our envelope for what is no HTTP and 431 for headers that are too long."""
-
-    _discarded: int | None = None
-
-    def data_received(self, data: bytes) -> None:
-        if self._discarded is None:
-            super().data_received(data)
-            return
-        self._discarded += len(data)
-        if self._discarded > _MOST_DISCARDED:
-            self.transport.close()
-
-    def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether the connection stays open: until the answer is sent, for a client that has only stopped sending."""
-        if self._discarded is not None or self.cycle is None or self.cycle.more_body or self.cycle.response_complete:
-            return False
-        self.cycle.keep_alive = False
-        return True
-
-    def send_400_response(self, _msg: str) -> None:
-        """Called while h11's error is being handled; which one it was decides the status."""
-        status = getattr(sys.exception(), "error_status_hint", 400)
-        if status == 431:
-            body = envelope(
-                "header_too_large", f"the request's line and headers are longer than {LARGEST_HEADER} bytes"
-            )
-        else:
-            status, body = 400, envelope("invalid_request", "that is no HTTP request")
-        self._discarded = 0
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun already
-            self.transport.close()
-            return
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-        ]
-        response = h11.Response(status_code=status, headers=headers, reason=STATUS_PHRASES[status])
-        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.loop.call_later(_DISCARD_SECONDS, self.transport.close)
 
 
 def tcp_listener(host: str, port: int) -> socket.socket:
@@ -149,7 +95,7 @@ def _remove_stale(path: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
+async def serving(app: RuntimeApi, listener: socket.socket) -> AsyncIterator[None]:
     """Answers requests on `listener` while the block runs; then closes it, and removes a unix socket's file."""
     async with answering(app) as protocol, listening(protocol, listener):
         yield
@@ -174,7 +120,7 @@ async def listening(protocol: Callable[[], asyncio.Protocol], listener: socket.s
 
 
 @contextlib.asynccontextmanager
-async def answering(app: ASGIApp) -> AsyncIterator[Callable[[], asyncio.Protocol]]:
+async def answering(app: RuntimeApi) -> AsyncIterator[Callable[[], asyncio.Protocol]]:
     """What makes a protocol that answers requests, one for each connection, wherever that comes from.
 
     When the block ends, answers that are being made are sent, and the connections are closed.
@@ -183,15 +129,16 @@ async def answering(app: ASGIApp) -> AsyncIterator[Callable[[], asyncio.Protocol
     config = _config(app)
     loop = asyncio.get_running_loop()
     try:
-        yield lambda: _Protocol(config, state, {}, loop)
+        yield lambda: HttpProtocol(config, state, loop, app.limits, app.connections)
     finally:
         await _finish(state)
+        app.connections.close()
 
 
 async def _finish(state: ServerState) -> None:
     """Lets answers that are being made be sent, and closes what is idle."""
     for connection in list(state.connections):
-        if isinstance(connection, _Protocol):
+        if isinstance(connection, HttpProtocol):
             connection.shutdown()
     if state.tasks:
         _, left = await asyncio.wait(set(state.tasks), timeout=_CLOSE_SECONDS)
@@ -207,7 +154,7 @@ async def _finish(state: ServerState) -> None:
 def _config(app: Any) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http=_Protocol,
+        http=HttpProtocol,
         ws="none",
         lifespan="off",
         loop="none",

@@ -8,6 +8,7 @@ from .audit import Entry
 from .database import Database, database_url
 from .live import Caller, GrantError, LiveExecution, SequenceError, Write
 from .platform import PlatformStore, Variable
+from .quotas import Quota, QuotaError
 
 __all__ = [
     "Caller",
@@ -16,6 +17,8 @@ __all__ = [
     "GrantError",
     "LiveExecution",
     "PlatformStore",
+    "Quota",
+    "QuotaError",
     "SequenceError",
     "Variable",
     "Write",

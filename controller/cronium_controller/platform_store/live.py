@@ -16,6 +16,7 @@ from cronium_runner.wire import exactjson
 
 from . import audit
 from .audit import Entry
+from .quotas import OUTPUT, Quota, charge
 from .tables import applied_writes, grants, live_executions, upsert, variables
 
 # Bytes. PostgreSQL's index takes keys of up to 2,704; no name that somebody types comes near.
@@ -103,14 +104,17 @@ def find_variable(connection: sql.Connection, execution: Any, name: str) -> str 
     return min(found, key=lambda row: _SCOPES.index(row.scope)).value if found else None
 
 
-def apply(connection: sql.Connection, caller: Caller, write: Write, now: float) -> bool:
+def apply(connection: sql.Connection, caller: Caller, write: Write, now: float, quota: Quota | None = None) -> bool:
     """Applies a write and its line in the audit log; whether that was news, and not a repetition.
 
-    Raises GrantError and SequenceError.
+    Raises GrantError, SequenceError and QuotaError.
     """
     execution = admit(connection, caller, _ADMIT_ALONE)
     if write.sequence is not None and not _claim(connection, execution.id, write):
         return False
+    size = len(exactjson.encode(write.value))
+    if quota is not None and write.action != "condition.set":
+        charge(connection, execution.id, OUTPUT if write.name is None else write.name.encode(), size, quota)
     match write.action:
         case "output.set":
             connection.execute(_SET_OUTPUT, {"execution": execution.id, "new": exactjson.dumps(write.value)})
@@ -118,7 +122,6 @@ def apply(connection: sql.Connection, caller: Caller, write: Write, now: float) 
             connection.execute(_SET_CONDITION, {"execution": execution.id, "new": write.value})
         case "variable.set":
             _set_for_script(connection, execution, write, now)
-    size = len(exactjson.encode(write.value))
     audit.append(connection, entry(execution, caller, write.action, now, write.name, write.sequence, {"bytes": size}))
     return True
 

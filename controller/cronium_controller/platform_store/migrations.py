@@ -86,6 +86,20 @@ STEPS: Final[tuple[Step, ...]] = (
     ),
 )
 
+QUOTA_PART: Final = "quotas"
+QUOTA_STEPS: Final[tuple[Step, ...]] = (
+    Step(
+        both=(
+            """CREATE TABLE stored_values (
+                 execution_id VARCHAR(64) NOT NULL, name {bytes} NOT NULL, bytes BIGINT NOT NULL,
+                 PRIMARY KEY (execution_id, name))""",
+            """CREATE TABLE stored_totals (
+                 execution_id VARCHAR(64) NOT NULL PRIMARY KEY, keys BIGINT NOT NULL, bytes BIGINT NOT NULL)""",
+        ),
+    ),
+)
+"""Apart from STEPS: version 0.1.0 can go on with a database that has these too."""
+
 
 def migrate(database: Database, part: str = PART, steps: Sequence[Step] = STEPS) -> None:
     """Brings `part` of the database to the newest version, all of it or nothing.

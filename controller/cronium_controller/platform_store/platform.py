@@ -11,9 +11,10 @@ from . import audit, live
 from .audit import Entry
 from .database import Database, database_url
 from .live import EXECUTION, GLOBAL, USER, Caller, LiveExecution, Write
-from .migrations import migrate
+from .migrations import QUOTA_PART, QUOTA_STEPS, migrate
 from .moving import live_url, move_live_data
-from .tables import applied_writes, grants, live_executions, upsert, variables
+from .quotas import Quota
+from .tables import applied_writes, grants, live_executions, stored_totals, stored_values, upsert, variables
 
 KEPT_SECONDS: Final = 7 * 86400.0
 """As long as hosts keep an execution that has ended: nothing of it can be sent again after that."""
@@ -42,6 +43,7 @@ class PlatformStore:
         self.database = Database(live_url(database_url(url)))
         try:
             migrate(self.database)
+            migrate(self.database, QUOTA_PART, QUOTA_STEPS)
             move_live_data(self.database)
         except BaseException:
             self.close()
@@ -131,7 +133,7 @@ class PlatformStore:
             connection.execute(
                 sql.delete(variables).where(variables.c.scope == EXECUTION, variables.c.owner == execution_id)
             )
-            for table in (grants, applied_writes):
+            for table in (grants, applied_writes, stored_values, stored_totals):
                 connection.execute(sql.delete(table).where(table.c.execution_id == execution_id))
             if connection.execute(sql.delete(live_executions).where(live_executions.c.id == execution_id)).rowcount:
                 audit.append(connection, Entry(now, actor, "execution.forgotten", execution_id))
@@ -149,8 +151,9 @@ class PlatformStore:
             ids = connection.execute(ended).scalars().all()
             for start in range(0, len(ids), _AT_ONCE):
                 some = ids[start : start + _AT_ONCE]
-                for column in (applied_writes.c.execution_id, grants.c.execution_id, live_executions.c.id):
-                    connection.execute(sql.delete(column.table).where(column.in_(some)))
+                for table in (applied_writes, grants, stored_values, stored_totals):
+                    connection.execute(sql.delete(table).where(table.c.execution_id.in_(some)))
+                connection.execute(sql.delete(live_executions).where(live_executions.c.id.in_(some)))
 
     def written(self, execution_id: str) -> tuple[Any, bool | None]:
         """Output and condition as the script left them; None for what it didn't write."""
@@ -180,10 +183,10 @@ class PlatformStore:
         with self.database.reading() as connection:
             return live.find_variable(connection, live.admit(connection, caller), name)
 
-    def write(self, caller: Caller, write: Write, now: float) -> bool:
-        """Applies a write once; whether it was news. Also raises SequenceError."""
+    def write(self, caller: Caller, write: Write, now: float, quota: Quota | None = None) -> bool:
+        """Applies a write once; whether it was news. Also raises SequenceError, and QuotaError with a quota."""
         with self.database.writing() as connection:
-            return live.apply(connection, caller, write, now)
+            return live.apply(connection, caller, write, now, quota)
 
     def note(
         self, caller: Caller, action: str, now: float, *, subject: str | None = None, detail: dict[str, Any]

@@ -61,6 +61,21 @@ audit_log: Final = sql.Table(
     sql.Column("sequence", sql.BigInteger),
     sql.Column("detail", sql.Text, nullable=False),
 )
+# What each execution has stored: `quotas` counts it. The name is empty for the output.
+stored_values: Final = sql.Table(
+    "stored_values",
+    metadata,
+    sql.Column("execution_id", sql.String(64), primary_key=True),
+    sql.Column("name", sql.LargeBinary, primary_key=True),
+    sql.Column("bytes", sql.BigInteger, nullable=False),
+)
+stored_totals: Final = sql.Table(
+    "stored_totals",
+    metadata,
+    sql.Column("execution_id", sql.String(64), primary_key=True),
+    sql.Column("keys", sql.BigInteger, nullable=False),
+    sql.Column("bytes", sql.BigInteger, nullable=False),
+)
 
 
 def upsert(dialect: str, table: sql.Table) -> postgresql.Insert | sqlite.Insert:
