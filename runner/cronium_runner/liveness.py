@@ -14,6 +14,7 @@ import fcntl
 import os
 import socket
 import struct
+import time
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final
@@ -147,5 +148,24 @@ def _may_be_elsewhere(who: Mapping[str, Any]) -> bool:
     """Whether a process of that start time may be in another namespace. From the machine's own all are seen."""
     if process.namespace() != _FIRST_NAMESPACE:
         return True
-    seen = [process.stat_fields(pid) for pid, _, _ in process.living()]
-    return any(fields is not None and int(fields[19]) == who.get("start") for fields in seen)
+    start = who.get("start")
+    return isinstance(start, int) and _is_any_of_start(start)
+
+
+_taken, _starts = 0, frozenset[int]()
+"""Start times of all processes, and when they were looked at, both in clock ticks since boot."""
+
+
+def _is_any_of_start(start: int) -> bool:
+    """Whether any process with this start time lives.
+
+    One that was not there at a look after its start has ended, and none will ever have that start time again: so a
+    look at all of /proc serves for thousands of records.
+    """
+    global _taken, _starts
+    if start >= _taken or start in _starts:
+        ticks = os.sysconf("SC_CLK_TCK")
+        taken = int(time.clock_gettime(time.CLOCK_BOOTTIME) * ticks) - ticks  # a second less, to be sure
+        seen = [process.stat_fields(pid) for pid, _, _ in process.living()]
+        _taken, _starts = taken, frozenset(int(fields[19]) for fields in seen if fields is not None)
+    return start in _starts

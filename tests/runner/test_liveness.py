@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -355,3 +355,25 @@ def test_0_1_0_looks_at_a_job_of_this_version(host: Host, tmp_path: Path) -> Non
     check_untouched(host, lambda: found.append(told(old)))
     assert found[0]["state"] == "running"
     check_ends_well(running, gate)
+
+
+def test_thousands_of_old_records_cost_one_look_at_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    real = process.living
+
+    def living() -> Iterator[tuple[int, int, int]]:
+        looks.append(1)
+        return real()
+
+    monkeypatch.setattr(process, "living", living)
+    monkeypatch.setattr(liveness, "_taken", 0)
+    own = int((process.stat_fields(os.getpid()) or [])[19])
+    starts = {int(fields[19]) for pid, _, _ in real() if (fields := process.stat_fields(pid)) is not None}
+    ended = [start for start in range(min(starts), own) if start not in starts][:1000]
+    assert not any(liveness._is_any_of_start(start) for start in ended)
+    assert looks == [1]
+    with subprocess.Popen(["sleep", "60"]) as new:  # started after the look, and perhaps within its second
+        new_start = int((process.stat_fields(new.pid) or [])[19])
+        assert liveness._is_any_of_start(new_start)
+        assert liveness._is_any_of_start(own)
+        new.kill()
