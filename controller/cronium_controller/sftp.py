@@ -31,6 +31,11 @@ ANSWER_SECONDS = 120.0
 _LONGEST_PATH: Final = 4096
 """Bytes: PATH_MAX of Linux."""
 
+CUT: Final = (UnreachableError, asyncssh.SFTPConnectionLost, asyncssh.DisconnectError, ConnectionError)
+"""How a connection that ends shows."""
+LOST: Final = (asyncio.CancelledError, *CUT)
+"""What ends an attempt, and leaves a copy that the next one goes on with."""
+
 _Answer = TypeVar("_Answer")
 
 

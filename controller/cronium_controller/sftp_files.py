@@ -71,6 +71,8 @@ class BySftp:
                 await self._ask(self._session.chmod(folder, 0o700))
             made = await self._entry(folder)
         if not remote_file.is_written_by_us_alone(made, made.uid):
+            with contextlib.suppress(asyncssh.SFTPError):
+                await self._ask(self._session.rmdir(folder))
             raise remote_file.open_folder_error(self._connection, folder)
         return Partial(folder, made.uid)
 

@@ -79,6 +79,7 @@ class ByShell:
         said = await self._run(f"umask 077; mkdir -m 700 {quoted} || exit 1; {_LISTED.format(quoted)}", folder)
         uid, made, _ = _listing(said)
         if made is None or not remote_file.is_written_by_us_alone(made, uid):
+            await self._run(f"rmdir {quoted} 2>/dev/null; :", folder)
             raise remote_file.open_folder_error(self._connection, folder)
         return Partial(folder, uid)
 

@@ -9,33 +9,27 @@ the caller.
 import asyncio
 import contextlib
 import os
-import posixpath
 import stat
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import BinaryIO, Final, NamedTuple
-
-from cronium_runner.wire.sizes import readable
+from typing import BinaryIO, Final
 
 from .connections import REFUSALS, Connections
-from .destination import Destination, LocalPartial, NameRefusedError, discard_at
+from .destination import NameRefusedError
 from .errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError, reason
-from .far_files import digest, hashed, hashed_aside, way_to
+from .far_files import digest, hashed, way_to
+from .fetching import Fetching, Wanted, wanted_here
 from .hosts import Host
 from .memory import account
-from .partial_copies import HERE, PartialCopies, key_of
-from .remote_file import Found, Partial, Tell, new_folder
+from .partial_copies import PartialCopies, key_of
+from .remote_file import Tell
+from .sending import Sending
 from .sessions import Connection
 from .sftp import explained, refused
-from .sftp_files import BySftp
-from .shell_files import ByShell
 from .ssh_library import asyncssh
 from .store import Store
 
-_CUT: Final = (UnreachableError, asyncssh.SFTPConnectionLost, asyncssh.DisconnectError, ConnectionError)
-_LOST: Final = (asyncio.CancelledError, *_CUT)
-"""What ends an attempt, and leaves a copy that the next one goes on with."""
 PAUSES: Final = (2.0, 4.0)
 """Seconds before the second and the third attempt after a lost connection: those of a deployment (contracts §8)."""
 
@@ -107,7 +101,7 @@ async def get(
     It is then called as in `remote`, whatever the host says. With `below`, the name of a host, it goes into a folder
     of that name in `local`. Modes are the host's, without what the umask takes away and without set-id bits.
     """
-    wanted = _local_target(host, remote, local, below)
+    wanted = wanted_here(host, remote, local, below)
 
     async def attempt(connection: Connection) -> Copied:
         return await _get(connection, store, remote, wanted, tell)
@@ -158,7 +152,7 @@ async def _put(connection: Connection, store: Store, source: Source, remote: str
     where = account(connection.host)
     key = key_of("put", where, target.path, source.sha256)
     with PartialCopies(store.database, where, target.path, key) as partials:
-        sending = _Sending(connection, partials, source, target, tell)
+        sending = Sending(connection, partials, source, target, tell)
         if target.size == source.size and await digest(connection, target.path, source.size) == source.sha256:
             tell(source.size)
             copied = Copied(target.path, source.size, 0, source.sha256, far.name)
@@ -168,154 +162,10 @@ async def _put(connection: Connection, store: Store, source: Source, remote: str
     return copied
 
 
-class _Sending:
-    """One file on its way to its target on one host."""
-
-    def __init__(
-        self, connection: Connection, partials: PartialCopies, source: Source, target: Found, tell: Tell
-    ) -> None:
-        self._connection = connection
-        self._partials = partials
-        self._source = source
-        self._target = target
-        self._tell = tell
-
-    async def send(self) -> int:
-        """Sends what is not there yet and puts it in its place; how many bytes that was."""
-        partial, offset = await self._resumed()
-        if partial is not None and await self._is_sent(partial, offset):
-            return self._source.size - offset
-        if await self._is_sent(None, 0):  # whole, should what was there not have been what it seemed
-            return self._source.size
-        raise ControllerError(
-            "files.mismatch",
-            f"what arrived at {self._target.path} is not what {self._source.path} was; nothing was replaced: "
-            "see whether the file is being written to, then try again",
-            host=self._connection.host.name,
-        )
-
-    async def _resumed(self) -> tuple[Partial | None, int]:
-        """An earlier copy that can be gone on with, and from where on; one that can't is removed."""
-        partial = self._partials.resumable()
-        if partial is None:
-            return None, 0
-        far = await way_to(self._connection)
-        with contextlib.closing(far):
-            size = await far.usable(partial)
-            if size is not None:
-                return partial, min(size, self._source.size)
-            await self._removed(far, partial)
-        return None, 0
-
-    async def _is_sent(self, partial: Partial | None, offset: int) -> bool:
-        far = await way_to(self._connection)
-        with contextlib.closing(far):
-            self._tell(offset)
-            if partial is None:
-                partial = await self._begun(far)
-                await self._write(far, partial, None)
-            else:
-                await self._write(far, partial, offset)
-        is_placed = await self._is_placed(partial)
-        self._partials.forget(partial.folder)
-        return is_placed
-
-    async def _begun(self, far: BySftp | ByShell) -> Partial:
-        folder = new_folder(self._target.path)
-        self._partials.begin(folder)
-        try:
-            partial = await far.begin(folder)
-        except _LOST:
-            raise
-        except BaseException:
-            self._partials.forget(folder)
-            raise
-        self._partials.note_owner(partial)
-        return partial
-
-    async def _write(self, far: BySftp | ByShell, partial: Partial, offset: int | None) -> None:
-        try:
-            await far.write(partial, self._source.file, offset, self._tell)
-        except _LOST:
-            raise  # what is there is gone on from
-        except BaseException:  # a full disk above all: what is there is of no use
-            await self._removed(far, partial)
-            raise
-
-    async def _removed(self, far: BySftp | ByShell, partial: Partial) -> None:
-        """Removes a partial copy as far as that works. One that can't be removed is not tried again."""
-        try:
-            await far.discard(partial)
-        except _CUT:
-            return
-        except (asyncssh.Error, ControllerError, OSError, ValueError):
-            pass
-        self._partials.forget(partial.folder)
-
-    async def _is_placed(self, partial: Partial) -> bool:
-        """Puts a partial copy in its place if it is right, else removes it."""
-        target, source = self._target.path, self._source
-        by_shell = ByShell(self._connection)
-        placed = await by_shell.place(partial, target, source.mode, source.sha256, source.size)
-        if placed is not None:
-            return placed
-        far = await way_to(self._connection)
-        with contextlib.closing(far):
-            if isinstance(far, BySftp):
-                return await far.place(partial, target, source.mode, source.sha256)
-            await self._removed(far, partial)
-        why = "the host has no sha256sum, shasum or openssl to verify it with; install one"
-        raise refused(self._connection, target, why)
-
-    async def tidy(self) -> None:
-        """Removes what earlier copies have left on this host, as far as that works."""
-        abandoned = self._partials.abandoned()
-        if not abandoned:
-            return
-        with contextlib.suppress(asyncssh.Error, ControllerError, OSError, ValueError):
-            far = await way_to(self._connection)
-            with contextlib.closing(far):
-                for partial in abandoned:
-                    await self._removed(far, partial)
-
-
 # -- back -------------------------------------------------------------------------------------------------------------
 
 
-class _Wanted(NamedTuple):
-    """Where a file is to be put here: a folder, a host's folder in it, a name. All of it was typed."""
-
-    folder: str
-    below: str | None
-    name: str
-
-    @property
-    def path(self) -> str:
-        return os.path.join(self.folder, self.below or "", self.name)
-
-    def open(self) -> Destination:
-        """The folder, made where it is missing."""
-        folder = Destination.open(self.folder)
-        if self.below is None:
-            return folder
-        with folder:
-            return folder.folder(self.below)
-
-
-def _local_target(host: Host, remote: str, local: str, below: str | None) -> _Wanted:
-    name, folder = posixpath.basename(remote.rstrip("/")), os.path.expanduser(local)
-    if below is None and not local.endswith("/") and not os.path.isdir(folder):
-        return _Wanted(os.path.dirname(folder), None, os.path.basename(folder))
-    if name in ("", ".", "..", "~"):
-        sentence = f"{remote} names no file; name one, or the file here that it is to become"
-        raise ControllerError("files.refused", sentence, host=host.name)
-    if below is not None and (below in ("", ".", "..") or "/" in below or "\0" in below):
-        sentence = f"{below!r:.80} cannot be a folder's name; name the host otherwise"
-        raise ControllerError("files.refused", sentence, host=host.name)
-    return _Wanted(folder, below, name)
-
-
-async def _get(connection: Connection, store: Store, remote: str, wanted: _Wanted, tell: Tell) -> Copied:
+async def _get(connection: Connection, store: Store, remote: str, wanted: Wanted, tell: Tell) -> Copied:
     for is_afresh in (False, True):
         copied = await _fetched(connection, store, remote, wanted, tell, is_afresh=is_afresh)
         if copied is not None:
@@ -329,7 +179,7 @@ async def _get(connection: Connection, store: Store, remote: str, wanted: _Wante
 
 
 async def _fetched(
-    connection: Connection, store: Store, remote: str, wanted: _Wanted, tell: Tell, *, is_afresh: bool
+    connection: Connection, store: Store, remote: str, wanted: Wanted, tell: Tell, *, is_afresh: bool
 ) -> Copied | None:
     """The copy, in its place; None when it isn't what the host has."""
     with contextlib.ExitStack() as opened:
@@ -341,7 +191,7 @@ async def _fetched(
             with _here(connection, wanted.path):
                 folder = opened.enter_context(wanted.open())
                 folder.check(wanted.name, is_typed=True)
-                fetching = opened.enter_context(_Fetching(connection, store, found, folder, wanted.name))
+                fetching = opened.enter_context(Fetching(connection, store, found, folder, wanted.name))
                 fetching.begin(is_afresh=is_afresh)
             with _here(connection, wanted.path):
                 sent = await fetching.read(far, found.size, tell)
@@ -352,104 +202,6 @@ async def _fetched(
                 return None
             fetching.tidy()
             return Copied(wanted.path, fetching.size, sent, here, far.name, is_verified=there is not None)
-
-
-class _Fetching:
-    """One file on its way from a host to its place here."""
-
-    def __init__(self, connection: Connection, store: Store, found: Found, folder: Destination, name: str) -> None:
-        self._connection = connection
-        self._found = found
-        self._folder = folder
-        self._name = name
-        target = os.path.abspath(folder.path_of(name))
-        where = account(connection.host)
-        key = key_of("get", where, found.path, found.size, found.changed, target)
-        self._partials = PartialCopies(store.database, HERE, target, key)
-        self._above = os.path.dirname(target)
-        self._partial: LocalPartial | None = None
-        self.size = 0
-
-    def __enter__(self) -> "_Fetching":
-        self._partials.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._partials.__exit__()
-        if self._partial is not None:
-            self._partial.close()
-
-    def begin(self, *, is_afresh: bool) -> None:
-        """An earlier copy that can be gone on with, else a new one."""
-        known = self._partials.resumable()
-        if known is not None:
-            name = os.path.basename(known.folder)
-            self._partial = None if is_afresh else self._folder.resume(name)
-            if self._partial is not None:
-                return
-            self._folder.discard(name)
-            self._partials.forget(known.folder)
-        name = self._folder.new_name(self._name)
-        self._partials.begin(self._path_of(name))
-        try:
-            self._partial = self._folder.begin(name)
-        except BaseException:
-            self._partials.forget(self._path_of(name))
-            raise
-
-    def _path_of(self, name: str) -> str:
-        return os.path.join(self._above, name)
-
-    async def read(self, far: BySftp | ByShell, size: int, tell: Tell) -> int:
-        """Reads what is not there yet; how many bytes that was."""
-        partial = self._known
-        offset = min(partial.size, size)
-        os.ftruncate(partial.file.fileno(), offset)
-        if self._folder.room() < size - offset:
-            self._removed()
-            why = f"{readable(size - offset)} are needed, and {readable(self._folder.room())} are free; make room"
-            raise refused(self._connection, self._folder.path_of(self._name), why)
-        tell(offset)
-        try:
-            await far.read(self._found.path, partial.file, offset, size, tell)
-        except _LOST:
-            raise  # what is there is gone on from
-        except BaseException:
-            self._removed()
-            raise
-        return partial.size - offset
-
-    async def placed(self, there: str | None) -> str | None:
-        """The SHA-256 of what is in its place now; None when it isn't what is there, and is removed."""
-        partial = self._known
-        here = await hashed_aside(partial.file)
-        if there is not None and there != here:
-            self._removed()
-            return None
-        self.size = partial.size
-        try:
-            self._folder.place(partial, self._name, self._found.mode)
-        except BaseException:
-            self._removed()
-            raise
-        self._partials.forget(self._path_of(partial.name))
-        return here
-
-    @property
-    def _known(self) -> LocalPartial:
-        assert self._partial is not None, "begun before"
-        return self._partial
-
-    def _removed(self) -> None:
-        name = self._known.name
-        self._folder.discard(name)
-        self._partials.forget(self._path_of(name))
-
-    def tidy(self) -> None:
-        """Removes what earlier copies have left here."""
-        for partial in self._partials.abandoned():
-            discard_at(partial.folder)
-            self._partials.forget(partial.folder)
 
 
 @contextlib.contextmanager
