@@ -57,7 +57,7 @@ ENDINGS = {
     "starts-another": BROKEN,
     "refuses-at-length": BROKEN,
 }
-NEVER = ("never-ends", "drips", "answers-nothing", "acknowledges-nothing")
+NEVER = ("never-ends", "drips", "answers-nothing")
 
 
 class Local:
@@ -129,9 +129,6 @@ async def test_a_host_that_never_ends_is_given_up(local: Local, monkeypatch: pyt
     for name in NEVER:
         async with local.controller() as controller:
             result = await asyncio.wait_for(local.run(controller, name, timeout=0.1), PATIENCE)
-            if name == "acknowledges-nothing":
-                assert result.state is Outcome.SUCCEEDED
-                continue
             assert (result.state, result.error_code) == (Outcome.UNKNOWN, "execution.overdue"), name
             assert f"Look with: cronium attach {name}" in (result.error_message or "")
             if name == "never-ends":
@@ -139,6 +136,16 @@ async def test_a_host_that_never_ends_is_given_up(local: Local, monkeypatch: pyt
                 if again.is_running:
                     again.cancel()  # which shortens it: this one's time is not known here, and so a day
                 assert (await asyncio.wait_for(again.result(), PATIENCE)).error_code == "execution.overdue"
+
+
+async def test_an_acknowledgement_is_not_waited_for_in_vain(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AgentChannel, "patience", Patience(answer=0.5))
+    async with local.controller() as controller:
+        result = await asyncio.wait_for(local.run(controller, "acknowledges-nothing"), PATIENCE)
+    assert result.state is Outcome.SUCCEEDED
+    record = local.store.find("acknowledges-nothing")
+    assert record is not None
+    assert not record.is_acknowledged
 
 
 async def test_a_host_that_never_ends_holds_no_fan_out(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,15 +157,15 @@ async def test_a_host_that_never_ends_holds_no_fan_out(local: Local, monkeypatch
 
 
 async def test_answers_that_never_come_or_cannot_be_read(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AgentChannel, "patience", HURRIED)
     monkeypatch.setattr("cronium_controller.asking.MOST_TOLD", 1_000_000)
     async with local.controller() as controller:
-        for name, sentence in (("tells-nothing", "not answered within 1 s"), ("x", "cannot be read")):
-            with pytest.raises(ControllerError, match=sentence) as raised:
-                await asyncio.wait_for(controller.status(name, LOCAL_HOST), PATIENCE)
+        for ask in (controller.status("x", LOCAL_HOST), controller.executions(LOCAL_HOST)):
+            with pytest.raises(ControllerError, match="cannot be read") as raised:
+                await asyncio.wait_for(ask, PATIENCE)
             assert raised.value.code == "channel.lost"
-        with pytest.raises(ControllerError, match="cannot be read"):
-            await asyncio.wait_for(controller.executions(LOCAL_HOST), PATIENCE)
+        monkeypatch.setattr(AgentChannel, "patience", HURRIED)
+        with pytest.raises(ControllerError, match="not answered within 1 s"):
+            await asyncio.wait_for(controller.status("tells-nothing", LOCAL_HOST), PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +175,8 @@ async def test_answers_that_never_come_or_cannot_be_read(local: Local, monkeypat
 async def test_an_agent_that_does_not_greet(
     tmp_path: Path, carrier: Path, monkeypatch: pytest.MonkeyPatch, greeting: str, code: str
 ) -> None:
-    monkeypatch.setattr("cronium_controller.channel.GREETING_SECONDS", 3.0)
+    if greeting == "says-nothing":
+        monkeypatch.setattr("cronium_controller.channel.GREETING_SECONDS", 1.0)
     local = Local(tmp_path, HostileAgent(tmp_path, carrier, greeting))
     async with local.controller() as controller:
         with pytest.raises(ControllerError) as raised:
@@ -188,7 +196,13 @@ async def test_a_refusal_with_escapes_is_one_clean_line(local: Local) -> None:
 
 def test_every_behaviour_is_tried() -> None:
     behaviours = {*hostile_agent.BEHAVIOURS, *hostile_agent.BEFORE_ACCEPTED}
-    assert behaviours == {*ENDINGS, *NEVER, "refuses-with-escapes", "ignores-credit"}
+    assert behaviours == {
+        *ENDINGS,
+        *NEVER,
+        "refuses-with-escapes",
+        "ignores-credit",
+        "acknowledges-nothing",
+    }
     assert len(behaviours) >= 12
 
 
