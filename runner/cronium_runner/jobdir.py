@@ -23,10 +23,10 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from . import liveness, process, safe_path
-from .digest import sha256
 from .errors import ExecutionError, StateDamagedError, StateDirectoryError
 from .lifecycle import State
-from .state_files import RESULT_LIMIT, STARTED_LIMIT, STATE_LIMIT, open_file, read_file
+from .started_ids import StartedIds
+from .state_files import RESULT_LIMIT, STATE_LIMIT, open_file, read_file
 from .wire import exactjson
 from .wire.names import invalid_id_sentence, is_execution_id
 
@@ -106,7 +106,7 @@ class StateDirectory:
         self.path = path
         self.executions = os.path.join(path, "executions")
         self.payloads = os.path.join(path, "payloads")
-        self.started = os.path.join(path, "started")
+        self.started = StartedIds(os.path.join(path, "started"))
         self.collected = os.path.join(path, "collected")
         """Its time is that of the last collection; its lock is the one's that is running."""
         self.index = os.path.join(path, "index")
@@ -151,7 +151,7 @@ class StateDirectory:
         if not is_directory(execution.path):
             if os.path.lexists(execution.path):
                 raise StateDamagedError(execution.path, "is not a directory")
-            if self.was_started(execution_id):
+            if self.started.has(execution_id):
                 raise StateDamagedError(
                     execution.path,
                     "was removed",
@@ -165,28 +165,15 @@ class StateDirectory:
 
     def is_claimed(self, execution_id: str) -> bool:
         """Whether the id is taken, by an execution, by the tombstone of one, or by one whose directory was removed."""
-        return os.path.lexists(os.path.join(self.executions, execution_id)) or self.was_started(execution_id)
+        return os.path.lexists(os.path.join(self.executions, execution_id)) or self.started.has(execution_id)
 
-    def note_started(self, execution_id: str) -> None:
-        """Remembers, outside the execution's directory, that its script was started.
+    def forget_started(self) -> None:
+        """Has `started` forget the ids whose records are complete, once it is large.
 
         Raises OSError, StateDamagedError.
         """
-        try:
-            opened = open_file(self.started, os.O_WRONLY | os.O_APPEND)
-        except FileNotFoundError:
-            opened = open_file(self.started, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        try:
-            os.write(opened, _short_digest(execution_id))
-        finally:
-            os.close(opened)
-
-    def was_started(self, execution_id: str) -> bool:
-        """Whether `note_started` was called for the id. A memory that cannot be read counts as none."""
-        try:
-            return _short_digest(execution_id) in read_file(self.started, STARTED_LIMIT)
-        except (OSError, StateDamagedError):
-            return False
+        if self.started.is_large():
+            self.started.forget(name for name in self.ids() if ExecutionDirectory(self, name).is_complete())
 
     def restore(self, execution_id: str, lines: Iterable[bytes]) -> "ExecutionDirectory":
         """Makes the directory of an execution again that was removed, with these lines as its history.
@@ -209,7 +196,7 @@ class StateDirectory:
         was removed, so that the loss can be written down. Whether it was. Raises OSError, StateDirectoryError.
         """
         path = os.path.join(self.executions, execution_id)
-        if os.path.lexists(path) or not self.was_started(execution_id):
+        if os.path.lexists(path) or not self.started.has(execution_id):
             return False
         who = {**process.identity(pid), "start": None}
         self.restore(execution_id, [_line(State.CLAIMED, {"supervisor": who, REMOVED: True})])
@@ -449,6 +436,13 @@ class ExecutionDirectory:
             raise StateDamagedError(path, "is damaged")
         return value
 
+    def is_complete(self) -> bool:
+        """Whether there is a result, or what is left of one. A record that cannot be read is not complete."""
+        try:
+            return os.path.lexists(os.path.join(self.path, "result.json")) or self.is_tombstone()
+        except StateDamagedError:
+            return False
+
     def is_tombstone(self) -> bool:
         """Whether the execution was collected: all that is left is that it was, and how it ended."""
         return self._tombstone_result() is not None
@@ -557,11 +551,6 @@ def _collected(execution_id: str, error: Any) -> dict[str, str]:
 def _line(state: State, record: dict[str, Any]) -> bytes:
     """One line of state.jsonl."""
     return exactjson.encode({"state": state.value, "at": utc_now(), **record}) + b"\n"
-
-
-def _short_digest(execution_id: str) -> bytes:
-    """What `started` holds for an id: 16 bytes, so that no two ids will ever have the same."""
-    return sha256(execution_id.encode()).digest()[:16]
 
 
 def _an_hour_ago() -> float:

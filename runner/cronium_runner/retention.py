@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from . import housekeeping, indexing, settings
-from .errors import InputError, StateDirectoryError
+from .errors import InputError, StateDamagedError, StateDirectoryError
 from .jobdir import ExecutionDirectory, StateDirectory
 from .kept_records import Kept, KeptPayload, ended_record, look, size_of
 from .record_index import WORTHWHILE
@@ -167,6 +167,8 @@ def _reported(state: StateDirectory, chosen: Settings, *, is_acting: bool, waits
             _fill(marker)
             state.sweep()
             report = _collect(state, chosen, marker)
+            with contextlib.suppress(OSError, StateDamagedError):
+                state.forget_started()
             _fill(marker)
             return report
     except BlockingIOError:

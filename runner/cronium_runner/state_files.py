@@ -17,8 +17,6 @@ RESULT_LIMIT: Final = 32 << 20
 """Bytes of result.json: output and variables have 6 MiB each, and escapes may take as much again."""
 JOURNAL_LIMIT: Final = 256 << 20
 """Bytes of api.jsonl: 64 MiB may wait, and what is settled is seldom kept for longer than that."""
-STARTED_LIMIT: Final = 64 << 20
-"""Bytes of `started`: four million ids."""
 _SAFELY: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_FILE: Final = {
     errno.ELOOP: "a symbolic link",

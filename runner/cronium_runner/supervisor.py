@@ -200,7 +200,7 @@ class Supervisor:
             for writable in ends.values():
                 os.close(writable)
         with contextlib.suppress(OSError, StateDamagedError):  # the directory remembers it too, as long as it is there
-            self._execution.state_directory.note_started(self._execution.id)
+            self._execution.state_directory.started.add(self._execution.id)
         self._deadline = self._started + self._prepared.timeout
         for pipe in self._pipes:
             self._add(pipe, functools.partial(self._read, pipe))

@@ -117,7 +117,7 @@ def test_id_is_not_free_while_its_removed_execution_runs(host: Host) -> None:
 def test_started_ids_are_remembered_apart_from_their_directories(host: Host) -> None:
     host.run("run", "--execution-id", "one", host.script("true\n"))
     state = StateDirectory(str(host.state))
-    assert (state.was_started("one"), state.was_started("two")) == (True, False)
+    assert (state.started.has("one"), state.started.has("two")) == (True, False)
     shutil.rmtree(host.execution("one"))
     assert state.is_claimed("one")
     (host.state / "started").unlink()
