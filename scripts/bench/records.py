@@ -98,7 +98,7 @@ def whole_ps(folder: Path, state: Path, binary: str, rounds: int) -> None:
     home.mkdir()
 
     def ps(where: list[str], *words: str) -> Measured:
-        line = [sys.executable, "-m", "cronium_controller", "ps", *where, *words]
+        line = [str(Path(sys.executable).with_name("cronium")), "ps", *where, *words]
         return measured(lambda: subprocess.run(line, env=environment, check=True, stdout=subprocess.DEVNULL))
 
     with account(folder / "full", state, home) as full, account(folder / "empty", folder / "none", home) as empty:
