@@ -72,7 +72,7 @@ def attach(execution_ids: tuple[str, ...], offsets: tuple[int, int], as_json: bo
                 return _print_unstarted(host, as_json=as_json)
             execution = await controller.attach(host.record.id, host.record.host, offsets=offsets)
             with show.interrupts(execution, can_cancel=False):
-                return await show.follow(execution, as_json=as_json)
+                return await show.follow(execution, as_json=as_json, is_own=False)
         if any(offsets):
             raise ControllerError("usage.invalid", "--offset is for one execution; name one")
         from .show_many import JSON, PREFIX, follow_attached
@@ -116,7 +116,7 @@ def wait(execution_ids: tuple[str, ...], as_json: bool, **options: Any) -> None:
         async for result in many:
             status = exit_status(result)
             if as_json:
-                show.print_json(result.to_json())
+                show.print_json(result.hidden().to_json())
             else:
                 show.print_ending(result)
         return status
@@ -316,7 +316,7 @@ def history(count: int, as_json: bool) -> None:
         show.print_history(records)
         return
     for record in records:
-        result = None if record.result is None else record.result.to_json()
+        result = None if record.result is None else record.result.hidden().to_json()
         show.print_json({"executionId": record.id, "host": record.host.name, "state": record.state, "result": result})
 
 

@@ -66,8 +66,11 @@ def interrupts(execution: "Execution", *, can_cancel: bool) -> Interrupts:
     return Interrupts(stop_waiting, cancel if can_cancel else None)
 
 
-async def follow(execution: "Execution", *, as_json: bool, verbose: bool = False) -> int:
-    """Shows the output as it comes, then the result; returns the exit status. Ends early when the execution is left."""
+async def follow(execution: "Execution", *, as_json: bool, verbose: bool = False, is_own: bool = True) -> int:
+    """Shows the output as it comes, then the result; returns the exit status. Ends early when the execution is left.
+
+    Only the JSON of a run itself (`is_own`) has the secrets that its script handed back.
+    """
     tails = {stream: bytearray() for stream in STREAM_NAMES}
     async for piece in execution.pieces():
         if as_json:
@@ -83,7 +86,7 @@ async def follow(execution: "Execution", *, as_json: bool, verbose: bool = False
     if verbose:
         print_summary(result)
     if as_json:
-        print_result(result, tails)
+        print_result(result if is_own else result.hidden(), tails)
     elif result.state not in _QUIET or result.error_message is not None:
         click.echo(f"cronium: {execution.host}: {result.error_message or result.state} [{result.error_code}]", err=True)
     return exit_status(result)
@@ -167,6 +170,7 @@ def print_start(execution: "Execution", *, verbose: bool) -> None:
 
 def print_summary(result: Result) -> None:
     """How it ended and what the script handed back, for a person, on standard error."""
+    result = result.hidden()
     ending = f"signal {result.signal}" if result.signal is not None else f"exit {result.exit_code}"
     took = "" if result.duration_ms is None else f" after {result.duration_ms:.0f} ms"
     click.echo(f"cronium: {result.state} ({ending}){took}", err=True)

@@ -61,8 +61,13 @@ class ManyHosts:
         *,
         label: Callable[[Result], str] | None = None,
         noun: str = "hosts",
+        is_own: bool = True,
     ) -> None:
-        """`targets` are the hosts; `label` is what stands in front of a result's lines, its host by default."""
+        """`targets` are the hosts; `label` is what stands in front of a result's lines, its host by default.
+
+        Only the JSON of a run itself (`is_own`) has the secrets that its scripts handed back.
+        """
+        self._is_own = is_own
         self._style = style
         self._noun = noun
         self._label = label or (lambda result: result.host or "")
@@ -137,9 +142,9 @@ class ManyHosts:
         self._stopped += result.error_code == STOPPED
         self._table.add(result)
         if self._style == JSON:
-            show.print_result(result, self._tails.pop(label, {}))
+            show.print_result(result if self._is_own else result.hidden(), self._tails.pop(label, {}))
         elif self._style == JSON_ENDINGS:
-            show.print_json(result.to_json())
+            show.print_json(result.hidden().to_json())
         elif self._style == ENDINGS:
             with self._progress.aside():
                 show.print_ending(result)
@@ -234,7 +239,7 @@ async def follow_attached(many: "Attached", run_hosts: "Sequence[RunHost]", styl
     def label(result: Result) -> str:
         return called.get((result.execution_id, result.host or ""), result.host or "")
 
-    shown = ManyHosts(style, hosts, label=label, noun="executions")
+    shown = ManyHosts(style, hosts, label=label, noun="executions", is_own=False)
 
     async def hear(record: "Record", piece: Piece) -> None:
         await shown.hear(called[record.id, record.host.name], piece)

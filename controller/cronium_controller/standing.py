@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cronium_runner.wire import masks
 from cronium_runner.wire.results import Outcome, Result
 
 from . import show
@@ -59,7 +60,7 @@ def print_standings(tally: Tally, total: int, run_id: str | None, *, as_json: bo
 
 def _print(status: dict[str, Any], host: RunHost, *, as_json: bool) -> None:
     if as_json:
-        show.print_json({**status, "host": host.name})
+        show.print_json({**masks.hidden_status(status), "host": host.name})
     else:
         show.print_status(status, host.name if host.record is None else host.record.host)
 

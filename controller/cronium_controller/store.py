@@ -139,7 +139,7 @@ class Store:
         row = {
             "id": result.execution_id,
             "state": result.state.value,
-            "result": exactjson.encode(result.to_json()),
+            "result": exactjson.encode(result.hidden().to_json()),  # secrets are never stored
         }
         is_news = self.database.write(_FINISH, {**row, "finished_at": now}) == 1
         if not is_news and result.mode == API:

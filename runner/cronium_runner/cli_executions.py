@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .cli_show import print_json, print_json_text, say, with_text
+from .wire import exactjson, masks
 from .wire.results import Result, exit_status
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def attach(execution_id: str, offsets: tuple[int, int], run_as: str | None, as_j
 
         result, tails = as_other.attach(target, execution_id, offsets=offsets, show=not as_json)
     if as_json:
-        print_json(with_text(result, tails))
+        print_json(with_text(result.hidden(), tails))
     elif result.error_message is not None:
         say(f"{result.error_message} [{result.error_code}]")
     sys.exit(exit_status(result))
@@ -75,7 +76,7 @@ def status(execution_id: str, run_as: str | None, as_json: bool) -> None:
 
     [found] = _statuses(run_as, execution_id)
     if as_json:
-        print_json(found)
+        print_json(masks.hidden_status(found))
     else:
         report.print_statuses([found])
         report.print_containment(found)
@@ -104,16 +105,21 @@ def list_executions(run_as: str | None, wants_all: bool, wants_running: bool, as
         )
         if as_json:
             for text in told:
-                print_json_text(text)
+                print_json_text(_hidden_text(text))
         else:
             report.print_statuses(map(json.loads, told))
         return
     found = _statuses_of_another(target, wants_all=wants_all, wants_running=wants_running, as_json=as_json)
     if as_json:
         for one in found:
-            print_json(one)
+            print_json(masks.hidden_status(one))
     else:
         report.print_statuses(found)
+
+
+def _hidden_text(text: bytes) -> bytes:
+    """A status that is JSON already, with `***` in place of secrets that the script handed back."""
+    return exactjson.encode(masks.hidden_status(exactjson.loads(text))) if b'"masked":' in text else text
 
 
 def _statuses(run_as: str | None, execution_id: str) -> "list[dict[str, Any]]":

@@ -48,6 +48,7 @@ def _no_input(submission: Submission) -> str:
 
 def print_end(submission: Submission, result: Result) -> None:
     """Says how it ended and what the script handed back."""
+    result = result.hidden()
     _heading("result")
     _row("state", f"{_MARKS.get(result.state, result.state.value)}{_ending(result)}")
     if result.duration_ms is not None:

@@ -461,7 +461,18 @@ class Supervisor:
             error_code=code,
             error_message=message,
         )
-        return self._write_result(result)
+        return self._write_result(result._replace(masked=self._masked_paths(result)))
+
+    def _masked_paths(self, result: Result) -> tuple[str, ...]:
+        """Which of what the script hands back holds a secret. Without secrets this costs nothing."""
+        values = self._prepared.values
+        if not values.masked_values or (result.output is None and not result.variables):
+            return ()
+        from .masking import Masker
+        from .wire import masks
+
+        masker = Masker(values.masked_values)
+        return tuple(masks.paths_of(result.to_json(), lambda text: masker.finds_in(text.encode()), values.is_secret))
 
     def _write_result(self, result: Result) -> Result:
         try:

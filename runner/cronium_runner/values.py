@@ -156,6 +156,10 @@ class BundledValues:
 
     # What the result needs.
 
+    def is_secret(self, name: str) -> bool:
+        """Whether the values of a variable of this name are secrets."""
+        return name in self._secrets or self._is_masked(name)
+
     @property
     def output(self) -> Json:
         """The output as the script left it, None when it gave none."""

@@ -7,11 +7,13 @@ by an assertion, or by an exception that the parser must not raise. The agent's 
 import base64
 import contextlib
 import functools
+import html
 import io
 import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import tempfile
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
+from urllib.parse import quote, quote_plus
 
 import jsonschema
 
@@ -409,7 +412,19 @@ def _secret(source: Source) -> str:
 def _around_secret(source: Source, secret: str) -> bytes:
     raw = secret.encode()
     before, after = source.take(source.below(4)), source.take(source.below(4))
-    match source.below(8):
+    match source.below(14):
+        case 8:
+            return before + json.dumps(secret).replace("/", source.choice(("/", "\\/"))).encode() + after
+        case 9:
+            return before + quote_plus(secret).encode() + after
+        case 10:
+            return before + raw.hex().encode() + after
+        case 11:
+            return before + html.escape(secret).encode() + after
+        case 12:
+            return before + shlex.quote(secret).encode() + after
+        case 13:
+            return base64.encodebytes(before + raw + b"_" * 60 + raw)
         case 0 | 1:
             return before + raw + after
         case 2:
@@ -433,9 +448,14 @@ def _telling_forms(secret: str) -> Iterator[bytes]:
     raw = secret.encode()
     if len(secret.strip()) >= 6:
         yield raw.strip()
-    for line in raw.splitlines():
-        if len(line.strip().decode("utf-8", "replace")) >= 6:
-            yield line.strip()
+    for each in raw.splitlines():
+        if len(each.strip().decode("utf-8", "replace")) >= 6:
+            yield each.strip()
+    for line in secret.splitlines():
+        text = line.strip()
+        if len(text) >= 6:
+            yield from (json.dumps(text)[1:-1].encode(), quote(text, safe="").encode(), quote_plus(text).encode())
+            yield from (text.encode().hex().encode(), html.escape(text).encode(), text.replace("'", "'\\''").encode())
     for before in range(3):
         # Encoded with either neighbour: the characters that no neighbour changes.
         one, other = (base64.b64encode(bytes([fill]) * before + raw + bytes([fill]) * 3) for fill in (0, 255))

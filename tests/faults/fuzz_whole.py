@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 from cronium_controller.channel import Conversation
 from cronium_controller.execution import Execution
 from cronium_controller.hosts import parse_host
+from cronium_controller.patience import Patience
 from cronium_controller.store import Store
 from cronium_runner import follow, helpers
 from cronium_runner.errors import RunnerError
@@ -190,6 +191,10 @@ class _Told(Conversation):
     def __init__(self, content: bytes) -> None:
         self._frames: Iterator[Frame] = iter(FrameReader().feed(content))
 
+    @property
+    def patience(self) -> Patience:
+        return Patience()
+
     async def receive(self) -> Frame | None:
         return next(self._frames, None)
 
@@ -207,16 +212,21 @@ def _check_controller(state: StateDirectory, result: Result) -> None:
     told += frames.encode_json(Kind.STATUS, 1, {})
     store = _store()
     store.record(ID, HOST, "0" * 64, "script.sh", 0.0)
-    execution = Execution(ID, HOST, "direct", _Told(told), store, None)
-    _loop().run_until_complete(execution.result())
-    _loop().run_until_complete(execution.wait_acknowledged())
-    assert execution.known_result == result.on(HOST.name, "direct")
+    read = _loop().run_until_complete(_followed(told, store))
+    assert read == result.on(HOST.name, "direct")
     assert result.state is Outcome.SUCCEEDED
     record = store.find(ID)
     assert record is not None
     assert record.result is not None
     assert record.is_acknowledged
     assert (record.result.execution_id, record.result.job_id) == (ID, result.job_id)
+
+
+async def _followed(told: bytes, store: Store) -> Result:
+    execution = Execution(ID, HOST, "direct", _Told(told), store, None)
+    read = await execution.result()
+    await execution.wait_acknowledged()
+    return read
 
 
 HOST: Final = parse_host("web01")

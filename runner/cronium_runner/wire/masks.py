@@ -6,7 +6,7 @@ How a value is found in a stream of bytes is the runner's `masking`.
 import fnmatch
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from . import exactjson
@@ -14,14 +14,25 @@ from . import exactjson
 DEFAULT_NAMES: Final = (
     "*PASSWORD*",
     "*PASSPHRASE*",
+    "TOKEN",
     "*_TOKEN",
+    "SECRET",
     "*_SECRET",
+    "SECRET_KEY",
     "*_SECRET_KEY",
+    "ACCESS_KEY",
     "*_ACCESS_KEY",
+    "API_KEY",
     "*_API_KEY",
+    "PRIVATE_KEY",
     "*_PRIVATE_KEY",
 )
 """Names of variables and of environment variables whose values are masked like secrets, in any case of letters."""
+
+MASK: Final = "***"
+
+MOST_PATHS: Final = 64 << 10
+"""Bytes of all paths of a result that are listed one by one; a result is one frame."""
 
 SHORTEST: Final = 6
 """Characters. A shorter value is not masked: it would turn up in innocent text, and its masks would tell where."""
@@ -46,6 +57,59 @@ def short_sentence(names: Iterable[str]) -> str:
 def text_of(value: Any) -> str:
     """A value as a helper prints it."""
     return value if isinstance(value, str) else exactjson.dumps(value)
+
+
+def paths_of(result: Mapping[str, Any], holds: Callable[[str], bool], is_masked: Callable[[str], bool]) -> list[str]:
+    """The paths of a result's outputs and variables that hold a secret, such as `output.token` or `variables.CFG.0`.
+
+    A path stands for all that is below it. `holds` says whether a text holds a secret, `is_masked` whether the values
+    of a variable of this name are secrets.
+    """
+    variables = result.get("variables") or {}
+    found = [f"variables.{name}" for name in variables if is_masked(name) and not holds(name)]
+    for whole, value in (("output", result.get("output")), ("variables", variables)):
+        if value not in (None, {}) and holds(exactjson.dumps(value)):  # seldom, so the places are looked for after that
+            found += _holding(whole, value, holds)
+    found = list(dict.fromkeys(found))
+    return found if sum(map(len, found)) * 4 <= MOST_PATHS else sorted({path.partition(".")[0] for path in found})
+
+
+def _holding(path: str, value: Any, holds: Callable[[str], bool]) -> list[str]:
+    if isinstance(value, dict):
+        if any(holds(key) for key in value):
+            return [path]  # the path of what is below it would tell the secret
+        return [found for key, item in value.items() for found in _holding(f"{path}.{key}", item, holds)]
+    if isinstance(value, list):
+        return [found for at, item in enumerate(value) for found in _holding(f"{path}.{at}", item, holds)]
+    return [path] if holds(text_of(value)) else []
+
+
+def hidden(result: dict[str, Any]) -> dict[str, Any]:
+    """A result as JSON, for screens, history, logs and reports: `***` in the places that its `masked` lists."""
+    masked = result.get("masked")
+    if not isinstance(masked, list) or not masked:
+        return result
+    paths = frozenset(path for path in masked if isinstance(path, str))
+    shown = {key: _hidden(key, result[key], paths) for key in ("output", "variables") if result.get(key) is not None}
+    if shown.get("variables") == MASK:
+        shown["variables"] = {MASK: MASK}  # a mapping for whoever reads it; a name in it is, or holds, a secret
+    return {**result, **shown}
+
+
+def hidden_status(status: dict[str, Any]) -> dict[str, Any]:
+    """The same of how an execution stands, which has its result in it."""
+    result = status.get("result")
+    return {**status, "result": hidden(result)} if isinstance(result, dict) and "masked" in result else status
+
+
+def _hidden(path: str, value: Any, paths: frozenset[str]) -> Any:
+    if path in paths:
+        return MASK
+    if isinstance(value, dict):
+        return {key: _hidden(f"{path}.{key}", item, paths) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_hidden(f"{path}.{at}", item, paths) for at, item in enumerate(value)]
+    return value
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from . import masks
 from .access import API, BUNDLED
 from .exactjson import NumberLiteral, dumps
 from .text import clean
@@ -85,6 +86,8 @@ class Result(NamedTuple):
     """Set by the controller: why it was not executed in the mode that was preferred."""
     error_code: str | None = None
     error_message: str | None = None
+    masked: tuple[str, ...] = ()
+    """Paths of outputs and variables that hold a secret, such as `output.token`; each stands for all below it."""
 
     def to_json(self) -> dict[str, Any]:
         """The object of contracts.md §10."""
@@ -113,7 +116,12 @@ class Result(NamedTuple):
             "mode": self.mode,
             "fallback": _reason(self.fallback_code, self.fallback_message),
             "error": _reason(self.error_code, self.error_message),
+            **({"masked": list(self.masked)} if self.masked else {}),
         }
+
+    def hidden(self) -> "Result":
+        """The same result for screens, history, logs and reports: `***` in place of secrets that were handed back."""
+        return Result.from_json(masks.hidden(self.to_json())) if self.masked else self
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Result":
@@ -227,6 +235,10 @@ def _job_id(value: Any) -> str:
     return value if isinstance(value, str) else dumps(value)
 
 
+def _paths(value: Any) -> tuple[str, ...] | None:
+    return tuple(value) if isinstance(value, list) and all(isinstance(path, str) for path in value) else None
+
+
 def _truth(value: Any) -> bool | None:
     return value if isinstance(value, bool) else None
 
@@ -291,6 +303,7 @@ _READ: Final[dict[str, Callable[[Any], Any]]] = {
     "refused": _integer,
     "refusal": _text,
     "mode": _mode,
+    "masked": _paths,
 }
 _PLAIN: Final = {_camel(name): (name, read) for name, read in _READ.items()}
 """Key in JSON to the field's name and what reads it, for all that lie at the top."""
