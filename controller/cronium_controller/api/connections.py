@@ -1,7 +1,7 @@
 """How many connections may be open at once: of one token, one tunnel, one address, and without a valid token.
 
 Only counting: what a connection is, `protocol` knows. Where there is no more room a new connection takes the place of
-one on which nothing is being answered, first of one that has not shown a token. Where there is none, it waits unread:
+one on which nothing is being answered; where some have not shown a token, of one of those. Else it waits unread:
 clients open many connections at one instant and need each for some milliseconds. The newest is next, so that those who
 wait for nothing don't shut others out.
 """
@@ -197,8 +197,9 @@ class Connections:
         members = self._groups.get(group, {})
         if len(members) < most:
             return True
-        idle = [each for each in members if each.is_idle]  # the oldest first
-        idle.sort(key=self._has_token)
+        # A new connection has shown no token itself. So it takes the place of one that has only where all have.
+        strangers = [each for each in members if not self._has_token(each)]
+        idle = [each for each in strangers or members if each.is_idle]  # the oldest first
         if not idle:
             return False
         if self._has_token(idle[0]):
