@@ -35,6 +35,22 @@ def test_every_promise_links_to_tests() -> None:
             assert "def test_" in (PROJECT / path).read_text(), path
 
 
+def test_every_attack_links_to_tests() -> None:
+    page = (PROJECT / "docs/security.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| attack |")]
+    assert len(rows) > 25
+    for row in rows:
+        linked = re.findall(r"\]\(\.\./(tests/[\w/]+\.py)\)", row.split(" | ")[-1])
+        assert linked, row
+        for path in linked:
+            assert "def test_" in (PROJECT / path).read_text(), path
+
+
+def test_a_hole_can_be_reported() -> None:
+    assert "](docs/security.md)" in (PROJECT / "SECURITY.md").read_text()
+    assert "](../SECURITY.md)" in (PROJECT / "docs/security.md").read_text()
+
+
 def test_the_life_cycle_in_the_documentation_has_every_state() -> None:
     drawn = (PROJECT / "ARCHITECTURE.md").read_text().split("## The life of an execution")[1].split("1. **")[0]
     assert {state for state in MOVES if state.value not in drawn} == set()
