@@ -294,7 +294,7 @@ class Peer:
     """A connection for the counting alone."""
 
     def __init__(self, is_idle: bool = False) -> None:
-        self.is_idle = is_idle
+        self.idle_seconds: float | None = 10.0 if is_idle else None
         self.state = "waits"
 
     def begin(self) -> None:
@@ -332,11 +332,28 @@ async def test_how_many_may_come_from_where(kind: str, most: int) -> None:
     assert (states(busy), states(waiting)) == (["open"] * most, ["waits"] * 2)
     if kind != SOCKET:
         assert states(admit(connections, there)) == ["open"]
-    busy[3].is_idle = True
+    busy[3].idle_seconds = 0.1
+    connections.pump()
+    assert busy[3].state == "open", "its next request may be on its way"
+    busy[3].idle_seconds = 0.6
     connections.pump()
     assert (busy[3].state, states(waiting)) == ("dropped", ["waits", "open"]), "the newest is next"
     connections.discard(busy[4])
     assert states(waiting) == ["open", "open"]
+    connections.close()
+
+
+async def test_who_has_waited_takes_the_place_of_any_idle_one() -> None:
+    now = 0.0
+    connections = Connections(Limits(connections=2), Metrics(), clock=lambda: now)
+    busy = admit(connections, Origin(TUNNEL, "web01"), 2)
+    busy[0].idle_seconds = 0.1
+    waiting = admit(connections, Origin(TUNNEL, "web01"))
+    connections.pump()
+    assert states(waiting) == ["waits"]
+    now = 1.5
+    connections.pump()
+    assert (states(waiting), busy[0].state) == (["open"], "dropped")
     connections.close()
 
 

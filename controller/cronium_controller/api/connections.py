@@ -29,6 +29,13 @@ WAITING: Final = 3
 """Times as many connections as may be open may wait."""
 _PUMP_SECONDS: Final = 0.1
 
+IDLE_SECONDS: Final = 0.5
+"""A connection that has been idle for this long may be closed for another. Before that its next request may be on its
+way, and would be lost."""
+HURRY_SECONDS: Final = 1.0
+"""One that has waited for this long takes the place of any idle one: where all are used again and again, none would be
+idle for long."""
+
 _log = logging.getLogger("cronium.api")
 
 
@@ -43,8 +50,8 @@ class Connection(Protocol):
     """What is counted."""
 
     @property
-    def is_idle(self) -> bool:
-        """Whether it can be closed: it has nothing to be answered, and none of its requests is on its way."""
+    def idle_seconds(self) -> float | None:
+        """For how long it has had nothing to be answered; None while it has, or while a request is on its way."""
 
     def begin(self) -> None:
         """It may be read now. Called once."""
@@ -83,7 +90,7 @@ class Connections:
 
     def admit(self, connection: Connection, origin: Origin) -> None:
         """Counts a new connection, which begins now or later, or is refused."""
-        if self._place(connection, origin):
+        if self._place(connection, origin, IDLE_SECONDS):
             return
         queue = self._waiting.setdefault(origin, [])
         queue.append(_Waiting(connection, origin, self._clock()))
@@ -94,22 +101,23 @@ class Connections:
 
     def pump(self) -> None:
         """Lets those begin for whom there is room now, the newest first, and refuses those who have waited too long."""
-        too_long = self._clock() - self._limits.header_seconds
+        now = self._clock()
         for origin, queue in list(self._waiting.items()):
             while queue:
                 newest = queue.pop()  # before it begins, which may lead here again
-                if not self._place(newest.connection, origin):
+                oldest = queue[0] if queue else newest
+                if not self._place(newest.connection, origin, _idle_enough(now - oldest.since)):
                     queue.append(newest)
                     break
-            while queue and queue[0].since < too_long:
+            while queue and now - queue[0].since > self._limits.header_seconds:
                 self._refuse(queue.pop(0))
             if not queue:
                 self._waiting.pop(origin, None)
         self._schedule_pump()
 
-    def _place(self, connection: Connection, origin: Origin) -> bool:
+    def _place(self, connection: Connection, origin: Origin, idle: float) -> bool:
         groups = list(self._groups_of(origin))
-        if not all(self._has_room(group, most) for group, most in groups):
+        if not all(self._has_room(group, most, idle) for group, most in groups):
             return False
         self._memberships[connection] = set()
         for group, _ in groups:
@@ -130,13 +138,14 @@ class Connections:
         self._pumping = None
         self.pump()
 
-    def identify(self, connection: Connection, token: str) -> bool:
-        """The connection has shown a valid token, of which `token` is the name; whether it may go on with it now."""
+    def identify(self, connection: Connection, token: str, waited: float = 0.0) -> bool:
+        """The connection has shown a valid token, of which `token` is the name, and waited so many seconds; whether it
+        may go on with it now."""
         groups = self._memberships.get(connection)
         mine = (_TOKEN, token)
         if groups is None or mine in groups:
             return True
-        if not self._has_room(mine, self._limits.connections):
+        if not self._has_room(mine, self._limits.connections, _idle_enough(waited)):
             return False
         for group in [group for group in groups if group[0] in (_TOKEN, _WITHOUT_TOKEN)]:
             self._leave(connection, group)
@@ -193,13 +202,14 @@ class Connections:
         area = f"{TUNNEL} {origin.name}" if origin.kind == TUNNEL else _DIRECT
         yield (_WITHOUT_TOKEN, area), limits.connections_without_token
 
-    def _has_room(self, group: _Group, most: int) -> bool:
+    def _has_room(self, group: _Group, most: int, idle_seconds: float) -> bool:
         members = self._groups.get(group, {})
         if len(members) < most:
             return True
         # A new connection has shown no token itself. So it takes the place of one that has only where all have.
         strangers = [each for each in members if not self._has_token(each)]
-        idle = [each for each in strangers or members if each.is_idle]  # the oldest first
+        waits = ((each, each.idle_seconds) for each in strangers or members)  # the oldest first
+        idle = [each for each, seconds in waits if seconds is not None and seconds >= idle_seconds]
         if not idle:
             return False
         if self._has_token(idle[0]):
@@ -223,3 +233,8 @@ class Connections:
         self._memberships[connection].discard(group)
         if not members:
             del self._groups[group]
+
+
+def _idle_enough(waited: float) -> float:
+    """For how long a connection has to be idle to be closed for another that has waited for `waited` seconds."""
+    return IDLE_SECONDS if waited < HURRY_SECONDS else 0.0

@@ -59,7 +59,9 @@ class HttpProtocol(H11Protocol):
         self._limits = limits
         self._admission = connections
         self._origin = Origin(SOCKET, "")
-        self._began_at = 0.0
+        self._began_at = self._answered_at = 0.0
+        self._early: bytearray | None = bytearray()
+        self._has_early_end = False
         self._discarded: int | None = None
         self._phase: tuple[str, int] | None = None
         self._phase_began = 0.0
@@ -70,22 +72,28 @@ class HttpProtocol(H11Protocol):
     # What `connections` and the application ask.
 
     @property
-    def is_idle(self) -> bool:
-        """Whether it can be closed: after an answer, or when no request has come for a while."""
-        if not self.conn.requests:
-            is_idle = self.loop.time() - self._began_at > NEW_SECONDS
-        else:
-            is_idle = self.cycle.response_complete
-        return is_idle and not _has_unread(self.transport)
+    def idle_seconds(self) -> float | None:
+        """Since the last answer, or since the beginning where no request has come for NEW_SECONDS; None while a request
+        is being answered or has arrived."""
+        is_new = not self.conn.requests
+        idle = self.loop.time() - (self._began_at if is_new else self._answered_at)
+        is_busy = idle < NEW_SECONDS if is_new else not self.cycle.response_complete
+        return None if is_busy or _has_unread(self.transport) else idle
 
     def begin(self) -> None:
         """Reads it from now on."""
         self._began_at = self.loop.time()
+        early, self._early = self._early, None
+        if early:
+            self.data_received(bytes(early))
         self.flow.resume_reading()
         self._watch()
+        if self._has_early_end and not self.eof_received():
+            self.transport.close()
 
     def refuse(self) -> None:
         """Answers 429 and closes it, without having read it."""
+        self._early = None
         self._refuse(429, envelope("too_many_connections", "too many connections are open from there"))
         self.transport.close()
 
@@ -95,9 +103,9 @@ class HttpProtocol(H11Protocol):
 
     async def identify(self, token: str) -> bool:
         """A request of it has shown a valid token; whether it may be answered. Waits for others of the token to end."""
-        until = self.loop.time() + self._limits.header_seconds
-        while not self._admission.identify(self, token):
-            if self.loop.time() > until:
+        began = self.loop.time()
+        while not self._admission.identify(self, token, self.loop.time() - began):
+            if self.loop.time() - began > self._limits.header_seconds:
                 self._admission.note_refusal("token_connections", token)
                 return False
             await asyncio.sleep(_LOOK_SECONDS)
@@ -112,6 +120,10 @@ class HttpProtocol(H11Protocol):
         self._admission.admit(self, self._origin)
 
     def data_received(self, data: bytes) -> None:
+        if self._early is not None:  # a tunnel's channel delivers what was under way when it was paused
+            self._early += data
+            self.transport.pause_reading()
+            return
         if self._discarded is None:
             self._received += len(data)
             super().data_received(data)
@@ -125,12 +137,16 @@ class HttpProtocol(H11Protocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays open: until the answer is sent, for a client that has only stopped sending."""
+        if self._early is not None:
+            self._has_early_end = True
+            return True
         if self._discarded is not None or self.cycle is None or self.cycle.more_body or self.cycle.response_complete:
             return False
         self.cycle.keep_alive = False
         return True
 
     def on_response_complete(self) -> None:
+        self._answered_at = self.loop.time()
         super().on_response_complete()
         self._watch()
         self._admission.pump()
