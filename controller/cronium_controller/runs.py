@@ -208,8 +208,10 @@ def on_one_host(store: Store, run_id: str, host_name: str) -> Iterator[None]:
         try:
             yield
         except ControllerError as error:
-            state = outcome_of(error, may_have_started=store.may_have_started(run_id))
-            if state is not Outcome.UNKNOWN:
+            may_have_started = store.may_have_started(run_id)
+            state = outcome_of(error, may_have_started=may_have_started)
+            # A refusal of an id that was used before says nothing about the execution that has it.
+            if state is not Outcome.UNKNOWN and not may_have_started:
                 runs.record(run_id, result_of(error, state, run_id, host_name))
             raise
 
