@@ -22,6 +22,7 @@ from .errors import AuthenticationError, ControllerError, UnreachableError, reas
 from .hostkeys import DEFAULT_PORT, HostKeyCheck, HostKeyPolicy, default_known_hosts
 from .hosts import IDLE_SECONDS, Host
 from .jumps import jumps
+from .own_files import is_open_key, new_warnings, open_key_sentence
 from .service_token import with_token
 from .sessions import Channel, Connection, Session
 from .ssh_config import may_mention
@@ -275,6 +276,8 @@ async def _log_in(host: Host, access: Access, **over: Any) -> asyncssh.SSHClient
             raise ControllerError(
                 "host.config", f"no private key at {host.identity}; correct --identity", host=host.name
             )
+        if is_open_key(host.identity):
+            raise ControllerError("host.config", open_key_sentence(host.identity), host=host.name)
         options["client_keys"] = [_private_key(os.path.expanduser(host.identity))]
     if access.passphrase is not None:
         options["passphrase"] = access.passphrase
@@ -318,6 +321,9 @@ async def _log_in(host: Host, access: Access, **over: Any) -> asyncssh.SSHClient
         ) from None
     except ValueError as error:  # settings that contradict each other, an account without a name
         raise ControllerError("host.config", f"cannot prepare a connection: {error}", host=host.name) from None
+    finally:
+        for sentence in new_warnings():
+            access.warn(sentence)
 
 
 def _private_key(path: str) -> str | asyncssh.SSHKey:

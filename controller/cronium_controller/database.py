@@ -70,7 +70,13 @@ class Database:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             create_privately(path)
             # Its -wal and -shm get the same mode from SQLite.
-            if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            found = path.stat()
+            if found.st_uid not in (os.geteuid(), 0):
+                raise StoreError(
+                    f"{path} belongs to another user (uid {found.st_uid}), who could have written it; remove it, "
+                    "or set CRONIUM_CONTROLLER_STATE to a folder of your own"
+                )
+            if stat.S_IMODE(found.st_mode) & 0o077:
                 raise StoreError(f"{path} is open to other users; make it yours alone with: chmod 600 {path}")
             self._connection = sqlite3.connect(
                 path,

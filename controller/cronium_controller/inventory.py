@@ -17,6 +17,7 @@ from . import node_sets
 from .errors import ControllerError
 from .hosts import BadTarget, Host, SSHConfig
 from .hosts_file import HostEntry, HostsFile, parse
+from .own_files import stranger
 
 FILE_NAMES: Final = ("hosts.yaml", "cluster_hosts.yaml", "distributed_hosts.yaml")
 
@@ -130,11 +131,15 @@ def load(
     try:
         with open(path, "rb") as file:
             content = file.read()
-            is_shared = bool(stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077)
+            found = os.fstat(file.fileno())
+            is_shared = bool(stat.S_IMODE(found.st_mode) & 0o077)
     except OSError as error:
         raise ControllerError("hosts.file", f"{path}: cannot be read: {error.strerror}") from None
     parsed = parse(content, str(path), environment, keeps_bad_rows=keeps_bad_rows)
     inventory = Inventory(parsed)
+    is_named = bool(chosen or environment.get("CRONIUM_HOSTS"))  # `find` has refused what was only found
+    if is_named and (why := stranger(found)) is not None:
+        inventory.warnings.append(f"{path} {why}, who can have your commands and keys sent elsewhere")
     if is_shared and parsed.secret_line is not None:
         inventory.warnings.append(
             f"{path}:{parsed.secret_line}: a secret that other users can read; write ${{VARIABLE}}, or: chmod 600"

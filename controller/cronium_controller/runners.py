@@ -14,6 +14,7 @@ from typing import Final
 from cronium_runner.wire.names import INSTALL_ROOT
 
 from .errors import ControllerError, DeployError
+from .own_files import stranger
 
 MACHINES: Final = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 PAUSES: Final = (2.0, 4.0)
@@ -127,6 +128,12 @@ def read_binary(path: Path) -> RunnerBinary:
     sidecar = path.with_name(path.name + ".sha256")
     try:
         with path.open("rb") as file:
+            if (why := stranger(os.fstat(file.fileno()))) is not None:
+                raise DeployError(
+                    "binary.unsafe",
+                    f"the runner binary {path} {why}, so it is not deployed; if you trust it, make it yours alone: "
+                    f"chown {os.getuid()} {path} && chmod g-w,o-w {path}",
+                )
             while piece := file.read(1024 * 1024):
                 digest.update(piece)
             size = file.tell()

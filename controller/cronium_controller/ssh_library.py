@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from . import ssh_windows
+from . import own_files, ssh_windows
 
 _CACHE: Final = Path("/etc/ld.so.cache")
 
@@ -38,5 +38,6 @@ else:
         ctypes.util.find_library = _as_ever
 
 ssh_windows.install(asyncssh)
+own_files.leave_open_keys_out(asyncssh)
 
 __all__ = ["asyncssh"]

@@ -1,0 +1,82 @@
+"""Which of this machine's files may be used: private keys by ssh's rule, and what is executed or believed by its owner.
+
+A private key is refused when it is ours and its mode lets others in; ssh leaves alone what belongs to another user
+(a key that root has put there for a group). A runner binary or a database belongs to us or root, and no other user can
+write it.
+"""
+
+import os
+import stat
+from pathlib import PurePath
+from typing import Any
+
+_ignored: dict[str, bool] = {}
+"""Keys that were left out, and whether a warning has told of it."""
+
+
+def is_open_key(path: str | PurePath) -> bool:
+    """Whether ssh would refuse to use this private key. False for a file that can't be looked at."""
+    try:
+        found = os.stat(os.path.expanduser(path))
+    except OSError:
+        return False
+    return found.st_uid == os.getuid() and bool(found.st_mode & 0o077)
+
+
+def open_key_sentence(path: str | PurePath) -> str:
+    """What to say of such a key."""
+    mode = stat.S_IMODE(os.stat(os.path.expanduser(path)).st_mode)
+    return f"the private key {path} is open to other users (mode {mode:04o}), so it is not used: chmod 600 {path}"
+
+
+def stranger(found: os.stat_result) -> str | None:
+    """How another user could have written a file, as a phrase behind its name; None when none could."""
+    if found.st_uid not in (os.getuid(), 0):
+        return f"belongs to another user (uid {found.st_uid})"
+    if found.st_mode & stat.S_IWOTH:
+        return f"can be written by every user (mode {stat.S_IMODE(found.st_mode):04o})"
+    if found.st_mode & stat.S_IWGRP and not _is_own_group(found.st_gid):
+        return f"can be written by group {found.st_gid} (mode {stat.S_IMODE(found.st_mode):04o})"
+    return None
+
+
+def _is_own_group(gid: int) -> bool:
+    """Whether it is our primary group and has no other member, as is usual with a umask of 002."""
+    import grp
+    import pwd
+
+    try:
+        own, group = pwd.getpwuid(os.getuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    others = {entry.pw_name for entry in pwd.getpwall() if entry.pw_gid == gid and entry.pw_uid not in (0, own.pw_uid)}
+    return own.pw_gid == gid and not others and set(group.gr_mem) <= {own.pw_name, "root"}
+
+
+def leave_open_keys_out(asyncssh: Any) -> None:
+    """Has asyncssh pass over private keys that ssh would refuse, when it looks for keys by itself."""
+    load = asyncssh.public_key.load_keypairs
+
+    def load_keypairs(keys: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(keys, str | PurePath):
+            return [] if _is_left_out(keys) else load(keys, *args, **options)
+        if isinstance(keys, list | tuple):
+            keys = [key for key in keys if not (isinstance(key, str | PurePath) and _is_left_out(key))]
+        return load(keys, *args, **options)
+
+    asyncssh.public_key.load_keypairs = load_keypairs
+    asyncssh.connection.load_keypairs = load_keypairs
+
+
+def _is_left_out(key: str | PurePath) -> bool:
+    if not is_open_key(key):
+        return False
+    _ignored.setdefault(str(key), False)
+    return True
+
+
+def new_warnings() -> list[str]:
+    """A sentence for each key that was left out and not yet told of."""
+    told = [path for path, has_been_told in _ignored.items() if not has_been_told]
+    _ignored.update(dict.fromkeys(told, True))
+    return [open_key_sentence(path) for path in told if is_open_key(path)]

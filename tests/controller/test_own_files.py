@@ -1,0 +1,123 @@
+"""Files of this machine that another user could have written or read: keys, database, runner binary, hosts file."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cronium_controller import own_files
+from cronium_controller.connection import Access, open_connection
+from cronium_controller.database import Database
+from cronium_controller.errors import ControllerError, StoreError
+from cronium_controller.hosts import parse_host
+from cronium_controller.inventory import load
+from cronium_controller.runners import read_binary
+from cronium_controller.ssh_library import asyncssh
+
+OTHER = 4343
+HOSTS = "hosts:\n  web01: {address: 192.0.2.1}\n"
+
+
+@pytest.fixture
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A private key where ssh looks for one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / ".ssh" / "id_ed25519"
+    path.parent.mkdir(mode=0o700)
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(path)
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o610, 0o677])
+async def test_open_key_is_refused_before_anything_is_sent(key: Path, mode: int) -> None:
+    key.chmod(mode)
+    host = parse_host("ops@192.0.2.1:9", identity=str(key))
+    with pytest.raises(ControllerError, match=f"chmod 600 {key}") as caught:
+        await open_connection(host, Access(connect_timeout=0.01))
+    assert caught.value.code == "host.config"
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o600, 0o700])
+def test_closed_key_is_used(key: Path, mode: int) -> None:
+    key.chmod(mode)
+    assert not own_files.is_open_key(key)
+    assert len(asyncssh.public_key.load_default_keypairs()) == 1
+
+
+def test_open_key_of_another_user_is_used_as_by_ssh(key: Path, as_root: None) -> None:
+    key.chmod(0o644)
+    os.chown(key, OTHER, OTHER)
+    assert not own_files.is_open_key(key)
+
+
+def test_open_key_is_left_out_where_keys_are_looked_for(key: Path) -> None:
+    key.chmod(0o644)
+    own_files.new_warnings()
+    assert asyncssh.public_key.load_default_keypairs() == []
+    assert asyncssh.SSHClientConnectionOptions(client_keys=[str(key)]).client_keys == []
+    [warning] = own_files.new_warnings()
+    assert f"chmod 600 {key}" in warning
+    assert own_files.new_warnings() == []
+
+
+def test_database_of_another_user_is_refused(tmp_path: Path, as_root: None) -> None:
+    path = tmp_path / "controller.db"
+    Database(path).close()
+    os.chown(path, OTHER, OTHER)
+    with pytest.raises(StoreError, match=f"uid {OTHER}"):
+        Database(path)
+
+
+@pytest.mark.parametrize("mode", [0o757, 0o772])
+def test_binary_that_all_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "cronium-runner-9.9.9-linux-x86_64"
+    path.write_bytes(b"program")
+    path.chmod(0o755)
+    assert read_binary(path).size == 7
+    path.chmod(mode)
+    with pytest.raises(ControllerError, match=f"chmod g-w,o-w {path}") as caught:
+        read_binary(path)
+    assert caught.value.code == "binary.unsafe"
+
+
+@pytest.mark.parametrize("group_only", [True, False])
+def test_binary_of_others_is_refused(tmp_path: Path, as_root: None, group_only: bool) -> None:
+    path = tmp_path / "runner"
+    path.write_bytes(b"program")
+    path.chmod(0o775)
+    os.chown(path, 0 if group_only else OTHER, OTHER)
+    with pytest.raises(ControllerError) as caught:
+        read_binary(path)
+    assert caught.value.code == "binary.unsafe"
+
+
+def test_binary_of_the_private_group_is_deployed(tmp_path: Path) -> None:
+    """As a build under a umask of 002 leaves it, where each account has a group of its own."""
+    path = tmp_path / "runner"
+    path.write_bytes(b"program")
+    path.chmod(0o775)
+    if own_files.stranger(path.stat()) is not None:
+        pytest.skip("our primary group has other members")
+    assert read_binary(path).version == "custom"
+
+
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_named_hosts_file_that_all_may_write_is_warned_about(tmp_path: Path, by: str) -> None:
+    path = tmp_path / "hosts.yaml"
+    path.write_text(HOSTS)
+    path.chmod(0o644)
+    chosen, environment = (str(path), {}) if by == "option" else (None, {"CRONIUM_HOSTS": str(path)})
+    assert load(chosen, environment=environment).warnings == []
+    path.chmod(0o646)
+    [warning] = load(chosen, environment=environment).warnings
+    assert str(path) in warning
+    assert "every user" in warning
+
+
+def test_found_hosts_file_that_all_may_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("hosts.yaml").write_text(HOSTS)
+    Path("hosts.yaml").chmod(0o646)
+    with pytest.raises(ControllerError, match="name it with --hosts"):
+        load(environment={"XDG_CONFIG_HOME": str(tmp_path / "none")})
