@@ -48,7 +48,12 @@ class RemoteHost:
         self.home.mkdir(parents=True)
         self.server = OpenSSHServer(
             folder / "sshd",
-            environment={"CRONIUM_STATE_DIR": str(self.state), "HOME": str(self.home), **(environment or {})},
+            environment={
+                "CRONIUM_STATE_DIR": str(self.state),
+                "HOME": str(self.home),
+                "CRONIUM_DUMPABLE": "0" if os.geteuid() == 0 else "1",  # else only root sees whose process one is
+                **(environment or {}),
+            },
             options=options,
         )
         self.known_hosts = self.server.known_hosts

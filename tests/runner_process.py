@@ -107,6 +107,8 @@ class Host:
             self.environment["PYTHONPATH"] = ":".join(map(os.path.abspath, parts))
         self.environment["CRONIUM_STATE_DIR"] = str(self.state)
         self.environment["CRONIUM_INSTALL_DIR"] = str(install_directory)
+        if os.geteuid() != 0:  # else no environment tells whose process one is, and strace shows no path
+            self.environment["CRONIUM_DUMPABLE"] = "1"
         self.user: dict[str, Any] = {}
         """More of Popen's arguments, to start everything as another account."""
 

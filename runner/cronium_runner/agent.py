@@ -525,6 +525,7 @@ def serve() -> int:
     """The `agent` command: serves the channel on standard input and output. Returns its exit status."""
     session.leave(lambda sentence: sys.stderr.write(f"cronium-runner: {sentence}\n"))
     try:
+        process.forbid_core_dumps()
         state = StateDirectory.open()
         state.sweep()
         import_what_supervisors_need()

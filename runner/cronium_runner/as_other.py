@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final, NamedTuple
 
-from . import install
+from . import install, process
 from .account import Account
 from .errors import ExecutionError, OutcomeUnknownError, RunnerError, SystemRefusedError
 from .foreground import copy_piece, wait_readable
@@ -143,14 +143,16 @@ class _Agent:
         self._stderr = bytearray()
         self._wake, self._wake_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         # A session of its own: an interrupt at the terminal is ours to pass on.
-        self._process = subprocess.Popen(
-            [*_own_command(), "agent", "--run-as", account.name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
-        )
+        process.forbid_core_dumps()
+        with process.login_core_limit():
+            self._process = subprocess.Popen(
+                [*_own_command(), "agent", "--run-as", account.name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                start_new_session=True,
+            )
         self._attendant = threading.Thread(target=self._attend, daemon=True)
 
     def __enter__(self) -> "_Agent":

@@ -34,6 +34,7 @@ def run(state: StateDirectory, submission: Submission, *, show: bool) -> Result:
     An id that exists is attached to, not started again. Raises ExecutionError when it was used for something else,
     OutcomeUnknownError when it was started and what became of it can't be read.
     """
+    process.forbid_core_dumps()
     # Held back until there is somebody to pass them on to: one that came earlier would end us and not the script.
     unheld = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     process.become_subreaper()

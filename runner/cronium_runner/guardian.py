@@ -91,6 +91,7 @@ def _supervise(
     status = 0
     try:
         process.detach(guardian.fileno())
+        process.forbid_core_dumps()  # for a guardian that has not done it for both
         if descriptor_limit is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, descriptor_limit)
         _prepare_and_run(state, submission, guardian, collects)

@@ -7,6 +7,7 @@ What is decided about them (deadlines, grace, outcomes) is the supervisor's; a d
 import contextlib
 import errno
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,11 @@ from typing import Any, Final, NoReturn
 from .digest import sha256
 from .errors import NotExecutableError
 
-PR_SET_CHILD_SUBREAPER: Final = 36  # <linux/prctl.h>
+PR_SET_DUMPABLE: Final = 4  # <linux/prctl.h>
+PR_SET_CHILD_SUBREAPER: Final = 36
+
+DUMPABLE: Final = "CRONIUM_DUMPABLE"
+"""`1` in the environment leaves the runner's processes dumpable, for whoever has to trace them without being root."""
 
 _RESTORED_SIGNALS: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 """An ignored signal stays ignored over exec: Python ignores two, and whoever started us may ignore any."""
@@ -25,13 +30,49 @@ def become_subreaper() -> None:
     """Makes orphaned descendants children of this process, however often they fork or call setsid.
 
     So none can leave the tree. A kernel without it (before Linux 3.4) leaves us with the process group.
-    The standard library has no prctl, and importing all of ctypes costs a start-up 4 ms; its core does it in one.
     """
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    """The standard library has no prctl, and importing all of ctypes costs a start-up 4 ms; its core does it in one."""
     import _ctypes
 
     with contextlib.suppress(OSError, AttributeError):
         prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]  # None is this process itself
-        _ctypes.call_function(prctl, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+        _ctypes.call_function(prctl, (option, value, 0, 0, 0))
+
+
+_login_core_limit: tuple[int, int] | None = None
+"""RLIMIT_CORE before `forbid_core_dumps`; None while that hasn't happened."""
+
+
+def forbid_core_dumps() -> None:
+    """Keeps the memory of this process, which holds secrets, out of core files; forked processes inherit that.
+
+    Two ways, because a core_pattern with a pipe takes no notice of RLIMIT_CORE. Not being dumpable also keeps other
+    processes of the account from reading our memory (ptrace, /proc/PID/mem). Both end with an exec, the limit by
+    `login_core_limit`. See docs/decisions/0022-not-dumpable.md.
+    """
+    global _login_core_limit
+    if _login_core_limit is not None or os.environ.get(DUMPABLE) == "1":
+        return
+    _login_core_limit = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, _login_core_limit[1]))
+    _prctl(PR_SET_DUMPABLE, 0)
+
+
+@contextlib.contextmanager
+def login_core_limit() -> Iterator[None]:
+    """What is executed within the block has the login's own RLIMIT_CORE."""
+    if _login_core_limit is None:
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, _login_core_limit)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, _login_core_limit[1]))
 
 
 def detach(kept: int) -> None:
@@ -77,8 +118,13 @@ def start_script(
     StepRefusedError when it refuses one of the `steps` that come before. Without steps posix_spawn does it, which
     doesn't copy our page tables as fork does: 0.3 ms instead of 2 on the host this was measured on.
     """
-    if steps:
-        return _fork_script(argv, environment, stdout, stderr, steps)
+    with login_core_limit():
+        if steps:
+            return _fork_script(argv, environment, stdout, stderr, steps)
+        return _spawn_script(argv, environment, stdout, stderr)
+
+
+def _spawn_script(argv: list[str], environment: Mapping[str, str], stdout: int, stderr: int) -> int:
     try:
         return os.posix_spawn(
             argv[0],
