@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from cronium_runner.wire import safe_shell
+from cronium_runner.wire import contents, safe_shell
 from cronium_runner.wire.text import clean
 
 from . import remote_shell
@@ -38,6 +38,7 @@ INSTALL_SECONDS: Final = 60.0
 _LONGEST_VERSION: Final = 80
 """Characters of what an installed runner says of its version."""
 _FOLDER: Final = re.compile(r"[A-Za-z0-9._+-]+-[0-9a-f]{12}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _NOT_OURS: Final = "source"
 """Folders of this name and a digest hold the helpers of runners that run from source."""
 
@@ -239,13 +240,9 @@ async def _put_there(site: Site, binary: RunnerBinary, listing: list[str]) -> tu
         method = await upload(site.connection, binary, temporary, site.progress, site.runners.stall_seconds)
         await verify(site.connection, binary, temporary)
         site.progress.note()
-        said, tree = _read_installed(
-            await shell(
-                site.connection,
-                _install_script(site, binary, temporary, replaces=is_there),
-                timeout=INSTALL_SECONDS,
-            )
-        )
+        install_script = _install_script(site, binary, temporary, replaces=is_there)
+        printed = await shell(site.connection, install_script, timeout=INSTALL_SECONDS)
+        said, tree = _read_installed(site, binary.folder, printed)
     except BaseException:
         site.left.append(temporary)
         if site.progress.quiet_seconds() >= site.runners.give_up_seconds:
@@ -282,31 +279,68 @@ def _install_script(site: Site, binary: RunnerBinary, temporary: str, *, replace
 
 
 def tree_command(site: Site, folder: str) -> str:
-    """A command that prints one digest for all installed files; nothing where there is no `sha256sum`.
+    """A command that prints one digest for all installed files.
 
     Not what Python keeps of the helpers that scripts have imported: that comes later, and differs.
     """
     directory = shlex.quote(f"{site.runners.root}/{folder}")
-    listed = f"cd {directory} && find . -name __pycache__ -prune -o -type f -exec sha256sum {{}} +"
     # Braces, as a parenthesis would make an arithmetic expression of the `$(` before it.
-    return f"{{ {listed}; }} 2>/dev/null | LC_ALL=C sort -k 2 | sha256sum 2>/dev/null | cut -c 1-64"
+    return f"{_HASHER}{{ cd {directory} && {_HASHED}; }} | {_TREE}"
+
+
+_HASHER: Final = (
+    "if command -v sha256sum >/dev/null; then hash=sha256sum; "
+    'elif command -v openssl >/dev/null; then hash="openssl dgst -sha256 -r"; else hash="shasum -a 256"; fi; '
+)
+_HASHED: Final = (
+    "find . -name __pycache__ -prune -o -type f -exec $hash {} + 2>/dev/null | tr '*' ' ' | LC_ALL=C sort -k 2"
+)
+_TREE: Final = "$hash 2>/dev/null | cut -c 1-64"
 
 
 def _installed_script(site: Site, folder: str) -> str:
-    """Prints after the mark: what the runner says of its version, and the digest of its files."""
-    return f"echo {MARK}; {shlex.quote(site.path(folder))} version && {{ {tree_command(site, folder)}; true; }}"
+    """Prints after the mark what the runner says of its version; then its list of contents, the digest of each file
+    (and its size, where the list has no digests), and the digest of all that."""
+    directory = shlex.quote(f"{site.runners.root}/{folder}")
+    sizes = f"grep -q '^s ' {contents.FILE} || find . -type f -exec ls -ln {{}} +"
+    return (
+        f"echo {MARK}; {shlex.quote(site.path(folder))} version && {_HASHER}( cd {directory} && "
+        f"{{ cat {contents.FILE}; echo {MARK}; files=$({_HASHED}); "
+        f'printf "%s\\n" "$files"; printf "%s\\n" "$files" | {_TREE}; {sizes}; }} )'
+    )
 
 
 async def installed(site: Site, folder: str) -> tuple[str, str | None]:
-    """The version that an installed runner says, and its files' digest. Raises DeployError when it doesn't start."""
-    return _read_installed(await shell(site.connection, _installed_script(site, folder)))
+    """The version that an installed runner says, and its files' digest.
+
+    Raises DeployError when it doesn't start, or `install.damaged` when its files are not as they were built.
+    """
+    return _read_installed(site, folder, await shell(site.connection, _installed_script(site, folder)))
 
 
-def _read_installed(printed: str) -> tuple[str, str | None]:
-    lines = printed.rpartition(f"{MARK}\n")[2].split("\n")
-    words = lines[0].split()
-    tree = next((line for line in lines[1:] if re.fullmatch(r"[0-9a-f]{64}", line)), None)
-    return clean(words[1] if len(words) > 1 else lines[0], _LONGEST_VERSION), tree
+def _read_installed(site: Site, folder: str, printed: str) -> tuple[str, str | None]:
+    head, _, found = printed.rpartition(f"{MARK}\n")
+    said, _, listing = head.rpartition(f"{MARK}\n")[2].partition("\n")
+    digests, sizes, tree = {}, {}, None
+    for line in found.splitlines():
+        words = line.split()
+        if _DIGEST.fullmatch(line):
+            tree = line
+        elif len(words) == 2 and _DIGEST.fullmatch(words[0]):
+            digests[words[1].removeprefix("./")] = words[0]
+        elif len(words) > 5 and words[4].isdigit():
+            sizes[words[-1].removeprefix("./")] = int(words[4])
+    damaged = contents.damage(listing, digests, sizes)
+    if damaged is not None:
+        _log.warning("runner_damaged_on_host", extra={"host": site.host, "path": damaged})
+        raise DeployError(
+            "install.damaged",
+            f"{site.runners.root}/{folder}/{clean(damaged, _LONGEST_VERSION)} is not as it was installed; install the "
+            "runner again with: cronium deploy",
+            host=site.host,
+        )
+    version = said.split()
+    return clean(version[1] if len(version) > 1 else said, _LONGEST_VERSION), tree
 
 
 def _prune_script(site: Site, folder: str) -> str:
@@ -317,7 +351,9 @@ def _prune_script(site: Site, folder: str) -> str:
     spared = {folder, *(known.folder for known in site.known() if known.is_chosen)}
     names = "|".join(map(shlex.quote, sorted(spared)))
     return (
-        f"cd {shlex.quote(site.runners.root)} && used=$(for p in /proc/[0-9]*; do readlink $p/exe; done 2>/dev/null); "
+        f"cd {shlex.quote(site.runners.root)} && used=$(for p in /proc/[0-9]*; do readlink $p/exe; done 2>/dev/null; "
+        # A runner that is not dumpable shows its program to root alone, but its command line to every user.
+        "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\000' ' '); "
         "n=0; for d in $(ls -t | grep -E '^[A-Za-z0-9._+-]+-[0-9a-f]{12}$' | grep -v '^source-'); do "
         f"n=$((n+1)); [ $n -le {site.runners.kept} ] && continue; "
         f'case $d in {names}) continue;; esac; case $used in */$d/*) continue;; esac; rm -rf "./$d"; done'

@@ -19,10 +19,17 @@ async def roll_back(connection: Connection, runners: Runners, ledger: Deployment
     machine, listing = await look(site)
     usual = runners.for_machine(machine, site.host)
     folder, binary = _other_runner(site, listing, usual, MACHINES[machine], version)
+    said = ""
+    if binary is None:
+        try:
+            said, _ = await installed(site, folder)
+        except DeployError as error:
+            binary = runners.of_version(version_of(folder), MACHINES[machine])
+            if error.code != "install.damaged" or binary is None or binary.folder != folder:
+                raise
     if binary is not None:
         deployment, _ = await put_on(site, binary)
     else:
-        said, _ = await installed(site, folder)
         ledger.note_checked(connection.host, runners.root, folder, version_of(folder), MACHINES[machine], said)
         deployment = Deployment(site.path(folder), 0, PRESENT, version_of(folder))
     ledger.choose(connection.host, runners.root, None if folder == usual.folder else folder)

@@ -4,13 +4,15 @@ A bundle is a directory with `cronium-runner`, `_internal/` and `helpers/`, and 
 The one-file binary carries the same files: those that it needs itself (libpython, for one) as PyInstaller extracts
 them at each start, the others in one pack that is only read when something has to be installed.
 
-Imports `os` and what is built in, because it is part of every one-file start. Where a bundle goes is in `location`.
+Imports `os` and what is built in, which SHA-256 isn't, because it is part of every one-file start. Where a bundle goes
+is in `location`.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import time
 
 from . import location
 
@@ -31,7 +33,8 @@ class Bundle:
 
     Text, one item a line: the magic line; version, build id, commit and build time separated by spaces; then
     `l TARGET PATH` for a symbolic link, `f MODE SIZE PATH` for a file, `p MODE SIZE PATH` for one that the one-file
-    binary has in its pack; in the order of the pack. No path has a space.
+    binary has in its pack; in the order of the pack; `s SHA256 PATH` for each file again, which 0.1.0 neither writes
+    nor reads. No path has a space.
     """
 
     def __init__(self, text: str) -> None:
@@ -45,22 +48,80 @@ class Bundle:
         files = [f for f in fields if f[0] in ("f", "p")]
         self.files = [(path, int(mode, 8), int(size)) for _, mode, size, path in files]
         self.packed = [(path, int(size)) for kind, _, size, path in files if kind == "p"]
+        self.digests = {path: digest for _, digest, path in (f for f in fields if f[0] == "s")}
 
     @property
     def folder(self) -> str:
         """The name of its directory below an install root: a build never replaces another that may be in use."""
         return f"{self.version}-{self.build_id}"
 
-    def is_complete(self, directory: str) -> bool:
-        """Whether `directory` holds all of it. Sizes only: a start can afford 40 lstats, not a digest of 8 MiB."""
+    def damage(self, directory: str, is_right: Callable[[str], bool], *, thorough: bool = False) -> str | None:
+        """The path of the first file or link in `directory` that isn't as it was built; None when all are.
+
+        Types, modes, sizes and times always: a start can afford 50 lstats, not a digest of 8 MiB. The content, by
+        `is_right(path)`, of each file that was changed since `stamp`; of all files with `thorough`.
+        """
+        listing = _lstat(directory, CONTENTS)
+        if listing is None:
+            return CONTENTS
+        has_changed = False
+        for path, mode, size in self.files:
+            found = _lstat(directory, path)
+            if found is None or found.st_mode != stat.S_IFREG | mode or found.st_size != size:
+                return path
+            is_new = found.st_mtime_ns != listing.st_mtime_ns or found.st_ctime_ns > listing.st_ctime_ns
+            if (is_new or thorough) and not is_right(path):
+                return path
+            has_changed = has_changed or is_new
+        for path, target in self.links:
+            if not _is_link(os.path.join(directory, path), target):
+                return path
+        if has_changed:
+            self.stamp(directory)
+        return None
+
+    def stamp(self, directory: str) -> None:
+        """Note that all files are as they were built: they get one time, the list of contents last.
+
+        A write changes the first of a file's two times, and setting that one back changes the other, so `damage` sees
+        both without a digest.
+        """
+        now = time.time_ns()
+        for path in (*(path for path, _, _ in self.files), CONTENTS):
+            try:
+                os.utime(os.path.join(directory, path), ns=(now, now))
+            except OSError:  # a read-only file system: each start compares contents
+                return
+
+    def is_as_built(self, directory: str, path: str) -> bool:
+        """Whether a file has the SHA-256 that it was built with; a list of 0.1.0 has none, and sizes must do."""
+        from .digest import sha256  # the one-file binary has none, and compares with what it carries
+
+        expected = self.digests.get(path)
+        if expected is None:
+            return True
+        digest = sha256()
         try:
-            for path, mode, size in self.files:
-                found = os.lstat(os.path.join(directory, path))
-                if not stat.S_ISREG(found.st_mode) or stat.S_IMODE(found.st_mode) != mode or found.st_size != size:
-                    return False
-            return all(os.readlink(os.path.join(directory, path)) == target for path, target in self.links)
+            with open(os.path.join(directory, path), "rb") as file:
+                while piece := file.read(1024 * 1024):
+                    digest.update(piece)
         except OSError:
             return False
+        return digest.hexdigest() == expected
+
+
+def _lstat(directory: str, path: str) -> os.stat_result | None:
+    try:
+        return os.lstat(os.path.join(directory, path))
+    except OSError:
+        return None
+
+
+def _is_link(path: str, target: str) -> bool:
+    try:
+        return os.readlink(path) == target
+    except OSError:
+        return False
 
 
 def read(path: str) -> Bundle:
@@ -80,26 +141,38 @@ def place(bundle: Bundle, directory: str, read_file: Callable[[str], bytes]) -> 
     Written beside it under a name of our own and renamed, so that it is there whole or not at all, and any number
     of processes may do this at once: one rename wins, the others find it complete. Raises UnusableError, OSError.
     """
-    if is_installed(bundle, directory):
+    if is_installed(bundle, directory, read_file):
         return
     temporary = f"{directory}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
     os.mkdir(temporary, location.PRIVATE)
     try:
         os.chmod(temporary, location.PRIVATE)
         _fill(bundle, temporary, read_file)
-        _rename(bundle, temporary, directory)
+        bundle.stamp(temporary)
+        _rename(bundle, temporary, directory, read_file)
     except BaseException:
         remove(temporary)
         raise
 
 
-def is_installed(bundle: Bundle, directory: str) -> bool:
-    """Whether `directory` is ours alone and holds all of `bundle`. Raises UnusableError when it is somebody else's."""
+def is_installed(bundle: Bundle, directory: str, read_file: Callable[[str], bytes]) -> bool:
+    """Whether `directory` is ours alone and holds all of `bundle`. Raises UnusableError when it is somebody else's.
+
+    Files that have changed since they were installed are compared with what `read_file` gives.
+    """
     try:
         location.check_private(directory)
     except FileNotFoundError:
         return False
-    return bundle.is_complete(directory)
+
+    def is_right(path: str) -> bool:
+        try:
+            with open(os.path.join(directory, path), "rb") as file:
+                return file.read() == read_file(path)
+        except OSError:
+            return False
+
+    return bundle.damage(directory, is_right) is None
 
 
 def remove(directory: str) -> None:
@@ -141,7 +214,7 @@ def _write(path: str, content: bytes, mode: int) -> None:
         os.fchmod(file.fileno(), mode)
 
 
-def _rename(bundle: Bundle, temporary: str, directory: str) -> None:
+def _rename(bundle: Bundle, temporary: str, directory: str, read_file: Callable[[str], bytes]) -> None:
     for _ in range(3):  # a second round is for a damaged bundle that we moved away, a third for a rival doing the same
         try:
             os.rename(temporary, directory)  # also over an empty directory, which an administrator may have made
@@ -149,7 +222,7 @@ def _rename(bundle: Bundle, temporary: str, directory: str) -> None:
         except OSError:
             if not os.path.lexists(directory):
                 raise
-        if is_installed(bundle, directory):
+        if is_installed(bundle, directory, read_file):
             remove(temporary)
             return
         if not _is_same_build(bundle, directory):

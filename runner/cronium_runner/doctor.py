@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
-from . import __version__, interpreter, location
+from . import __version__, install, interpreter, location
 from .errors import RunnerError
 from .jobdir import SOCKET_PATH_LIMIT, StateDirectory
 from .wire.limits import size
@@ -75,6 +75,17 @@ def _system() -> Iterator[Finding]:
 def _runner() -> Iterator[Finding]:
     form = "the installed binary" if getattr(sys, "frozen", False) else "from source"
     yield Finding("runner", OK, f"{__version__}, {form}, {sys.executable}")
+
+
+def _installed_files() -> Iterator[Finding]:
+    if not getattr(sys, "frozen", False):
+        return
+    try:
+        install.check(thorough=True)
+    except RunnerError as error:
+        yield Finding("installed files", BAD, error.message, "install the runner again: cronium deploy")
+        return
+    yield Finding("installed files", OK, "as they were built, each by its SHA-256")
 
 
 def _install_directory() -> Iterator[Finding]:
@@ -183,6 +194,7 @@ def _clock() -> Iterator[Finding]:
 _CHECKS: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
     _system,
     _runner,
+    _installed_files,
     _install_directory,
     _state_directory,
     _temporary_directory,

@@ -142,8 +142,9 @@ def archive(own: bundle.Bundle, read_file: Callable[[str], bytes]) -> Archive:
 
         for path, mode, size in own.files:
             content = read_file(path)
-            if len(content) != size:
-                raise RunnerError("run_as.no_runner", f"our own runner's {path} is damaged: install the runner again")
+            built = own.digests.get(path)
+            if len(content) != size or (built is not None and sha256(content).hexdigest() != built):
+                raise RunnerError("install.damaged", f"our own runner's {path} is damaged: install the runner again")
             put(ustar.file_header(path, size, mode) + content + ustar.padding(size))
         listing = own.text.encode("ascii")
         put(ustar.file_header(bundle.CONTENTS, len(listing), 0o600) + listing + ustar.padding(len(listing)))

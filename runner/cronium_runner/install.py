@@ -62,6 +62,7 @@ def install(directory: str | None) -> str:
     if executable is None or own is None:
         raise _unusable("this runner runs from source and has nothing to install; build the binary with scripts/build")
     source = os.path.dirname(executable)
+    check(thorough=True)
     if directory is None:
         return executable
     destination = os.path.abspath(directory)
@@ -75,28 +76,69 @@ def install(directory: str | None) -> str:
     return os.path.join(destination, bundle.EXECUTABLE)
 
 
-def helper_folder() -> HelperFolder:
-    """Where the helpers are, made first if need be. One lstat when they are there. Raises RunnerError."""
-    chosen = os.environ.get("CRONIUM_INSTALL_DIR"), os.environ.get(CLIENT_VARIABLE)
-    folder = _located(*chosen)
+def check(*, thorough: bool = False) -> None:
+    """Find the installed form that this process runs from as it was built, where no other user can exchange it.
+
+    Types, modes, sizes and times of its files; the SHA-256 of those that have changed since, or of all with `thorough`.
+    Nothing to do for a runner from source. Raises RunnerError `install.damaged` and `install.unusable`.
+    """
+    executable, own = installed_executable(), own_bundle()
+    if executable is None or own is None:
+        return
+    directory = os.path.dirname(executable)
     try:
+        location.check_installed(directory)
+    except (OSError, location.UnusableError) as error:
+        raise _unusable(f"this runner is not safe to use: {error}; correct that, or install it elsewhere") from error
+    damaged = own.damage(directory, functools.partial(own.is_as_built, directory), thorough=thorough)
+    if damaged is not None:
+        raise RunnerError(
+            "install.damaged",
+            f"{os.path.join(directory, damaged)} is not as it was installed; nothing was started; install the runner "
+            "again, as `cronium deploy` does",
+        )
+
+
+def helper_folder() -> HelperFolder:
+    """Where the helpers are, made first if need be. A few lstats when they are there.
+
+    Raises RunnerError; `install.damaged` when files of the installed form, the helpers among them, have changed.
+    """
+    chosen = os.environ.get("CRONIUM_INSTALL_DIR"), os.environ.get(CLIENT_VARIABLE)
+    folder, seen = _located(*chosen)
+    try:
+        if seen is not None and seen != _seen(folder):
+            _located.cache_clear()
+            folder, _ = _located(*chosen)
         os.lstat(folder.bin)
     except OSError:
         if installed_executable() is not None:
             raise _unusable(f"{folder.bin} is gone: install the runner again") from None
         _located.cache_clear()
-        folder = _located(*chosen)
+        folder, _ = _located(*chosen)
     return folder
 
 
+def _seen(folder: HelperFolder) -> list[tuple[int, int, int, int]]:
+    """What changes when a helper's file does: scripts run them long after the start that has checked them."""
+    files = [os.path.join(os.path.dirname(folder.bin), "client")]
+    files += [os.path.join(folder.python, name) for name in _PYTHON_FILES]
+    files += [os.path.join(folder.node, name) for name in _NODE_FILES]
+    found = map(os.lstat, files)
+    return [(one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in found]
+
+
 @functools.cache
-def _located(_root: str | None, client: str | None) -> HelperFolder:
+def _located(_root: str | None, client: str | None) -> tuple[HelperFolder, list[tuple[int, int, int, int]] | None]:
+    """The helper folder; of an installed form also how its files looked when they were checked."""
     executable = installed_executable()
     if executable is not None:
-        return HelperFolder.below(os.path.join(os.path.dirname(executable), bundle.HELPERS))
+        check()
+        folder = HelperFolder.below(os.path.join(os.path.dirname(executable), bundle.HELPERS))
+        return folder, _seen(folder)
     files = _source_files(client)
     try:
-        return HelperFolder.below(location.first_usable(lambda root: _make_from_source(root, files)))
+        return HelperFolder.below(location.first_usable(lambda root: _make_from_source(root, files))), None
     except location.UnusableError as error:
         raise _unusable(location.advice(error)) from error
 

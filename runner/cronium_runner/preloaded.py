@@ -38,7 +38,11 @@ class Preloaded:
             size = int.from_bytes(os.pread(self._descriptor, 4, 0), "big")
             self._index = marshal.loads(os.pread(self._descriptor, size, 4))  # noqa: S302 - as much ours as the executable
             self._start = 4 + size
-        except OSError:
+            _, _, last, length = max(self._index.values(), key=lambda entry: entry[2])
+            if os.fstat(self._descriptor).st_size != self._start + last + length:
+                raise EOFError
+        except (OSError, EOFError, ValueError, TypeError):  # damaged, which `install.check` says a moment later
+            self._index = {}
             return
         sys.meta_path.insert(0, self)
 

@@ -52,7 +52,7 @@ def forbid_core_dumps() -> None:
 
     Two ways, because a core_pattern with a pipe takes no notice of RLIMIT_CORE. Not being dumpable also keeps other
     processes of the account from reading our memory (ptrace, /proc/PID/mem). Both end with an exec, the limit by
-    `login_core_limit`. See docs/decisions/0022-not-dumpable.md.
+    `login_core_limit`. See docs/decisions/0026-not-dumpable.md.
     """
     global _login_core_limit
     if _login_core_limit is not None or os.environ.get(DUMPABLE) == "1":

@@ -24,6 +24,16 @@ def as_text() -> str:
 
 
 def print_version() -> int:
-    """The whole command; returns its exit status."""
+    """The whole command; returns its exit status. A damaged runner says so instead: deployments ask by this."""
+    from .errors import RunnerError
+    from .install import check
+
+    try:
+        check()
+    except RunnerError as error:
+        import sys
+
+        sys.stderr.write(f"cronium-runner: {error.message} [{error.code}]\n")
+        return error.exit_status
     print(as_text())
     return 0

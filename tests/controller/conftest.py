@@ -28,7 +28,9 @@ def carrier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folders = os.pathsep.join(str(ROOT / name) for name in ("runner", "helpers"))
     path.write_text(
         "#!/bin/sh\n"
-        'if [ "$1" = install ]; then mkdir -m 700 "$2" && cp "$0" "$2/cronium-runner"; exit; fi\n'
+        'if [ "$1" = install ]; then mkdir -m 700 "$2" && cp "$0" "$2/cronium-runner" && '
+        "printf 'cronium-runner bundle 1\\n0.0.0 000000000000 c t\\nf 0700 %d cronium-runner\\n' $(wc -c <\"$0\") "
+        '>"$2/contents"; exit; fi\n'
         f'PYTHONPATH={shlex.quote(folders)} exec {shlex.quote(sys.executable)} -m cronium_runner "$@"\n'
     )
     return path

@@ -217,8 +217,7 @@ async def test_versions_live_side_by_side_and_the_way_back_holds(
         assert await runs(controller, remote) is None
         assert await started(controller, remote) == "2.0.0"
     async with remote.controller(runners=new) as controller:  # gone from the host, but it is here
-        (remote.root / folders[0] / "cronium-runner").unlink()
-        (remote.root / folders[0]).rmdir()
+        shutil.rmtree(remote.root / folders[0])
         assert (await controller.roll_back(remote.host, "1.0.0")).uploaded_bytes > 0
         with pytest.raises(DeployError, match=r"no runner '3\.0\.0'"):
             await controller.roll_back(remote.host, "3.0.0")

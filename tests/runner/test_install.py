@@ -129,7 +129,7 @@ def test_placing_a_bundle_is_whole_or_not_at_all(tmp_path: Path) -> None:
         bundle.place(wanted, goal, lambda path: files[path] if path == "a" else b"")
     assert os.listdir(tmp_path) == []
     bundle.place(wanted, goal, files.__getitem__)
-    assert wanted.is_complete(goal)
+    assert wanted.damage(goal, lambda _: False) is None, "nothing has to be compared"
     assert os.listdir(tmp_path) == [wanted.folder]
     assert bundle.read(os.path.join(goal, bundle.CONTENTS)).text == wanted.text
 
@@ -148,9 +148,9 @@ def test_a_damaged_bundle_is_noticed_and_replaced(damage: str, tmp_path: Path) -
         (goal / "a").chmod(0o644)
     else:
         (goal / "links/b").unlink()
-    assert not wanted.is_complete(str(goal))
+    assert wanted.damage(str(goal), lambda _: True) is not None
     bundle.place(wanted, str(goal), files.__getitem__)
-    assert wanted.is_complete(str(goal))
+    assert wanted.damage(str(goal), lambda _: False) is None
     assert os.listdir(tmp_path) == [wanted.folder]
 
 

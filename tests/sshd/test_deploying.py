@@ -109,6 +109,51 @@ async def test_a_damaged_installation_is_replaced(fresh: RemoteHost, damage: str
     assert await works(fresh) == b"works\n"
 
 
+def damage_client(host: RemoteHost) -> Path:
+    """Empties the helper client on the host, and has the controller forget all that it knows of the host."""
+    [client] = host.root.glob("*/helpers/client")
+    client.write_bytes(b"")
+    shutil.rmtree(host.remembered)
+    return client
+
+
+@pytest.mark.parametrize(
+    ("word", "has_digests"), [("run", True), ("deploy", True), ("doctor", True), ("deploy", False)]
+)
+def test_emptied_helper_is_repaired(word: str, has_digests: bool, fresh: RemoteHost) -> None:
+    """With a list of 0.1.0, which has no digests, too. A job with it would lose its output and succeed."""
+    script = fresh.script("cronium.output answer 42")
+    assert fresh.run_json(script)["output"] == {"answer": "42"}
+    if not has_digests:
+        [listing] = fresh.root.glob("*/contents")
+        lines = [line for line in listing.read_text().splitlines(keepends=True) if not line.startswith("s ")]
+        listing.write_text("".join(lines))
+    client = damage_client(fresh)
+    if word == "run":
+        assert fresh.run_json(script)["output"] == {"answer": "42"}
+    else:
+        done = fresh.cronium(word, "--host", fresh.server.target)
+        assert done.returncode == 0, done
+        assert b"is there" not in done.stdout
+    assert client.stat().st_size > 0
+    assert fresh.run_json(script)["output"] == {"answer": "42"}
+
+
+def test_damaged_runner_is_not_rolled_back_to(fresh: RemoteHost) -> None:
+    """There is no binary here to repair it with, so it is refused and the one in use stays."""
+    assert fresh.run(fresh.script("true")).returncode == 0
+    [usual] = fresh.root.iterdir()
+    older = usual.with_name(f"0.1.0-{'0' * 12}")
+    shutil.copytree(usual, older, symlinks=True)
+    (older / "helpers/client").write_bytes(b"")
+    os.utime(older, (0, 0))
+    done = fresh.cronium("deploy", "--host", fresh.server.target, "--rollback")
+    assert done.returncode == 125
+    assert b"helpers/client" in done.stderr
+    assert b"[deploy.failed]" in done.stderr or b"[install.damaged]" in done.stderr
+    assert fresh.run_json(fresh.script("cronium.output answer 42"))["output"] == {"answer": "42"}
+
+
 async def test_changed_files_of_the_installed_form_are_found_and_replaced(fresh: RemoteHost) -> None:
     """One byte in a library, its size as before: it would start, and the runner's own look at sizes sees nothing."""
     done = await deployed(fresh)
