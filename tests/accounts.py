@@ -19,12 +19,6 @@ _LOCK = Path("/tmp/cronium-test-accounts.lock")
 _SUDOERS = Path("/etc/sudoers.d")
 
 
-def user_of(pid: int) -> int:
-    """Whose process it is. The owner of its folder in /proc is root where the process is not dumpable."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Uid:"))
-
-
 class Account:
     """An account with a home directory of its own."""
 
@@ -47,7 +41,7 @@ class Account:
         found = []
         for name in os.listdir("/proc"):
             with contextlib.suppress(OSError):
-                if name.isdigit() and user_of(int(name)) == self.uid and is_running(int(name)):
+                if name.isdigit() and os.stat(f"/proc/{name}").st_uid == self.uid and is_running(int(name)):
                     found.append(int(name))
         return found
 

@@ -82,7 +82,7 @@ else fail "there is none of sha256sum, openssl and shasum to check it with"
 fi
 [ "${found%% *}" = "$digest" ] || fail "what arrived has another SHA-256"
 command -v tar >/dev/null || fail "there is no tar to unpack it with"
-mkdir "$work/runner" && tar -xf "$work/archive" -C "$work/runner" || fail "it cannot be unpacked in $root"
+mkdir -m 700 "$work/runner" && tar -xf "$work/archive" -C "$work/runner" || fail "it cannot be unpacked in $root"
 "$work/runner/cronium-runner" install "$root/$folder" >/dev/null || fail "it does not install itself in $root"
 echo "cronium-run-as: runner $root/$folder/cronium-runner"
 """

@@ -103,8 +103,7 @@ def make_parent(path: str) -> None:
 
 
 def check_installed(directory: str) -> None:
-    """An installed form is ours alone, and no other user can exchange it. Raises UnusableError and OSError."""
-    check_private(directory)
+    """No other user can exchange an installed form. Raises UnusableError and OSError."""
     try:
         safe_path.check(directory)
     except safe_path.UnsafePathError as error:

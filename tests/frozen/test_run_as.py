@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from accounts import Account, sudo_rule, throw_away_account, user_of
+from accounts import Account, sudo_rule, throw_away_account
 from cronium_runner.wire.frames import MAGIC, Kind, encode_data, encode_json
 from runner_process import PATIENCE, Host, command_line, wait_until
 
@@ -121,7 +121,7 @@ def test_memory_of_the_runner_is_closed_to_its_scripts(root: Host, target: Accou
         "agent=$(ps -o ppid= $PPID | tr -d ' ')\n"
         "for pid in $PPID $agent; do\n"
         "  cat /proc/$pid/environ /proc/$pid/maps && echo READ\n"
-        "  grep -h ^Uid: /proc/$pid/status; stat -c %u /proc/$pid; grep -h '^Max core' /proc/$pid/limits\n"
+        "  grep -h ^Uid: /proc/$pid/status; stat -c %u /proc/$pid/environ; grep -h '^Max core' /proc/$pid/limits\n"
         "done 2>/dev/null\n"
         "cat /proc/self/environ >/dev/null && echo own\n"
     )
@@ -140,7 +140,7 @@ def test_targets_folder_that_others_rule_holds_no_runner(root: Host, binary: Pat
             path.mkdir()
             path.chmod(0o777)
             os.chown(path, owner, owner)
-        script = root.script("readlink /proc/$PPID/exe")
+        script = root.script("tr '\\0' '\\n' </proc/$PPID/cmdline | head -1")
         runner = printed(root.run("run", "--run-as", target.name, script)).strip()
         assert runner.startswith(f"{target.home}/.cache/cronium-runner/")
         assert os.listdir(target.home / ".local/lib") == []
@@ -183,7 +183,7 @@ def test_no_descriptor_of_roots_reaches_the_agent(root: Host, target: Account, t
     assert process.stdout is not None
     assert process.stdout.readline() == MAGIC
     held = [os.readlink(path) for path in Path(f"/proc/{process.pid}/fd").iterdir()]
-    assert user_of(process.pid) == target.uid, "the very process that root started"
+    assert os.stat(f"/proc/{process.pid}").st_uid == target.uid, "the very process that root started"
     assert os.readlink(f"/proc/{process.pid}/cwd") == "/"
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
@@ -219,7 +219,7 @@ def test_between_root_and_the_target_stays_only_the_client(root: Host, target: A
     process = root.start("run", "--run-as", target.name, "--execution-id", "between", root.script("echo on; sleep 60"))
     wait_until(lambda: has_begun(target, "between"), "the script to run")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert [user_of(int(pid)) for pid in children] == [target.uid]
+    assert [os.stat(f"/proc/{pid}").st_uid for pid in children] == [target.uid]
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 130
     target.wait_nothing_left()

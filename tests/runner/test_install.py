@@ -165,3 +165,17 @@ def test_the_one_file_start_stays_light() -> None:
         "__future__",
         "stat",
     }
+
+
+def test_root_in_a_folder_that_all_may_write_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = tmp_path / "opened"
+    opened.mkdir()
+    opened.chmod(0o777)
+    roots = [str(opened / "root"), str(tmp_path / "home" / "root")]
+    monkeypatch.setattr(location, "roots", lambda: roots)
+    assert location.first_usable(lambda root: root) == roots[1]
+    assert os.listdir(opened) == [], "nothing is made there"
+    assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
+    roots.pop()
+    with pytest.raises(location.UnusableError, match=f"chmod g-w,o-w {opened}"):
+        location.first_usable(lambda root: root)
