@@ -304,7 +304,7 @@ def _installed_script(site: Site, folder: str) -> str:
     directory = shlex.quote(f"{site.runners.root}/{folder}")
     sizes = f"grep -q '^s ' {contents.FILE} || find . -type f -exec ls -ln {{}} +"
     return (
-        f"echo {MARK}; {shlex.quote(site.path(folder))} version && {_HASHER}( cd {directory} && "
+        f"echo {MARK}; {_HASHER}{shlex.quote(site.path(folder))} version && ( cd {directory} && "
         f"{{ cat {contents.FILE}; echo {MARK}; files=$({_HASHED}); "
         f'printf "%s\\n" "$files"; printf "%s\\n" "$files" | {_TREE}; {sizes}; }} )'
     )
@@ -315,7 +315,13 @@ async def installed(site: Site, folder: str) -> tuple[str, str | None]:
 
     Raises DeployError when it doesn't start, or `install.damaged` when its files are not as they were built.
     """
-    return _read_installed(site, folder, await shell(site.connection, _installed_script(site, folder)))
+    try:
+        printed = await shell(site.connection, _installed_script(site, folder))
+    except DeployError as error:
+        if "[install.damaged]" in error.message:  # it has found that out by itself, and says which file
+            error.code = "install.damaged"
+        raise
+    return _read_installed(site, folder, printed)
 
 
 def _read_installed(site: Site, folder: str, printed: str) -> tuple[str, str | None]:
