@@ -383,10 +383,12 @@ def test_an_agent_reads_its_modules_from_one_file(
     assert f'"{executable}"' not in after
 
 
-def test_an_agent_without_that_file_is_as_good(executable: Path, environment: dict[str, str]) -> None:
-    before = greeting(executable, environment)
+def test_an_agent_without_that_file_says_so(executable: Path, environment: dict[str, str]) -> None:
+    assert greeting(executable, environment) != b""
     (executable.parent / "_internal" / "agent.modules").unlink()
-    assert greeting(executable, environment) == before != b""
+    done = run(executable, "agent", environment=environment, stdin=subprocess.DEVNULL)
+    assert done.returncode == 125
+    assert done.stderr.rstrip().endswith("[install.damaged]")
 
 
 def test_checksum_sidecar(binary: Path) -> None:
