@@ -60,6 +60,7 @@ class FuzzedAgent(Agent):
         self._drawn = drawn
         self.started: list[Submission] = []
         self.far_ends: list[socket.socket] = []
+        self.claimed: list[ExecutionDirectory] = []
         self._decided: set[int] = set()
 
     def supervise(self, submission: Submission) -> tuple[int, socket.socket]:
@@ -93,6 +94,7 @@ class FuzzedAgent(Agent):
         except AlreadyClaimedError:
             stage.discard()
             return b"exists\n"
+        self.claimed.append(claimed)  # as long as its supervisor lives, its lock is held
         _write(claimed, {"stdout": b"out" * 300, **({"result.json": RESULT} if self._drawn.chance(2) else {})})
         return b"claimed\n"
 
@@ -138,7 +140,10 @@ def _conversed(state: StateDirectory, source: Source, content: bytes) -> tuple[b
     os.close(our_source)
     for far in agent.far_ends:
         far.close()
-    for descriptor in (agent._signals_read, agent._signals_write):
+    for claimed in agent.claimed:
+        claimed.let_go()
+    guards = [guard for guard in agent._guards.values() if guard is not None]  # kept until a supervisor has ended
+    for descriptor in (agent._signals_read, agent._signals_write, *guards):
         os.close(descriptor)
     assert not agent._conversations
     assert not agent._detached
@@ -180,6 +185,7 @@ def _state() -> StateDirectory:
         shutil.rmtree(os.path.join(state.executions, name))
     over = ExecutionDirectory(state, "over")
     os.mkdir(over.path)
+    _write(over, {"state.jsonl": b""})
     over.append_state(State.CLAIMED, {"supervisor": {}})
     _write(over, {"result.json": RESULT, "stdout": b"out" * 300, "stderr": b"err"})
     return state

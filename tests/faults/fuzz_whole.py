@@ -160,6 +160,7 @@ def _executed(source: Source, prepared: Prepared, submission: Submission) -> Res
         for opened in (ours, theirs, prepared.helper_socket, supervisor._epoll):
             opened.close()
         prepared.containment.close()
+        prepared.execution.let_go()
 
 
 def _called(supervisor: Supervisor, prepared: Prepared, words: list[str]) -> str:
