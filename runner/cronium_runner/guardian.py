@@ -162,6 +162,8 @@ def _start(prepared: "Prepared", submission: Submission, guardian: socket.socket
     except (RunnerError, OSError) as error:
         if supervisor is not None and supervisor.has_started:
             raise
+        with contextlib.suppress(OSError, StateDamagedError):  # then the id stays taken
+            prepared.execution.state_directory.started.take_back(prepared.execution.id)
         prepared.execution.release()
         guardian.setblocking(True)
         _tell_rejection(submission, guardian, _as_rejection(prepared.execution.state_directory, error))

@@ -322,6 +322,9 @@ class Stage:
                 raise AlreadyClaimedError(execution_id) from None
             raise
         claimed.move_to(os.path.join(self._state.executions, execution_id))
+        if self._state.started.has(execution_id):
+            claimed.release()  # it was started, and its directory removed, while this one was prepared
+            raise AlreadyClaimedError(execution_id)
         try:
             _sync_directory(self._state.executions)
         except OSError:

@@ -4,9 +4,11 @@ One file of 16 bytes for each id, appended without fsync: it is needed only when
 of the same boot does. A housekeeper leaves the ids out whose records are complete, once the file is large.
 """
 
+import contextlib
+import errno
 import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from .digest import sha256
@@ -15,8 +17,12 @@ from .state_files import open_file, read_file
 
 _SIZE: Final = 16
 """Bytes of a digest: so many that no two ids will ever have the same."""
+_NONE: Final = bytes(_SIZE)
+"""The record of an id that was taken back."""
+_PIECE: Final = 1 << 16
+"""Bytes that are read at a time."""
 _LIMIT: Final = 64 << 20
-"""Bytes that are read at most: four million ids."""
+"""Bytes that a submission reads at most: four million ids."""
 SHRUNK_ABOVE: Final = 1 << 20
 """Bytes: 65,536 ids. Each submission reads the file, and so much costs it a tenth of a millisecond."""
 
@@ -32,15 +38,23 @@ class StartedIds:
 
     def add(self, execution_id: str) -> None:
         """Remembers an id. Raises OSError, StateDamagedError."""
-        while True:
-            opened = self._open()
-            try:
-                fcntl.flock(opened, fcntl.LOCK_SH)
-                if _is_at(self.path, opened):  # else it was replaced just now
-                    os.write(opened, _digest(execution_id))
-                    return
-            finally:
-                os.close(opened)
+        with self._locked(os.O_CREAT) as opened:
+            at = _whole(os.fstat(opened).st_size)  # over what a process that died in the middle has left
+            if os.pwrite(opened, _digest(execution_id), at) != _SIZE:
+                os.ftruncate(opened, at)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+
+    def take_back(self, execution_id: str) -> None:
+        """Forgets an id that was added and whose script was not started after all. It needs no space.
+
+        Raises OSError, StateDamagedError.
+        """
+        wanted = _digest(execution_id)
+        with self._locked() as opened:
+            for at, piece in _pieces(opened):
+                for start in range(0, len(piece), _SIZE):
+                    if piece[start : start + _SIZE] == wanted:
+                        os.pwrite(opened, _NONE, at + start)
 
     def has(self, execution_id: str) -> bool:
         """Whether the id was remembered. A file that cannot be read remembers nothing."""
@@ -58,24 +72,58 @@ class StartedIds:
 
     def forget(self, ids: Iterable[str]) -> None:
         """Leaves ids out that need no remembering. Raises OSError, StateDamagedError."""
-        gone = {_digest(each) for each in ids}
-        temporary = f"{self.path}.{os.urandom(4).hex()}.new"
-        opened = open_file(self.path, os.O_RDWR)
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX)
-            content = read_file(self.path, _LIMIT)
-            kept = [content[at : at + _SIZE] for at in range(0, len(content), _SIZE)]
-            with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-                file.write(b"".join(each for each in kept if each not in gone))
-            os.rename(temporary, self.path)
-        finally:
-            os.close(opened)
+        gone = {_NONE, *map(_digest, ids)}
+        temporary = f"{self.path}.new"
+        with self._locked() as opened:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)  # of a process that died; we hold the lock
+            try:
+                with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+                    for _, piece in _pieces(opened):
+                        records = (piece[at : at + _SIZE] for at in range(0, len(piece), _SIZE))
+                        file.write(b"".join(each for each in records if each not in gone))
+                os.rename(temporary, self.path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
 
-    def _open(self) -> int:
+    @contextlib.contextmanager
+    def _locked(self, create: int = 0) -> Iterator[int]:
+        """The file, which nobody else changes or replaces meanwhile. `create` is O_CREAT where it may be made."""
+        while True:
+            opened = self._open(create)
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX)
+                if _is_at(self.path, opened):  # else it was replaced just now
+                    yield opened
+                    return
+            finally:
+                os.close(opened)
+
+    def _open(self, create: int) -> int:
         try:
-            return open_file(self.path, os.O_WRONLY | os.O_APPEND)
+            return open_file(self.path, os.O_RDWR)
         except FileNotFoundError:
-            return open_file(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            if not create:
+                raise
+            return open_file(self.path, os.O_RDWR | create)
+
+
+def _pieces(opened: int) -> Iterator[tuple[int, bytes]]:
+    """The complete records of the file, many at a time, and where each piece begins."""
+    at = 0
+    while piece := os.pread(opened, _PIECE, at):
+        piece = piece[: _whole(len(piece))]
+        if not piece:
+            return
+        yield at, piece
+        at += len(piece)
+
+
+def _whole(size: int) -> int:
+    """How many of so many bytes are complete records."""
+    return size - size % _SIZE
 
 
 def _is_at(path: str, opened: int) -> bool:

@@ -181,6 +181,9 @@ class Supervisor:
             os.set_blocking(readable, False)
             self._pipes[readable] = stream
             ends[stream] = writable
+        # Before the script, which may remove its directory at once. The directory remembers it too, while it is there.
+        with contextlib.suppress(OSError, StateDamagedError):
+            self._execution.state_directory.started.add(self._execution.id)
         os.chdir(self._execution.work)
         self._started_at = utc_now()
         self._started = time.monotonic()
@@ -199,8 +202,6 @@ class Supervisor:
                 os.chdir("/")
             for writable in ends.values():
                 os.close(writable)
-        with contextlib.suppress(OSError, StateDamagedError):  # the directory remembers it too, as long as it is there
-            self._execution.state_directory.started.add(self._execution.id)
         self._deadline = self._started + self._prepared.timeout
         for pipe in self._pipes:
             self._add(pipe, functools.partial(self._read, pipe))
