@@ -3,7 +3,7 @@
 import hashlib
 
 from cronium_runner.wire.names import STDERR, STDOUT, STREAM_NAMES
-from cronium_runner.wire.results import Result
+from cronium_runner.wire.results import Outcome, Result
 
 from .inbox import Piece
 
@@ -26,9 +26,9 @@ class Received:
         """A sentence about output that is not what the result says; None where it is, or nothing is said.
 
         Behind a truncated beginning nothing is sent. Of output that was taken up in the middle only the length can be
-        compared, and of a record that was collected nothing.
+        compared, and nothing of a record that was collected, or whose execution was lost: its spools may be gone.
         """
-        if told.error_code == "execution.collected":
+        if told.error_code == "execution.collected" or told.state is Outcome.LOST:
             return None
         for stream, summary in ((STDOUT, told.stdout), (STDERR, told.stderr)):
             end = self._first[stream] + self._sizes[stream]
