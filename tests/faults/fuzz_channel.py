@@ -5,8 +5,11 @@ streams are what it says, and end in a result or a refusal by a listed code: no 
 """
 
 import asyncio
+import contextlib
 import functools
 import hashlib
+import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, Final
 from unittest import mock
@@ -33,7 +36,9 @@ MOST_WAITING: Final = 4 + 2 * (CREDIT // 100 + 2) + sum(inbox._MOST.values())
 OFFSETS: Final = ((0, 0), (0, 0), (0, 0), (3, 0), (0, 900), None)
 NUMBERS: Final = (0, 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1)
 HELLO: Final = b'{"protocol": [1, 1], "knows": ["gc"]}'
-HELLOS: Final = (HELLO, HELLO, b'{"protocol": 1, "knows": 5}', b"[]", b"\xff", b'{"knows": ["api", null]}')
+DEEP: Final = b'{"\\u0041": ' + b"[" * 499 + b"]" * 499 + b"}"
+"""As deep as JSON may be, with something in it that has to be cleaned."""
+HELLOS: Final = (DEEP, HELLO, HELLO, b'{"protocol": 1, "knows": 5}', b"[]", b"\xff", b'{"knows": ["api", null]}')
 
 
 class _Ssh:
@@ -73,8 +78,20 @@ def channel_frames(data: bytes) -> None:
     with (
         mock.patch.multiple(inbox, **SMALL_CAPS),
         mock.patch.object(execution_module, "GRANTED_AT_ONCE", CREDIT // 4),
+        _recursion_limit(1000),
     ):
         _loop().run_until_complete(_conversed(Source(data)))
+
+
+@contextlib.contextmanager
+def _recursion_limit(limit: int) -> Iterator[None]:
+    """The interpreter's own; hypothesis raises it."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 @functools.cache
@@ -158,7 +175,7 @@ def _check_outcome(
         return
     assert store.result == outcome, "what is told as its end was written down"
     assert outcome.execution_id == "id"
-    if offsets is None or outcome.error_code == "execution.collected":
+    if offsets is None or outcome.error_code == "execution.collected" or outcome.state is Outcome.LOST:
         return
     for (stream, content), first in zip(taken.items(), offsets, strict=True):
         summary = outcome.stdout if stream == 1 else outcome.stderr
@@ -191,9 +208,11 @@ def _frame(source: Source, first: dict[int, int], sent: dict[int, bytearray]) ->
         return source.take(source.below(20))
     kind = source.choice((10, 11, 70, 65, 66, 68, 69, 8, 1, 67, 4, 200, 0))
     number = source.choice((1, 1, 0, 2, 2**32 - 1))
-    match source.below(4):
+    match source.below(5):
         case 0:
             body = source.take(source.below(40))
+        case 4:
+            body = DEEP
         case 1:
             body = b"x" * source.choice((0, 9, 300, 301, MOST_IN_FRAME, MOST_IN_FRAME + 1))
         case 2:

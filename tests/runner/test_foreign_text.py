@@ -3,8 +3,9 @@
 import json
 
 from cronium_runner.errors import RunnerError
-from cronium_runner.wire import frames
+from cronium_runner.wire import exactjson, frames
 from cronium_runner.wire.frames import Kind
+from cronium_runner.wire.text import clean_values
 from runner_process import Host
 
 EVIL = "a\x1b[2J\r\ncronium-runner: all is well\x9b1A\u202e"
@@ -61,3 +62,23 @@ def test_what_a_frame_tells_is_cleaned_but_for_values() -> None:
     assert frame.told() == clean
     [long] = frames.FrameReader().feed(frames.encode_json(Kind.REFUSED, 1, {"message": "x" * 100_000}))
     assert len(long.told()["message"]) == 2000
+
+
+def test_values_as_deep_as_json_may_be_are_cleaned() -> None:
+    """The interpreter's recursion limit is 1000 frames, and Python 3.11 takes two for each level of a comprehension."""
+    for opening, closing in (("[", "]"), ('{"\\u0041": ', "}")):
+        depth = exactjson.MAX_DEPTH - 1
+        document = f'{{"deep": {opening * depth}"\\u001b"{closing * depth}}}'.encode()
+        told = frames.Frame(Kind.HELLO, 0, document).told()["deep"]
+        for _ in range(depth):
+            [told] = told.values() if isinstance(told, dict) else told
+        assert told == "\\x1b"
+
+
+def test_cleaning_keeps_order_and_leaves_its_source_alone() -> None:
+    value = {"b": ["x\n", 1, None, {"c\n": "y"}], "a": "z", "output": ["x\n"], "list": []}
+    cleaned = clean_values(value)
+    assert cleaned == {"b": ["x", 1, None, {"c": "y"}], "a": "z", "output": ["x\n"], "list": []}
+    assert list(cleaned) == list(value)
+    assert clean_values("x\n") == "x"
+    assert value["b"] == ["x\n", 1, None, {"c\n": "y"}], "what it was made of is left alone"

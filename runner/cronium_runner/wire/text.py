@@ -86,13 +86,21 @@ def clean_values(value: Any, document: bytes = b"\\") -> Any:
     """
     if is_clean_json(document):
         return value
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, list):
-        return [clean_values(item) for item in value]
-    if isinstance(value, dict):
-        return {clean(key): item if key in _EXACT else clean_values(item) for key, item in value.items()}
-    return value
+    whole = [value]
+    left: list[tuple[Any, Any, Any]] = [(whole, 0, value)]
+    """Texts and containers, and where the clean one is to go. No recursion: the other side chooses the depth."""
+    while left:
+        place, key, item = left.pop()
+        if isinstance(item, str):
+            place[key] = clean(item)
+        elif isinstance(item, list):
+            place[key] = items = list(item)
+            left += [(items, number, each) for number, each in enumerate(items)]
+        elif isinstance(item, dict):
+            named = {clean(name): (each, name in _EXACT) for name, each in item.items()}
+            place[key] = values = {name: each for name, (each, _) in named.items()}
+            left += [(values, name, each) for name, (each, is_exact) in named.items() if not is_exact]
+    return whole[0]
 
 
 _EXACT: Final = ("output", "variables")
