@@ -278,7 +278,9 @@ class Execution:
             raise ProtocolError(f"it has started {told['executionId']!r:.100} where '{self.id}' was submitted")
         self.was_started = bool(told.get("started"))
         self._note_state("accepted")
-        timeout = None if self._job is None else self._job.timeout or self._job.payload.timeout
+        # One that was joined has the time of the submission that started it, which only its host knows.
+        is_ours = self._job is not None and self.was_started
+        timeout = self._job.timeout or self._job.payload.timeout if self._job is not None and is_ours else None
         known = [seconds for seconds in (timeout, remaining_in(told)) if seconds is not None]
         has_api = self._live is not None
         self._deadline.set(self._conversation.patience.until_end(min(known, default=LONGEST_TIMEOUT), has_api=has_api))

@@ -17,6 +17,7 @@ from cronium_controller.dispatch import Controller
 from cronium_controller.errors import RefusedError
 from cronium_controller.hosts import Host
 from cronium_controller.job import Job
+from cronium_controller.patience import Patience
 from cronium_controller.payloads import Payload, load
 from cronium_runner.wire.frames import Kind
 from cronium_runner.wire.results import Outcome, exit_status
@@ -330,3 +331,38 @@ async def test_id_whose_record_was_removed_is_unknown_not_refused(remote: Remote
         again = await controller.submit(remote.host, job)
         result = await again.result()
         assert (result.state, result.error_code) == (Outcome.UNKNOWN, "state.damaged")
+
+
+async def test_a_script_that_removes_its_record_is_lost(remote: RemoteHost) -> None:
+    """Its spools are gone with what they held, so no output vouches for the result, nor against it."""
+    job = Job(payload(remote, 'echo hi; cd /; rm -rf "${CRONIUM_WORK_DIR%/work}"'), execution_id="removed")
+    async with remote.controller() as controller:
+        first = await controller.submit(remote.host, job)
+        attached = await controller.attach("removed", remote.host)
+        again = [await attached.result(), await (await controller.submit(remote.host, job)).result()]
+        for result in (await first.result(), *again):
+            assert (result.state, result.error_code) == (Outcome.LOST, "execution.lost")
+        assert (await (await controller.attach("removed", remote.host)).result()).state is Outcome.LOST
+
+
+async def test_a_joined_execution_has_the_time_it_began_with(
+    remote: RemoteHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed = []
+    until_end = Patience.until_end
+
+    def noted(patience: Patience, timeout: float, *, has_api: bool = False) -> float:
+        allowed.append(timeout)
+        return until_end(patience, timeout, has_api=has_api)
+
+    monkeypatch.setattr(Patience, "until_end", noted)
+    flag = tmp_path / "go"
+    job = Job(payload(remote, WAITING.format(flag=flag, text="x")), execution_id="one", timeout=5000)
+    async with remote.controller() as controller:
+        first = await controller.submit(remote.host, job)
+        joined = await controller.submit(remote.host, replace(job, timeout=7))
+        assert (first.was_started, joined.was_started) == (True, False)
+        flag.touch()
+        assert (await joined.result()).state is (await first.result()).state is Outcome.SUCCEEDED
+    assert len(allowed) == 2
+    assert min(allowed) > 7
