@@ -34,7 +34,13 @@ _GOES_ON: Final = "the executions go on; ask again for those that are not told o
 def _run(ids: Sequence[str], options: dict[str, Any], work: Any, *, as_json: bool, interrupted: str = _GOES_ON) -> None:
     """Runs `work` with a controller and the records of the ids, and ends with its exit status."""
     only = ids[0] if len(set(ids)) == 1 else ""
-    finish(with_controller(lambda: recorded_hosts(ids), options, work), as_json, only, interrupted=interrupted)
+    finish(
+        with_controller(lambda: recorded_hosts(ids), options, work),
+        as_json,
+        only,
+        interrupted=interrupted,
+        submits=False,
+    )
 
 
 @click.command(context_settings=HELP)

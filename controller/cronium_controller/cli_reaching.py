@@ -144,9 +144,11 @@ def finish(
     *,
     interrupted: str = "nothing was submitted",
     mode: str = BUNDLED,
+    submits: bool = True,
 ) -> None:
     """Ends with the exit status that `work` returns. `interrupted` is what to say to Ctrl-C when no id says more.
 
+    `submits` is False for a command that looks at what was submitted before: its error is no rejection of that.
     `mode` is the one that was asked for; that of an execution that was recorded is known better.
     """
     from . import show
@@ -162,7 +164,10 @@ def finish(
         if as_json and error.code != "output.unwritable":
             found = _recorded(execution_id)
             # Where nothing could be asked, what became of an id that was used before isn't known.
-            state = outcome_of(error, may_have_started=found is not None and found.may_have_started)
+            may_have_started = found is not None and found.may_have_started
+            state = outcome_of(error, may_have_started=may_have_started)
+            if may_have_started and not submits:
+                state = Outcome.UNKNOWN
             told = Result(execution_id, state, host=error.host, error_code=error.code, error_message=error.message)
             show.print_result(told._replace(mode=asked_mode(mode) if found is None else found.mode), {})
         click.echo(f"cronium: {error.message} [{error.code}]", err=True)

@@ -82,10 +82,14 @@ class Runs:
         return owner
 
     def record(self, run_id: str, result: Result) -> None:
-        """Records why nothing was started on a host. What can't be written is logged: the run goes on."""
+        """Records why nothing was started on a host. What can't be written is logged: the run goes on.
+
+        Where an earlier submission under the same id may have started something, its execution has the last word.
+        """
         row = {
             "run_id": run_id,
             "host": result.host or "",
+            "execution_id": result.execution_id,
             "state": result.state.value,
             "result": exactjson.encode(result.to_json()),
             "now": time.time(),
@@ -116,7 +120,8 @@ class Runs:
         """The same host as it stands now. One that waits for a process that has ended becomes `skipped`."""
         if not self.has_owner(host.run_id):
             self.skip_waiting(host.run_id)
-        rows = self._store.database.read(f"{_HOSTS_OF} AND h.host = :host", {"run_id": host.run_id, "host": host.name})
+        key = {"run_id": host.run_id, "host": host.name, "execution_id": host.execution_id}
+        rows = self._store.database.read(f"{_HOSTS_OF} AND h.host = :host AND h.execution_id = :execution_id", key)
         return self._host(host.run_id, rows[0]) if rows else host
 
     def has_owner(self, run_id: str) -> bool:
@@ -164,22 +169,37 @@ class RunOwner:
         self.close(is_interrupted=kind is not None and not issubclass(kind, Exception))
 
     def close(self, *, is_interrupted: bool = False) -> None:
-        """Records hosts that are still waiting as skipped, and gives the lock back."""
+        """Records hosts that are still waiting as skipped, and gives the lock back.
+
+        Where another process has the run under way, too, its hosts are left to it.
+        """
         if self._descriptor is None:
             return
         try:
-            self._runs.skip_waiting(self._run_id, is_interrupted=is_interrupted)
+            if self._is_last():
+                self._runs.skip_waiting(self._run_id, is_interrupted=is_interrupted)
         except StoreError as error:
             _log.warning("not_recorded", extra={"run": self._run_id, "reason": error.message})
         self.abandon()
 
     def abandon(self) -> None:
         """Gives the lock back without a word about the hosts."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
+        if self._descriptor is None:
+            return
+        if self._is_last():
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
-            os.close(descriptor)
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def _is_last(self) -> bool:
+        """Whether no other process holds the lock: then we hold it alone from here on."""
+        assert self._descriptor is not None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
 
 def hosts_of(store: Store, run_ids: Sequence[str]) -> list[RunHost]:
@@ -208,10 +228,8 @@ def on_one_host(store: Store, run_id: str, host_name: str) -> Iterator[None]:
         try:
             yield
         except ControllerError as error:
-            may_have_started = store.may_have_started(run_id)
-            state = outcome_of(error, may_have_started=may_have_started)
-            # A refusal of an id that was used before says nothing about the execution that has it.
-            if state is not Outcome.UNKNOWN and not may_have_started:
+            state = outcome_of(error, may_have_started=store.may_have_started(run_id))
+            if state is not Outcome.UNKNOWN:
                 runs.record(run_id, result_of(error, state, run_id, host_name))
             raise
 
@@ -285,11 +303,13 @@ def _locked(path: Path) -> int:
 
 _BEGIN: Final = (
     "INSERT INTO run_hosts (run_id, host, execution_id, state, noted_at) "
-    f"VALUES (:run_id, :host, :execution_id, '{_WAITING}', :now) ON CONFLICT (run_id, host) DO UPDATE SET "
-    f"execution_id = :execution_id, state = '{_WAITING}', result = NULL, noted_at = :now"
+    f"VALUES (:run_id, :host, :execution_id, '{_WAITING}', :now) ON CONFLICT (run_id, host, execution_id) "
+    f"DO UPDATE SET state = '{_WAITING}', result = NULL, noted_at = :now"
 )
 _RECORD: Final = (
-    "UPDATE run_hosts SET state = :state, result = :result, noted_at = :now WHERE run_id = :run_id AND host = :host"
+    "UPDATE run_hosts SET state = :state, result = :result, noted_at = :now "
+    "WHERE run_id = :run_id AND host = :host AND execution_id = :execution_id AND NOT EXISTS "
+    f"(SELECT 1 FROM executions AS e WHERE e.id = :execution_id AND e.state NOT IN {NOTHING_STARTED})"
 )
 _SKIP: Final = (
     "UPDATE run_hosts SET state = :state, noted_at = :now "

@@ -60,7 +60,8 @@ ADDITIONS: Final = {
         # One row for each host of a run. `state` is `waiting` until nothing more can be started there; a host with an
         # execution has a row in `executions`, which then says how it ended.
         "CREATE TABLE run_hosts (run_id VARCHAR(64) NOT NULL, host VARCHAR NOT NULL, execution_id VARCHAR NOT NULL, "
-        "state VARCHAR NOT NULL, result BLOB, noted_at FLOAT NOT NULL, PRIMARY KEY (run_id, host)) WITHOUT ROWID",
+        "state VARCHAR NOT NULL, result BLOB, noted_at FLOAT NOT NULL, "
+        "PRIMARY KEY (run_id, host, execution_id)) WITHOUT ROWID",
     ),
     "partial_copies": (
         # Copies of files that are under way or were cut off. `account` is the host's, empty for a folder here; `uid` is

@@ -135,6 +135,35 @@ def test_two_owners_of_one_run(store: Store) -> None:
     assert list(store.path.parent.glob("runs/*")) == []
 
 
+def test_another_process_keeps_its_hosts(store: Store) -> None:
+    runs = Runs(store)
+    first = runs.begin("run", [("web01", "run.1"), ("web02", "run.2")])
+    second = runs.begin("run", [("web02", "run.2")])
+    second.close()
+    assert runs.has_owner("run")
+    assert states(store) == {"web01": "waiting", "web02": "waiting"}
+    first.close()
+    assert states(store) == {"web01": "skipped", "web02": "skipped"}
+
+
+def test_a_refused_id_keeps_its_execution(store: Store) -> None:
+    store.record("run.1", WEB01, PAYLOAD, "x.sh", 1.0)
+    store.finish(Result("run.1", Outcome.SUCCEEDED, host="web01", exit_code=0), 2.0)
+    with Runs(store).begin("run", [("web01", "run.1")]) as owner:
+        assert owner is not None
+        Runs(store).record("run", Result("run.1", Outcome.REJECTED, host="web01", error_code="execution.id_conflict"))
+    assert states(store) == {"web01": "succeeded"}
+
+
+def test_a_bad_row_of_a_good_hosts_name_is_another(store: Store) -> None:
+    runs = Runs(store)
+    with runs.begin("run", [("web01", "run.1"), ("web01", "")]):
+        store.record("run.1", WEB01, PAYLOAD, "x.sh", 2e9)
+        runs.record("run", Result("", Outcome.MALFORMED, host="web01", error_code="host.config"))
+    found = [(host.record is None, host.result and host.result.state) for host in runs.hosts("run")]
+    assert found == [(False, None), (True, Outcome.MALFORMED)]
+
+
 def test_an_error_on_one_host_is_recorded(store: Store) -> None:
     error = UnreachableError("host.unreachable", "no answer", host="web01")
     with pytest.raises(UnreachableError), on_one_host(store, "one", "web01"):
