@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -200,7 +199,7 @@ class FanOut:
         is_ours = not self._controller.reachable.is_reached(target, self._job.run_as)
         try:
             await self._connect(target)
-            job = replace(self._job, execution_id=self.execution_id(target))
+            job = self._job.with_id(self.execution_id(target))
             execution = await self._controller.submit(target, job, follow=False)
             if not execution.is_running:
                 result = await execution.result()
@@ -268,7 +267,7 @@ class FanOut:
     async def _submit(self, host: Host) -> Execution:
         """Raises as `Controller.submit` does. Cancelled before `_hear_submitted` is called, nothing was submitted."""
         await self._connect(host)
-        job = replace(self._job, execution_id=self.execution_id(host))
+        job = self._job.with_id(self.execution_id(host))
         hear = partial(self._hear_submitted, host)
         return await self._controller.submit(host, job, follow=self._output is not None, submitted=hear)
 

@@ -1,5 +1,6 @@
 """What is to be executed: a job, as it is handed in, and the submission that a host gets of it."""
 
+import copy
 import os
 import time
 from dataclasses import dataclass, field
@@ -64,6 +65,12 @@ class Job:
             raise ControllerError("input.invalid", f"the event's {error}") from None
         object.__setattr__(self, "job_id", job_id)
         object.__setattr__(self, "event", event)
+
+    def with_id(self, execution_id: str) -> "Job":
+        """The same job under another id. Its values are not checked again: that takes long where the input is large."""
+        job = copy.copy(self)
+        object.__setattr__(job, "execution_id", execution_id)
+        return job
 
     @property
     def input_or_none(self) -> Any:

@@ -366,3 +366,14 @@ async def test_a_joined_execution_has_the_time_it_began_with(
         assert (await joined.result()).state is (await first.result()).state is Outcome.SUCCEEDED
     assert len(allowed) == 2
     assert min(allowed) > 7
+
+
+async def test_a_job_is_checked_once_for_all_hosts(remote: RemoteHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(payload(remote, "true"), input=["x" * 100])
+    hosts = [replace(remote.host, name=f"host{number}", address=f"127.0.0.{number}") for number in (1, 2)]
+    monkeypatch.setattr("cronium_runner.wire.exactjson.check_value", lambda _: pytest.fail("checked again"))
+    async with remote.controller() as controller:
+        states = [result.state async for result in controller.run_many(hosts, job)]
+        submitted = [each async for each in controller.run_many(hosts, job).submit_only()]
+    assert states == [Outcome.SUCCEEDED] * 2
+    assert [each.failure for each in submitted] == [None] * 2

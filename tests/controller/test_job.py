@@ -1,5 +1,6 @@
 """A job as a program hands it in: what no host could be given is refused before any is contacted."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,13 @@ def test_what_cannot_be_sent_is_refused_by_name(payload: Payload, given: Any, co
 
 def test_the_deepest_value_can_be_sent(payload: Payload) -> None:
     assert Job(payload, input=nested(MAX_VALUE_DEPTH)).input_or_none == nested(MAX_VALUE_DEPTH)
+
+
+def test_another_id_costs_no_other_check(payload: Payload, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(payload, {"a": 1}, event={"id": 5}, job_id="j", execution_id="one")
+    expected = replace(job, execution_id="two")
+    monkeypatch.setattr("cronium_runner.wire.exactjson.check_value", lambda _: pytest.fail("checked again"))
+    other = job.with_id("two")
+    assert other == expected
+    assert job.execution_id == "one"
+    assert other.submission("two", follow=True) == expected.submission("two", follow=True)
