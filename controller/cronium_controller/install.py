@@ -176,13 +176,13 @@ def _record(
 
 async def look(site: Site) -> tuple[str, list[str]]:
     """The host's machine, and the folders of the runners that it has, newest first. Raises FinalDeployError."""
-    root = shlex.quote(site.runners.root)
+    root = remote_shell.path(site.runners.root)
     # The first line is ours whatever rc files have printed before.
     # A connection that was cut has left its upload behind; an hour later it is certainly nobody's any more.
     sweep = (
         f"find {root} -maxdepth 1 \\( -name '.upload-*' -o -name '*.tmp' \\) -mmin +60 -exec rm -rf {{}} + 2>/dev/null"
     )
-    ours = f"rm -f {' '.join(map(shlex.quote, site.left))}; " if site.left else ""
+    ours = f"rm -f {' '.join(map(remote_shell.path, site.left))}; " if site.left else ""
     make = f"{safe_shell.FUNCTIONS}make_safe {remote_shell.path(site.runners.root)}"
     script = f"{make} || exit {safe_shell.UNSAFE}; echo {MARK}; uname -sm; {ours}{sweep}; ls -t {root}"
     try:
@@ -248,7 +248,7 @@ async def _put_there(site: Site, binary: RunnerBinary, listing: list[str]) -> tu
         if site.progress.quiet_seconds() >= site.runners.give_up_seconds:
             raise  # nobody answers there
         with contextlib.suppress(ControllerError):
-            await shell(site.connection, f"rm -f {shlex.quote(temporary)}")
+            await shell(site.connection, f"rm -f {remote_shell.path(temporary)}")
             site.left.clear()
         raise
     _note_verified(site, binary, said, tree)
@@ -266,9 +266,9 @@ def _install_script(site: Site, binary: RunnerBinary, temporary: str, *, replace
     One script, so that the upload goes also when the connection is lost meanwhile. A runner that is there and isn't
     what it should be is moved away first: its files may have the right sizes.
     """
-    quoted = shlex.quote(temporary)
-    target = shlex.quote(f"{site.runners.root}/{binary.folder}")
-    aside = shlex.quote(f"{site.runners.root}/{binary.folder}.{os.urandom(4).hex()}.tmp")
+    quoted = remote_shell.path(temporary)
+    target = remote_shell.path(f"{site.runners.root}/{binary.folder}")
+    aside = remote_shell.path(f"{site.runners.root}/{binary.folder}.{os.urandom(4).hex()}.tmp")
     # Only when the new one starts: what cannot run here must not take the place of something that perhaps does.
     away = f"{quoted} version >/dev/null && mv {target} {aside} && " if replaces else ""
     return (
@@ -283,7 +283,7 @@ def tree_command(site: Site, folder: str) -> str:
 
     Not what Python keeps of the helpers that scripts have imported: that comes later, and differs.
     """
-    directory = shlex.quote(f"{site.runners.root}/{folder}")
+    directory = remote_shell.path(f"{site.runners.root}/{folder}")
     # Braces, as a parenthesis would make an arithmetic expression of the `$(` before it.
     return f"{_HASHER}{{ cd {directory} && {_HASHED}; }} | {_TREE}"
 
@@ -301,10 +301,10 @@ _TREE: Final = "$hash 2>/dev/null | cut -c 1-64"
 def _installed_script(site: Site, folder: str) -> str:
     """Prints after the mark what the runner says of its version; then its list of contents, the digest of each file
     (and its size, where the list has no digests), and the digest of all that."""
-    directory = shlex.quote(f"{site.runners.root}/{folder}")
+    directory = remote_shell.path(f"{site.runners.root}/{folder}")
     sizes = f"grep -q '^s ' {contents.FILE} || find . -type f -exec ls -ln {{}} +"
     return (
-        f"echo {MARK}; {_HASHER}{shlex.quote(site.path(folder))} version && ( cd {directory} && "
+        f"echo {MARK}; {_HASHER}{remote_shell.path(site.path(folder))} version && ( cd {directory} && "
         f"{{ cat {contents.FILE}; echo {MARK}; files=$({_HASHED}); "
         f'printf "%s\\n" "$files"; printf "%s\\n" "$files" | {_TREE}; {sizes}; }} )'
     )
@@ -356,8 +356,9 @@ def _prune_script(site: Site, folder: str) -> str:
     """
     spared = {folder, *(known.folder for known in site.known() if known.is_chosen)}
     names = "|".join(map(shlex.quote, sorted(spared)))
+    root = remote_shell.path(site.runners.root)
     return (
-        f"cd {shlex.quote(site.runners.root)} && used=$(for p in /proc/[0-9]*; do readlink $p/exe; done 2>/dev/null; "
+        f"cd {root} && used=$(for p in /proc/[0-9]*; do readlink $p/exe; done 2>/dev/null; "
         # A runner that is not dumpable shows its program to root alone, but its command line to every user.
         "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\000' ' '); "
         "n=0; for d in $(ls -t | grep -E '^[A-Za-z0-9._+-]+-[0-9a-f]{12}$' | grep -v '^source-'); do "

@@ -69,7 +69,7 @@ class Runners:
         self.pauses = pauses
         self.kept = kept
         self._chosen = binary or os.environ.get("CRONIUM_RUNNER_BINARY")
-        self.root = root or os.environ.get("CRONIUM_RUNNER_ROOT") or INSTALL_ROOT
+        self.root = _from_home(root or os.environ.get("CRONIUM_RUNNER_ROOT") or INSTALL_ROOT)
         self._known: dict[str, RunnerBinary] = {}
 
     def for_machine(self, machine: str, host: str) -> RunnerBinary:
@@ -153,3 +153,13 @@ def read_binary(path: Path) -> RunnerBinary:
         sha256=digest.hexdigest(),
         size=size,
     )
+
+
+def _from_home(root: str) -> str:
+    """The one spelling of an install root, for sh and SFTP alike: sessions begin in the home directory, and a leading
+    `~/` would be read by some of them only."""
+    if root == "~":
+        return "."
+    if root.startswith("~/"):
+        root = root[2:].lstrip("/") or "."
+    return f"./{root}" if root.startswith("-") else root

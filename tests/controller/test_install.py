@@ -1,6 +1,7 @@
 """The runner's way onto a host: by SFTP or without, verified, once, and nothing left when it fails."""
 
 import os
+import pwd
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cronium_controller.install import Deployment, deploy
 from cronium_controller.runners import Runners
 from cronium_controller.sessions import Connection
 from cronium_controller.starting import start_agent
+from cronium_runner.wire.names import INSTALL_ROOT
 from remote_host import RemoteHost
 from tcp_proxy import TcpProxy
 
@@ -53,6 +55,37 @@ async def test_a_host_that_has_the_runner_is_not_asked_about_it(remote: RemoteHo
     assert remote.server.count_in_log("Starting session") == sessions + 1
     agent.close()
     await connection.close()
+
+
+@pytest.mark.parametrize("options", [[], [NO_SFTP]], ids=["sftp", "shell"])
+async def test_a_root_below_home_is_one_folder_for_all(remote: RemoteHost, options: list[str]) -> None:
+    restart(remote, *options)
+    folder = remote.root.parent / "it's here"
+    # Sessions begin in the account's own home directory, and the test's files are elsewhere.
+    root = f"~/{os.path.relpath(folder.resolve(), Path(pwd.getpwuid(os.getuid()).pw_dir).resolve())}"
+    stale = folder / ".upload-0123"
+    folder.mkdir(mode=0o700)
+    stale.touch()
+    os.utime(stale, (0, 0))
+    connection = await open_connection(remote.host, remote.access())
+    runners = Runners(str(remote.binary), root=root, pauses=())
+    agent, deployment = await start_agent(connection, runners)
+    agent.close()
+    assert deployment is not None
+    assert deployment.method == ("cat" if options else "sftp")
+    done, _ = await deploy(connection, runners)
+    assert done.uploaded_bytes == 0, "it is found there again"
+    await connection.close()
+    assert [path.name for path in folder.iterdir()] == [Path(done.path).parent.name]
+
+
+def test_a_root_has_one_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CRONIUM_RUNNER_ROOT", raising=False)
+    spelled = {"~": ".", "~/": ".", "~/a": "a", "~//a": "a", "/opt/~/a": "/opt/~/a", "-a": "./-a", "~/-a": "./-a"}
+    assert {root: Runners(root=root).root for root in spelled} == spelled
+    assert Runners().root == INSTALL_ROOT
+    monkeypatch.setenv("CRONIUM_RUNNER_ROOT", "~/b")
+    assert Runners().root == "b"
 
 
 async def test_a_shell_that_prints_first_and_one_session_at_a_time_are_no_hindrance(remote: RemoteHost) -> None:
