@@ -166,10 +166,10 @@ class Destination:
         if not stat.S_ISREG(found.st_mode):  # /dev/null would be a file from then on
             raise NameRefusedError(self.path_of(name), "it is not a regular file; name another target")
 
-    def room(self) -> int:
-        """Bytes that are free for this account."""
+    def room(self) -> int | None:
+        """Bytes that are free for this account; None where the file system does not say, as some on a network."""
         disk = os.fstatvfs(self._descriptor)
-        return disk.f_bavail * disk.f_frsize
+        return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
 
     def new_name(self, name: str) -> str:
         """A name in it for a partial copy of a file, which cannot be guessed."""

@@ -109,9 +109,10 @@ class Fetching:
         partial = self._known
         offset = min(partial.size, size)
         os.ftruncate(partial.file.fileno(), offset)
-        if self._folder.room() < size - offset:
+        room = self._folder.room()
+        if room is not None and room < size - offset:
             self._removed()
-            why = f"{readable(size - offset)} are needed, and {readable(self._folder.room())} are free; make room"
+            why = f"{readable(size - offset)} are needed, and {readable(room)} are free; make room"
             raise refused(self._connection, self._folder.path_of(self._name), why)
         tell(offset)
         try:

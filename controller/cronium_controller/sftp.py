@@ -75,16 +75,35 @@ async def answer(connection: Connection, asking: Awaitable[_Answer]) -> _Answer:
         raise silent(connection, ANSWER_SECONDS) from None
 
 
+async def ask(connection: Connection, asking: Awaitable[_Answer]) -> _Answer:
+    """What a server answers to one SFTP request. Raises as `answer`, and asyncssh.SFTPError."""
+    with _read_by_asyncssh():
+        return await answer(connection, asking)
+
+
+@contextlib.contextmanager
+def _read_by_asyncssh() -> Iterator[None]:
+    """An answer that asyncssh can't read is one that is not SFTP. Only its own calls belong in here: what is wrong in
+    this program must not look like the server's fault."""
+    try:
+        yield
+    except UnicodeEncodeError:  # of what was typed
+        raise
+    except (ValueError, LookupError) as error:
+        raise asyncssh.SFTPBadMessage(reason(error)) from None
+
+
 async def open_sftp(connection: Connection) -> asyncssh.SFTPClient | None:
     """A session; None where the server has no SFTP. Raises asyncssh.ChannelOpenError when it has no room."""
-    try:
-        return await answer(connection, connection.open_session(connection.start_sftp))
-    except asyncssh.SFTPError:
-        return None
-    except asyncssh.ChannelOpenError as error:
-        if error.code != asyncssh.OPEN_REQUEST_SESSION_FAILED:
-            raise  # no room, which says nothing about SFTP
-        return None
+    with _read_by_asyncssh():
+        try:
+            return await answer(connection, connection.open_session(connection.start_sftp))
+        except asyncssh.SFTPError:
+            return None
+        except asyncssh.ChannelOpenError as error:
+            if error.code != asyncssh.OPEN_REQUEST_SESSION_FAILED:
+                raise  # no room, which says nothing about SFTP
+            return None
 
 
 def piece_of(most: int) -> int:
@@ -112,10 +131,17 @@ async def in_parallel(work: Callable[[], Coroutine[Any, Any, None]], patience: P
 
 async def read(there: Any, count: int, offset: int) -> bytes:
     """At most `count` bytes of an open file, nothing at its end. A server that sends more is not believed at all."""
-    piece: bytes = await there.read(count, offset)
+    with _read_by_asyncssh():
+        piece: bytes = await there.read(count, offset)
     if len(piece) > count:
         raise asyncssh.SFTPBadMessage(f"{len(piece)} bytes were sent where {count} were asked for")
     return piece
+
+
+async def write(there: Any, piece: bytes, offset: int) -> None:
+    """Writes bytes to an open file."""
+    with _read_by_asyncssh():
+        await there.write(piece, offset)
 
 
 def path(remote: str) -> str:
@@ -146,10 +172,6 @@ def explained(connection: Connection, remote: str) -> Iterator[None]:
         raise
     except (asyncssh.Error, ConnectionError) as error:
         raise UnreachableError("channel.lost", reason(error), host=connection.host.name) from None
-    except UnicodeEncodeError:  # of what was typed
-        raise
-    except (ValueError, LookupError) as error:  # asyncssh's, of an answer that can't be read
-        raise _not_sftp(connection, remote, reason(error)) from None
 
 
 def _not_sftp(connection: Connection, remote: str, why: str) -> ControllerError:

@@ -98,7 +98,7 @@ class BySftp:
                 nonlocal at, done
                 while piece := os.pread(descriptor, size, at):
                     mine, at = at, at + len(piece)
-                    await there.write(piece, mine)
+                    await sftp.write(there, piece, mine)
                     patience.note()
                     done += len(piece)
                     tell(done)
@@ -156,7 +156,7 @@ class BySftp:
             pass
 
     async def _ask(self, asking: Awaitable[_Answer]) -> _Answer:
-        return await sftp.answer(self._connection, asking)
+        return await sftp.ask(self._connection, asking)
 
     @contextlib.asynccontextmanager
     async def _opened(self, path: str, flags: int, attributes: asyncssh.SFTPAttrs | None = None) -> AsyncIterator[Any]:

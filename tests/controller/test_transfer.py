@@ -326,3 +326,32 @@ def test_an_interrupted_copy_goes_on_in_the_next_process(serve: Serve, tmp_path:
     assert 0 < told["sentBytes"] < size
     assert (remote.home / "there").stat().st_size == size
     assert os.listdir(remote.home) == ["there"]
+
+
+@pytest.mark.parametrize("error", [KeyError("ours"), ValueError("ours")])
+async def test_a_defect_is_not_the_server_s_fault(serve: Serve, tmp_path: Path, error: Exception) -> None:
+    remote = serve([])
+    (remote.home / "file").write_bytes(b"content")
+    (tmp_path / "here").write_bytes(b"content")
+
+    def fail(_: int) -> None:
+        raise error
+
+    async with remote.controller() as controller:
+        with pytest.raises(type(error), match="ours"):
+            await transfer.get(
+                controller.connections, controller.store, remote.host, "~/file", str(tmp_path / "back"), fail
+            )
+        with transfer.Source(str(tmp_path / "here")) as source, pytest.raises(type(error), match="ours"):
+            await transfer.put(controller.connections, controller.store, remote.host, source, "~/there", fail)
+
+
+async def test_a_file_system_that_tells_no_size_has_room(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = serve([])
+    (remote.home / "file").write_bytes(b"content")
+    monkeypatch.setattr("os.fstatvfs", lambda _: os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255)))
+    async with remote.controller() as controller:
+        await get(controller, remote, "~/file", str(tmp_path / "back"))
+    assert (tmp_path / "back").read_bytes() == b"content"
