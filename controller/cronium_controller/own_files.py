@@ -6,9 +6,13 @@ write it.
 """
 
 import os
+import pwd
 import stat
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Final
+
+ACCOUNTS_FILE: Final = "/etc/passwd"
+GROUPS_FILE: Final = "/etc/group"
 
 _ignored: dict[str, bool] = {}
 """Keys that were left out, and whether a warning has told of it."""
@@ -41,16 +45,36 @@ def stranger(found: os.stat_result) -> str | None:
 
 
 def _is_own_group(gid: int) -> bool:
-    """Whether it is our primary group and has no other member, as is usual with a umask of 002."""
-    import grp
-    import pwd
+    """Whether it is our primary group and has no other member but root, as is usual with a umask of 002.
 
+    The runner decides the same way (its `safe_path`). Read from files alone: a group of a directory service isn't known
+    to be private, and to go through all accounts of one takes minutes.
+    """
+    uid = os.getuid()
     try:
-        own, group = pwd.getpwuid(os.getuid()), grp.getgrgid(gid)
-    except KeyError:
+        own = pwd.getpwuid(uid)
+        primary, names = own.pw_gid, {own.pw_name}
+    except KeyError:  # a uid without an account, as in some containers
+        primary, names = os.getgid(), set()
+    if gid != primary:
         return False
-    others = {entry.pw_name for entry in pwd.getpwall() if entry.pw_gid == gid and entry.pw_uid not in (0, own.pw_uid)}
-    return own.pw_gid == gid and not others and set(group.gr_mem) <= {own.pw_name, "root"}
+    for account in _lines(ACCOUNTS_FILE):
+        if account[2] in (str(uid), "0"):
+            names.add(account[0])
+        elif account[3] == str(gid):
+            return False
+    found = [group[3] for group in _lines(GROUPS_FILE) if group[2] == str(gid)]
+    return bool(found) and all(name in names for members in found for name in members.split(",") if name)
+
+
+def _lines(path: str) -> list[list[str]]:
+    """The fields of each whole line of such a file; none of a file that can't be read."""
+    try:
+        with open(path, "rb") as file:
+            lines = [os.fsdecode(line).split(":") for line in file.read().split(b"\n")]
+    except OSError:
+        return []
+    return [fields for fields in lines if len(fields) >= 4]
 
 
 def leave_open_keys_out(asyncssh: Any) -> None:

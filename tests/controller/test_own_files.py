@@ -1,6 +1,7 @@
 """Files of this machine that another user could have written or read: keys, database, runner binary, hosts file."""
 
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from cronium_controller.hosts import parse_host
 from cronium_controller.inventory import load
 from cronium_controller.runners import read_binary
 from cronium_controller.ssh_library import asyncssh
+from cronium_runner import safe_path
 
 OTHER = 4343
 HOSTS = "hosts:\n  web01: {address: 192.0.2.1}\n"
@@ -100,6 +102,39 @@ def test_binary_of_the_private_group_is_deployed(tmp_path: Path) -> None:
     if own_files.stranger(path.stat()) is not None:
         pytest.skip("our primary group has other members")
     assert read_binary(path).version == "custom"
+
+
+ACCOUNTS = "root:x:0:0\nme:x:1000:1000\nalias:x:1000:1000\nother:x:1001:1001\n+:::\nbroken\n"
+GROUPS = {
+    "me:x:1000:": True,
+    "me:x:1000:me,alias,root": True,
+    "me:x:1000:other": False,
+    "me:x:1000:\nalso:x:1000:other": False,
+    "me:x:1001:": False,
+    "broken": False,
+}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("also", ["", "second:x:1002:1000\n"], ids=["alone", "shared"])
+def test_a_private_group_is_what_the_runner_takes_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, also: str
+) -> None:
+    """Read from files alone, as to go through the accounts of a directory service takes minutes."""
+    (tmp_path / "passwd").write_text(ACCOUNTS + also)
+    (tmp_path / "group").write_text(f"root:x:0:\n{group}\n")
+    monkeypatch.setattr(own_files, "ACCOUNTS_FILE", str(tmp_path / "passwd"))
+    monkeypatch.setattr(own_files, "GROUPS_FILE", str(tmp_path / "group"))
+    lines = safe_path._lines
+    monkeypatch.setattr(safe_path, "_lines", lambda path, count: lines(str(tmp_path / Path(path).name), count))
+    for call in ("getpwall", "getpwnam"):
+        monkeypatch.setattr(pwd, call, lambda *_: pytest.fail("a directory service is asked"))
+    me = pwd.struct_passwd(("me", "x", 1000, 1000, "", "/", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: me)
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    expected = GROUPS[group] and not also
+    assert own_files._is_own_group(1000) == expected
+    assert safe_path.is_private_group(1000, 1000) == expected
 
 
 @pytest.mark.parametrize("by", ["option", "variable"])
