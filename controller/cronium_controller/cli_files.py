@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cronium_runner.wire.sizes import readable
-from cronium_runner.wire.text import clean
 
 from . import completing, progress
 from .cli_commands import interruptible
@@ -151,6 +150,8 @@ class _Shown:
 
 
 def _line(host: str, source: str, copied: "Copied") -> str:
+    from cronium_runner.wire.text import clean
+
     size, path = readable(copied.bytes), clean(copied.path)
     if copied.sent == 0 and copied.bytes:
         return f"{host}: {path} is there already ({size})"

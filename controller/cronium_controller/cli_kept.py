@@ -4,8 +4,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from cronium_runner.wire import masks
-
 from .arguments import Number
 from .cli_each import ask_hosts
 from .cli_hosts import some_hosts
@@ -33,6 +31,8 @@ def ps(
     Example:
       cronium ps --host deploy@web01
     """
+    from cronium_runner.wire.masks import hidden_status
+
     from . import show
 
     async def look(controller: "Controller", targets: "list[Host | BadTarget]") -> int:
@@ -42,7 +42,7 @@ def ps(
             nonlocal has_head
             found = await controller.executions(where, run_as=run_as, wants_all=wants_all, is_brief=not as_json)
             for one in found if as_json else ():
-                show.print_json({"host": where.name, **masks.hidden_status(one)})
+                show.print_json({"host": where.name, **hidden_status(one)})
             if not as_json:
                 show.print_executions(found, host=None if is_one else where.name, has_head=has_head)
                 has_head = False

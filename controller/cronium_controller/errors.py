@@ -11,10 +11,15 @@ from typing import Final, Self
 
 from cronium_runner.wire.codes import CODES
 from cronium_runner.wire.results import EXIT_RUNNER_FAILED, EXIT_UNREACHABLE
-from cronium_runner.wire.text import LONGEST_WORDS, clean
 
 LONGEST_MESSAGE: Final = 4000
 """Characters: several routes or jump hosts, each with its own words, in one sentence."""
+
+
+def _clean(message: str) -> str:
+    from cronium_runner.wire.text import clean  # seldom needed: commands import this module when they start
+
+    return clean(message, LONGEST_MESSAGE)
 
 
 class ControllerError(Exception):
@@ -28,7 +33,7 @@ class ControllerError(Exception):
 
     def __init__(self, code: str, message: str, *, host: str | None = None) -> None:
         assert code in CODES, f"unlisted error code {code!r}"
-        self.message = clean(message if host is None else f"{host}: {message}", LONGEST_MESSAGE)
+        self.message = _clean(message if host is None else f"{host}: {message}")
         super().__init__(self.message)
         self.code = code
         self.host = host
@@ -38,7 +43,7 @@ class ControllerError(Exception):
         again = type(self).__new__(type(self))
         again.__dict__.update(self.__dict__)
         sentence = self.message if self.host is None else self.message.removeprefix(f"{self.host}: ")
-        again.message, again.host = clean(f"{host}: {before}{sentence}", LONGEST_MESSAGE), host
+        again.message, again.host = _clean(f"{host}: {before}{sentence}"), host
         again.args = (again.message,)
         return again
 
@@ -139,6 +144,8 @@ def reason(error: BaseException) -> str:
 
     A server chooses the words of some of them, also of one that is not yet known to be the right one.
     """
+    from cronium_runner.wire.text import LONGEST_WORDS, clean
+
     return clean(_said(error), LONGEST_WORDS) or type(error).__name__
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .cli_show import print_json, print_json_text, say, with_text
-from .wire import exactjson, masks
+from .wire import exactjson
 from .wire.results import Result, exit_status
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def status(execution_id: str, run_as: str | None, as_json: bool) -> None:
 
     [found] = _statuses(run_as, execution_id)
     if as_json:
-        print_json(masks.hidden_status(found))
+        print_json(_hidden_status(found))
     else:
         report.print_statuses([found])
         report.print_containment(found)
@@ -112,14 +112,20 @@ def list_executions(run_as: str | None, wants_all: bool, wants_running: bool, as
     found = _statuses_of_another(target, wants_all=wants_all, wants_running=wants_running, as_json=as_json)
     if as_json:
         for one in found:
-            print_json(masks.hidden_status(one))
+            print_json(_hidden_status(one))
     else:
         report.print_statuses(found)
 
 
+def _hidden_status(status: dict[str, Any]) -> dict[str, Any]:
+    from .wire import masks  # seldom needed: every command imports this module
+
+    return masks.hidden_status(status)
+
+
 def _hidden_text(text: bytes) -> bytes:
     """A status that is JSON already, with `***` in place of secrets that the script handed back."""
-    return exactjson.encode(masks.hidden_status(exactjson.loads(text))) if b'"masked":' in text else text
+    return exactjson.encode(_hidden_status(exactjson.loads(text))) if b'"masked":' in text else text
 
 
 def _statuses(run_as: str | None, execution_id: str) -> "list[dict[str, Any]]":

@@ -8,7 +8,6 @@ import click
 
 from .errors import RunnerError
 from .wire.results import TEXT_TAIL, Outcome, Result
-from .wire.text import clean, clean_json
 
 
 def with_text(result: Result, tails: "dict[str, bytes] | None" = None) -> dict[str, Any]:
@@ -49,6 +48,8 @@ def print_json(value: dict[str, Any]) -> None:
 
 def print_json_text(text: bytes) -> None:
     """An object that is JSON already."""
+    from .wire.text import clean_json
+
     try:
         sys.stdout.buffer.write(clean_json(text.decode()).encode() + b"\n")
         sys.stdout.buffer.flush()
@@ -60,4 +61,6 @@ def print_json_text(text: bytes) -> None:
 
 def say(sentence: str) -> None:
     """One sentence on standard error."""
+    from .wire.text import clean
+
     click.echo(f"cronium-runner: {clean(sentence)}", err=True)

@@ -6,7 +6,6 @@ that the command line gives it. `cli` is the one place that turns them into exit
 
 from .wire.codes import CODES
 from .wire.results import EXIT_UNREACHABLE
-from .wire.text import clean
 
 
 class RunnerError(Exception):
@@ -16,6 +15,8 @@ class RunnerError(Exception):
 
     def __init__(self, code: str, message: str) -> None:
         assert code in CODES, f"unlisted error code {code!r}"
+        from .wire.text import clean  # seldom needed: commands and agents import this module when they start
+
         self.message = clean(message)
         super().__init__(self.message)
         self.code = code

@@ -60,6 +60,18 @@ def test_help_costs_neither_asyncssh_nor_sqlalchemy(environment: dict[str, str])
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_version_imports_no_cleaning_masks_nor_limits(environment: dict[str, str]) -> None:
+    code = (
+        "import sys\nfrom cronium_controller.cli import main\ntry: main()\nfinally:\n"
+        " mine = {name for name in sys.modules if name.startswith('cronium_')}\n"
+        " late = {'cronium_runner.wire.text', 'cronium_runner.wire.masks', 'cronium_controller.api.limits'}\n"
+        " assert not late & mine, late & mine\n"
+        " assert len(mine) <= 31, sorted(mine)"
+    )
+    done = cronium(environment, "--version", code=code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_loading_ssh_starts_no_process_and_loses_no_algorithm() -> None:
     """asyncssh by itself runs ldconfig, gcc and ld, to look for libraries."""
     program = (

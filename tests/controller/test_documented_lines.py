@@ -72,7 +72,8 @@ SPANS = sorted({(page.name, span) for page in PAGES for span in spans(page)})
 def test_every_command_that_a_sentence_names_is_one_of_ours(page: str, span: str) -> None:
     """Often no more than its name and an option: what it needs beside them stands elsewhere."""
     command, rest = _command(page, span.replace("[", "").replace("]", "").split())
-    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    parameters = command.get_params(click.Context(command))
+    known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
     assert {word for word in rest if word.startswith("-")} <= known
 
 

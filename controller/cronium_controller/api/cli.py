@@ -17,10 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from cronium_runner.wire.text import clean_json, clean_lines, visible
-
 from ..errors import ControllerError
-from .limits import NAMES, Limits, chosen, environment_name
 
 if TYPE_CHECKING:
     from ..platform_store import PlatformStore
@@ -79,17 +76,29 @@ _LIMITS: Final = {
 }
 
 
-def _limits(command: Callable[..., None]) -> Callable[..., None]:
-    """One option for each of `limits.Limits`."""
-    for field, help_text in reversed(_LIMITS.items()):
+class _Limited(click.Command):
+    """Has an option for each of `limits.Limits`, added when its options are asked for: `limits` is imported then."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """As click.Command."""
+        if not any(option.name in _LIMITS for option in self.params):
+            self.params[-1:-1] = _limit_options()
+        return super().get_params(ctx)
+
+
+def _limit_options() -> list[click.Parameter]:
+    from .limits import NAMES, Limits, environment_name
+
+    options: list[click.Parameter] = []
+    for field, help_text in _LIMITS.items():
         default = getattr(Limits(), field)
         kind = click.FloatRange(min=0, min_open=True) if isinstance(default, float) else click.IntRange(min=1)
         said = f"{help_text} {environment_name(field)}, else {default:,}."
-        command = click.option(f"--{NAMES[field]}", field, type=kind, metavar="N", help=said)(command)
-    return command
+        options.append(click.Option([f"--{NAMES[field]}", field], type=kind, metavar="N", help=said))
+    return options
 
 
-@api.command(context_settings=_HELP)
+@api.command(cls=_Limited, context_settings=_HELP)
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDR", help="Where to listen.")
 @click.option("--port", type=click.IntRange(0, 65535), default=9090, show_default=True, help="0 is any free one.")
 @click.option("--unix", "socket_path", metavar="PATH", help="Listen on a unix socket (0600) instead.")
@@ -98,7 +107,6 @@ def _limits(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--tools", "tools_file", type=click.Path(path_type=Path), metavar="FILE", help="Instead of CRONIUM_TOOLS."
 )
-@_limits
 @click.option("-v", "--verbose", is_flag=True, help="Log each request.")
 @_told
 def serve(host: str, port: int, socket_path: str | None, database: str | None, verbose: bool, **options: Any) -> None:
@@ -112,6 +120,7 @@ def serve(host: str, port: int, socket_path: str | None, database: str | None, v
       cronium api serve --unix /run/user/1000/cronium.sock --tools tools.toml
     """
     from .app import RuntimeApi
+    from .limits import NAMES, chosen
     from .logs import start_logging
     from .serve import is_loopback, tcp_listener, unix_listener
     from .tokens import Tokens, load_key
@@ -243,6 +252,7 @@ def get_variable(name: str, user_id: str | None, as_json: bool, database: str | 
       cronium api variables get RATE --user default
     """
     from cronium_runner.wire import exactjson
+    from cronium_runner.wire.text import clean_json, clean_lines
 
     with _store(database) as store:
         found = store.variable(_name(name), user_id)
@@ -300,6 +310,7 @@ def list_variables(user_id: str | None, as_json: bool, database: str | None) -> 
       cronium api variables list --user default --json
     """
     from cronium_runner.wire import exactjson
+    from cronium_runner.wire.text import clean_json
 
     with _store(database) as store:
         found = store.variables(user_id)
@@ -324,6 +335,7 @@ def audit(execution_id: str | None, count: int, as_json: bool, database: str | N
       cronium api audit exec_20260102_030405_0123456789ab
     """
     from cronium_runner.wire import exactjson
+    from cronium_runner.wire.text import clean_json, visible
 
     with _store(database) as store:
         entries = store.audit(count, execution_id)

@@ -6,7 +6,6 @@ from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from . import exactjson
-from .text import clean_values
 
 MAGIC: Final = b"\x1ecronium-agent\n"
 PROTOCOL: Final = 1
@@ -76,6 +75,8 @@ class Frame(NamedTuple):
 
         Raises ProtocolError.
         """
+        from .text import clean_values  # of a controller only: an agent's start must not pay for it
+
         cleaned: dict[str, Any] = clean_values(self.json(), self.body)
         return cleaned
 

@@ -8,10 +8,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from . import masks
 from .access import API, BUNDLED
 from .exactjson import NumberLiteral, dumps
-from .text import clean
 
 
 class Outcome(StrEnum):
@@ -121,7 +119,11 @@ class Result(NamedTuple):
 
     def hidden(self) -> "Result":
         """The same result for screens, history, logs and reports: `***` in place of secrets that were handed back."""
-        return Result.from_json(masks.hidden(self.to_json())) if self.masked else self
+        if not self.masked:
+            return self
+        from . import masks  # no command's start needs it
+
+        return Result.from_json(masks.hidden(self.to_json()))
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Result":
@@ -227,7 +229,11 @@ def _summary_from_json(value: Any) -> StreamSummary:
 
 def _text(value: Any) -> str | None:
     """Text that is shown: whoever wrote the record or the frame may have put controls into it."""
-    return clean(value) if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    from .text import clean  # no command's start needs it
+
+    return clean(value)
 
 
 def _job_id(value: Any) -> str:

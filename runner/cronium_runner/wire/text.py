@@ -3,10 +3,18 @@
 Foreign is everything that a server, a host, a script, a file or another program has chosen. Controls are shown the way
 vis(3) does, as visible escapes: a newline is `\\n`, an escape character `\\x1b`. Backslashes stay single, so text that
 is clean already is not changed, however often it is cleaned.
+
+Every command and agent imports this, and most texts are printable ASCII: an expression is compiled, and `re` imported,
+when a text needs one.
 """
 
-import re
-from typing import Any, Final
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import re
 
 LONGEST: Final = 2000
 """Characters of a message: room for a path of PATH_MAX in an error of the usual length, without filling a screen."""
@@ -23,8 +31,11 @@ _INVISIBLE: Final = (
     "\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff0-\uffff\U000110bd\U000110cd\U00013430-\U0001345f"
     "\U0001bca0-\U0001bcaf\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-_UNSAFE: Final = re.compile(f"[\x00-\x1f\x7f-\x9f{_INVISIBLE}]")
-_UNSAFE_IN_LINES: Final = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_INVISIBLE}]")
+_CONTROLS: Final = "\x00-\x1f\x7f-\x9f"
+_CONTROLS_IN_LINES: Final = "\x00-\x08\x0b-\x1f\x7f-\x9f"
+"""All but the tab and the end of a line."""
+_PLAIN_BYTES: Final = bytes([9, 10, *range(32, 127)])
+"""ASCII without those."""
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -41,16 +52,14 @@ def clean(text: str | bytes, longest: int = LONGEST) -> str:
 
 def visible(line: str, longest: int = LONGEST) -> str:
     """As `clean`, with the white space around it: for a line of ours that has foreign text in it."""
-    if len(line) <= longest and line.isascii() and line.isprintable():
-        return line
-    shown = _UNSAFE.sub(_escape, line[: longest + 1])
+    shown = _escaped(line[: longest + 1])
     return shown if len(shown) <= longest else shown[: longest - len(MARK)] + MARK
 
 
 def last_words(printed: str | bytes, longest: int = LONGEST_WORDS) -> str:
     """The end of what a program printed, as one line: each run of white space is one space, the rest as `clean`."""
     text = _decoded(printed[-8 * longest :])
-    shown = _UNSAFE.sub(_escape, " ".join(text.split()))
+    shown = _escaped(" ".join(text.split()))
     is_whole = len(shown) <= longest and len(printed) <= 8 * longest
     return shown if is_whole else MARK + shown[max(0, len(shown) - longest + len(MARK)) :]
 
@@ -60,22 +69,24 @@ def clean_lines(output: bytes) -> bytes:
 
     An end of line `\\r\\n` becomes `\\n`. For output that shares a terminal with that of other hosts.
     """
-    if output.isascii() and not _CONTROL_BYTES.search(output):
+    if output.isascii() and not output.translate(None, _PLAIN_BYTES):
         return output
     text = _decoded(output).replace("\r\n", "\n")
-    return _UNSAFE_IN_LINES.sub(_escape, text).encode()
+    return _unsafe(_CONTROLS_IN_LINES).sub(_escape, text).encode()
 
 
 def clean_json(document: str) -> str:
     """The same JSON document, its controls and invisible characters as `\\u` escapes: every value is what it was."""
     if document.isascii() and document.isprintable():
         return document
-    return _UNSAFE.sub(lambda found: _json_escape(found.group()), document)
+    return _unsafe(_CONTROLS).sub(lambda found: _json_escape(found.group()), document)
 
 
 def is_clean_json(document: bytes) -> bool:
     """Whether no text in a JSON document needs cleaning: a quick look, which may say no where all is well."""
-    return document.isascii() and b"\\" not in document and b"\x7f" not in document and not _LONG.search(document)
+    if not document.isascii() or b"\\" in document or b"\x7f" in document:
+        return False
+    return len(document) <= LONGEST or max(map(len, document.split(b'"'))) <= LONGEST
 
 
 def clean_values(value: Any, document: bytes = b"\\") -> Any:
@@ -104,8 +115,17 @@ def clean_values(value: Any, document: bytes = b"\\") -> Any:
 
 
 _EXACT: Final = ("output", "variables")
-_LONG: Final = re.compile(rb'[^"]{%d}' % (LONGEST + 1))
-_CONTROL_BYTES: Final = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+@functools.cache
+def _unsafe(controls: str) -> re.Pattern[str]:
+    import re
+
+    return re.compile(f"[{controls}{_INVISIBLE}]")
+
+
+def _escaped(line: str) -> str:
+    return line if line.isascii() and line.isprintable() else _unsafe(_CONTROLS).sub(_escape, line)
 
 
 def _decoded(text: str | bytes) -> str:
