@@ -23,6 +23,7 @@ class Masker:
     def __init__(self, secrets: Iterable[Any], *, held: bytes = b"") -> None:
         self._secrets = list(secrets)
         self._search: _Search | None = None
+        self._texts: list[list[bytes]] | None = None
         self.held = held
         """What was seen and not yet let go."""
 
@@ -38,9 +39,18 @@ class Masker:
         return self._masked(self.held, is_end=True)
 
     def finds_in(self, text: bytes) -> bool:
-        """Whether a secret is in this text, whatever the stream."""
-        search = self._made()
-        return bool(search.matches(text, search.present(text)))
+        """Whether a secret is in this text, whatever the stream. Other forms are made for secrets that fit in alone."""
+        if self._texts is None:
+            self._texts = [secret_forms.texts(secret) for secret in self._secrets]
+        fitting = [index for index, own in enumerate(self._texts) if any(len(each) <= len(text) for each in own)]
+        if any(each in text for index in fitting for each in self._texts[index]):
+            return True
+        if self._search is None and fitting and _last is not None and _last[0] == self._secrets:
+            self._search = _last[1]  # the streams have made it
+        search = self._search
+        if search is None and fitting:
+            search = _search_for([self._secrets[index] for index in fitting])
+        return search is not None and bool(search.matches(text, search.present(text)))
 
     def _made(self) -> "_Search":
         if self._search is None:  # with the first output: a job that prints nothing does not pay

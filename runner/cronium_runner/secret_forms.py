@@ -5,6 +5,7 @@ one form covers every mixture of an encoding's choices. How forms are found in a
 """
 
 import binascii
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator
@@ -17,9 +18,16 @@ Unit = tuple[bytes, ...]
 LONGEST: Final = 16 * 1024
 """Bytes. A longer text is looked for in pieces of this size, else that much of the output would be held back."""
 LONGEST_ENCODED: Final = 4 * 1024
-"""The same for text that is encoded, which makes up to six bytes of one."""
-MAX_ENCODED: Final = 1 << 20
-"""Bytes of texts of one secret that are looked for in encodings other than base64."""
+"""Bytes. A longer text, of which there is no key or token, is looked for as it is and in base64 alone."""
+MOST_ENCODED: Final = 16 * 1024
+"""Bytes of texts of one secret that are looked for in encodings: a private key of RSA with 4096 bits is 3 KiB.
+
+While the forms are made, which takes about 10 µs for a byte, the script's output isn't read and no time limit is kept.
+"""
+MOST_ENCODED_OF_ALL: Final = 64 * 1024
+"""The same of all secrets of an execution; the shortest ones come first."""
+MOST_BASE64: Final = 256 * 1024
+"""Bytes of a secret that is looked for in base64 as a whole."""
 MAX_JSON: Final = 1 << 20
 """Characters of a secret that is read as JSON."""
 MAX_CHOICES: Final = 12
@@ -57,11 +65,13 @@ class Form(NamedTuple):
     anchors: tuple[Anchor, ...]
     literal: bytes | None = None
     """The text itself, where this form is one of it that may look just like it."""
+    bound: int = 0
+    """What `longest` answers, where that is known without a look at each unit."""
 
     @property
     def longest(self) -> int:
         """Bytes it has at most."""
-        return sum(max(map(len, unit)) for unit in self.units)
+        return self.bound or sum(max(map(len, unit)) for unit in self.units)
 
     def find(self, seen: bytes, at: int, index: int) -> tuple[int, int] | None:
         """Where the form begins and ends whose unit `index` begins at `at`."""
@@ -106,6 +116,8 @@ class Form(NamedTuple):
 
     def beginnings(self, size: int) -> set[bytes]:
         """Every way in which its first `size` bytes can look."""
+        if len(self.units[0]) == 1 and len(self.units[0][0]) >= size:
+            return {self.units[0][0][:size]}
         made = {b""}
         for unit in self.units:
             if all(len(each) >= size for each in made):
@@ -117,32 +129,53 @@ class Form(NamedTuple):
 def forms(secrets: Iterable[Any]) -> list[Form]:
     """All forms of all secrets. None is shorter than `masks.SHORTEST` characters."""
     found: dict[tuple[Unit, ...], Form] = {}
-    for secret in secrets:
-        for form in _forms_of(secret):
+    room = MOST_ENCODED_OF_ALL
+    for texts, whole in sorted(map(_texts_and_whole, secrets), key=_size):
+        made, used = _forms_of(texts, whole, min(room, MOST_ENCODED))
+        room -= used
+        for form in made:
             found.setdefault(form.units, form)
     return list(found.values())
 
 
-def _forms_of(secret: Any) -> Iterator[Form]:
-    """Long texts come before their encodings; of those there is a bounded number of bytes."""
-    room = MAX_ENCODED
-    if isinstance(secret, str) and len(secret) >= SHORTEST:
-        yield from _base64_forms(_bytes(secret))  # with the line ends in it
-    for text in dict.fromkeys(_texts(secret)):
+def texts(secret: Any) -> list[bytes]:
+    """The texts that give a secret away, as they are. No form of one is shorter than it."""
+    return [_bytes(text) for text in dict.fromkeys(_texts(secret))]
+
+
+def _texts_and_whole(secret: Any) -> tuple[list[str], str]:
+    return list(dict.fromkeys(_texts(secret))), secret if isinstance(secret, str) else ""
+
+
+def _size(of: tuple[list[str], str]) -> int:
+    return sum(map(len, of[0]))
+
+
+def _forms_of(texts: list[str], whole: str, room: int) -> tuple[list[Form], int]:
+    """The forms of one secret, and how many bytes of its texts have encoded ones: at most `room`."""
+    made: list[Form] = []
+    used = 0
+    wholes = [whole] if len(whole) <= LONGEST_ENCODED else [whole, whole.strip()]  # with the line ends in it
+    for each in dict.fromkeys(wholes):
+        if SHORTEST <= len(each) <= MOST_BASE64:
+            made += _base64_forms(_bytes(each))
+    for text in texts:
         raw = _bytes(text)
-        room -= len(raw)
-        encoded = list(_encoded(text, raw)) if room >= 0 else []
-        yield from encoded
+        encoded: list[Form] = []
+        if len(raw) <= LONGEST_ENCODED and used + len(raw) <= room:
+            used += len(raw)
+            encoded = [*_encoded(text, raw), *_base64_forms(raw)]
+        made += encoded
         if not any(form.literal == raw for form in encoded):
-            for piece in _pieces(raw, LONGEST):
-                yield _searched(((piece,),), piece)
-        yield from _base64_forms(raw)
+            made += (_searched(((piece,),), piece) for piece in _pieces(raw, LONGEST))
+    return made, used
 
 
 def _base64_forms(value: bytes) -> Iterator[Form]:
     for certain in _in_base64(value):
         for piece in _pieces(certain, LONGEST):
-            yield _wrapped([_BASE64_UNITS[byte] for byte in piece], 20)
+            looks = list(dict.fromkeys((piece, piece.translate(_URL_SAFE))))
+            yield _wrapped([_BASE64_UNITS[byte] for byte in piece], 20, looks, 1)
 
 
 def _texts(secret: Any, depth: int = 3) -> Iterator[str]:
@@ -200,20 +233,19 @@ def _pieces(value: bytes, size: int) -> Iterator[bytes]:
 
 
 def _encoded(text: str, raw: bytes) -> Iterator[Form]:
-    for start in range(0, max(1, len(text) - SHORTEST), LONGEST_ENCODED):
-        end = start + LONGEST_ENCODED
-        part = text[start:] if len(text) - end < SHORTEST else text[start:end]
-        for units_of in (_escaped, _single_quoted, _in_url, _in_html):
-            units = _joined(map(units_of, part))
-            if len(units) > 1 or len(units[0]) > 1 or units[0][0] != _bytes(part):
-                yield _searched(units, _bytes(part))
-    for piece in _pieces(raw, LONGEST_ENCODED):
-        lower, upper = piece.hex(), piece.hex().upper()
-        for digits in dict.fromkeys((lower, upper)):
-            yield _wrapped([_hex_unit(digits[at : at + 2], b"") for at in range(0, len(digits), 2)], 8)
-        yield _wrapped([_hex_unit(lower[at : at + 2], b" ") for at in range(0, len(lower), 2)], 8)
+    for units_of in (_escaped, _single_quoted, _in_url, _in_html):
+        units = _joined(map(units_of, text))
+        if len(units) > 1 or len(units[0]) > 1 or units[0][0] != raw:
+            yield _searched(units, raw)
+    lower, upper = raw.hex(), raw.hex().upper()
+    for digits in dict.fromkeys((lower, upper)):
+        units_of_hex = [_hex_unit(digits[at : at + 2], b"") for at in range(0, len(digits), 2)]
+        yield _wrapped(units_of_hex, 8, [digits.encode()], 2)
+    spaced = [_hex_unit(lower[at : at + 2], b" ") for at in range(0, len(lower), 2)]
+    yield _wrapped(spaced, 8, [raw.hex(" ").encode()], 3, 1)
 
 
+@functools.lru_cache(maxsize=4096)
 def _escaped(character: str) -> Unit:
     """By a backslash: JSON, `printf %q`, `declare -p`, `$'…'`, a C or Python literal."""
     if character == "\\":
@@ -250,6 +282,7 @@ def _single_quoted(character: str) -> Unit:
     return (b"'\\''", b"'\"'\"'") if character == "'" else (_bytes(character),)
 
 
+@functools.lru_cache(maxsize=4096)
 def _in_url(character: str) -> Unit:
     """Percent-encoded, by an encoder that leaves alone whatever it may, or nothing."""
     if character in _UNRESERVED:
@@ -264,6 +297,7 @@ def _in_url(character: str) -> Unit:
     return tuple(dict.fromkeys(choices))
 
 
+@functools.lru_cache(maxsize=4096)
 def _in_html(character: str) -> Unit:
     """As HTML and XML have it in text and attributes."""
     if character < "\x80" and character not in _HTML_ESCAPED:
@@ -282,6 +316,7 @@ def _in_html(character: str) -> Unit:
     return tuple(dict.fromkeys(choices))
 
 
+@functools.cache
 def _hex_unit(digits: str, between: bytes) -> Unit:
     """Two digits, after the line end that `xxd -p` and `od` put between any two bytes."""
     plain = between + digits.encode()
@@ -294,6 +329,8 @@ _BASE64_UNITS: Final = {
     for byte in choices[:1]
 }
 """A character of base64: in either alphabet, after a line end or not."""
+
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
 
 def _in_base64(value: bytes) -> Iterator[bytes]:
@@ -326,6 +363,8 @@ def _joined(units: Iterable[Unit]) -> tuple[Unit, ...]:
 
 def _searched(units: tuple[Unit, ...], text: bytes) -> Form:
     """The form of the text, to be searched for by the few units that cost least."""
+    if units == ((text,),):
+        return Form(units, (Anchor(text[:LONGEST_ANCHOR], 0),), text)
     best, best_cost = range(1), float("inf")
     for first in range(min(len(units), 24)):
         for last in range(first + 1, min(len(units), first + 12) + 1):
@@ -354,19 +393,16 @@ def _choices(units: tuple[Unit, ...], where: range) -> list[bytes] | None:
     return [b"".join(parts) for parts in itertools.product(*units[where.start : where.stop])]
 
 
-def _wrapped(units: list[Unit], size: int) -> Form:
-    """A form that has line ends in it, but not close together: of two places side by side one has none."""
+def _wrapped(units: list[Unit], size: int, looks: list[bytes], width: int, lead: int = 0) -> Form:
+    """A form that has line ends in it, but not close together: of two places side by side one has none.
+
+    `looks` is the form without a line end, in each alphabet: `width` bytes for a unit, `lead` fewer for the first.
+    """
     units[0] = tuple(dict.fromkeys(choice.lstrip() for choice in units[0]))
     size = min(size, len(units) // 2)
-    places = itertools.product((0, size), (0, 1))
-    anchors = (
-        Anchor(b"".join(_unbroken(unit, alphabet) for unit in units[start : start + size]), start)
-        for start, alphabet in places
-    )
-    return Form(tuple(units), tuple(dict.fromkeys(anchors)))
-
-
-def _unbroken(unit: Unit, alphabet: int) -> bytes:
-    """The choice without a line end; the second alphabet's where there are two."""
-    plain = [choice for choice in unit if not choice.startswith((b"\n", b"\r"))]
-    return plain[min(alphabet, len(plain) - 1)]
+    anchors = [
+        Anchor(look[max(0, start * width - lead) : (start + size) * width - lead], start)
+        for start in (0, size)
+        for look in looks
+    ]
+    return Form(tuple(units), tuple(dict.fromkeys(anchors)), bound=len(units) * max(map(len, units[-1])))

@@ -1,5 +1,6 @@
 """Secrets as real tools print them: each was shown by the runner before its form was known."""
 
+import base64
 import json
 import os
 import shlex
@@ -8,6 +9,7 @@ import subprocess
 
 import pytest
 
+from cronium_runner import masking, secret_forms
 from cronium_runner.masking import Masker
 from runner_process import Host
 
@@ -166,3 +168,52 @@ def test_what_is_handed_back_is_exact_for_the_run_and_listed(host: Host) -> None
 
 def test_a_result_without_secrets_lists_nothing(host: Host) -> None:
     assert "masked" not in host.run_json(host.script("cronium.output a b; cronium.setVariable C d\n"))
+
+
+def units(secrets: list[object]) -> int:
+    """What making the forms costs: about a microsecond for each place of each form."""
+    return sum(len(form.units) for form in secret_forms.forms(secrets))
+
+
+def test_the_forms_of_long_secrets_are_bounded() -> None:
+    lines = "\n".join(f"{number:032x}-some-line" for number in range(1500))
+    assert units(["ghp_" + "0123456789" * 4]) <= 320
+    assert units([lines]) <= 400_000
+    many = [f"{number}{lines[:20_000]}" for number in range(60)]
+    assert units(list(many)) <= 64 * 1024 * 8 + 60 * 20_000 * 4 + 60 * 600
+    assert len(secret_forms.forms(["x" * (1 << 20)])) <= 64
+
+
+def test_a_short_secret_has_its_forms_beside_long_ones() -> None:
+    long: list[object] = ["\n".join(f"{number:024x}{at:02}" for at in range(1000)) for number in range(8)]
+    masker = Masker([*long, SPECIAL])
+    assert masker.feed(SPECIAL.encode().hex().encode() + b" ") == b"*** "
+
+
+def test_base64_of_a_long_secret_is_masked() -> None:
+    secret = "".join(f"{number:07d}" for number in range(9000))
+    shown = masked(secret, base64.b64encode(secret.encode()))
+    assert len(shown) < 200
+    assert set(shown.decode()) & set("*") == {"*"}
+
+
+def test_what_is_too_short_for_a_secret_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is what holds it as it is: a job that only hands back a few values makes no forms."""
+    made: list[list[object]] = []
+
+    def search(secrets: list[object]) -> masking._Search:
+        made.append(secrets)
+        return masking._Search(secret_forms.forms(secrets))
+
+    monkeypatch.setattr(masking, "_last", None)
+    monkeypatch.setattr(masking, "_search_for", search)
+    token, password = "0123456789" * 4, "hunter2-hunter"
+    masker = Masker([token, password])
+    assert not masker.finds_in(b'{"a": 1}')
+    assert masker.finds_in(b'{"a": "hunter2-hunter"}')
+    assert made == []
+    assert masker.finds_in(password.encode().hex().encode())
+    assert not masker.finds_in(b"nothing of it here")
+    assert made == [[password], [password]]
+    assert masker.finds_in(token.encode().hex().encode())
+    assert made[2:] == [[token, password]]
