@@ -105,7 +105,7 @@ class RemoteHost:
     def start_cronium(self, *words: object, env: dict[str, str] | None = None, **options: Any) -> Started:
         """Starts `cronium WORDS`, with the key."""
         command, *rest = map(str, words)
-        is_for_hosts = command not in ("version", "payload", "metrics", "hosts")
+        is_for_hosts = command not in ("version", "payload", "metrics", "hosts", "history")
         identity = ["--identity", str(self.server.identity)] if is_for_hosts else []
         options = {"stdin": subprocess.DEVNULL, **options}
         arguments = [sys.executable, "-c", _MAIN, command, *identity, *rest]
