@@ -7,7 +7,6 @@ scope of its own user manager, where that answers. Where neither can be done it 
 """
 
 import contextlib
-import glob
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -43,6 +42,8 @@ def leave(say: Callable[[str], object]) -> None:
 
 def kills_user_processes(patterns: Sequence[str]) -> bool:
     """What logind's settings say about KillUserProcesses; it is off unless they turn it on."""
+    import glob  # an agent outside of a login session doesn't get here
+
     found = False
     for pattern in patterns:
         for path in sorted(glob.glob(pattern)):

@@ -3,7 +3,6 @@
 A code says *what happened*; the message beside it says where, and what to do about it.
 """
 
-import re
 from typing import Final
 
 CODES: Final[dict[str, str]] = {
@@ -104,11 +103,12 @@ CODES: Final[dict[str, str]] = {
     "api.tools_invalid": "the tools file, or a tool's settings, cannot be used",
 }
 
-_TOLD: Final = re.compile(r"cronium-runner: (?P<message>.+) \[(?P<code>[a-z_.]+)\]")
-
 
 def told(printed: str) -> tuple[str, str] | None:
     """Code and message of the last error that a runner told on its standard error; None when it told none."""
-    found = [match for line in printed.splitlines() if (match := _TOLD.fullmatch(line.strip()))]
+    import re  # of a controller only: both programs import this module when they start
+
+    sentence = re.compile(r"cronium-runner: (?P<message>.+) \[(?P<code>[a-z_.]+)\]")
+    found = [match for line in printed.splitlines() if (match := sentence.fullmatch(line.strip()))]
     known = [match for match in found if match["code"] in CODES]
     return (known[-1]["code"], known[-1]["message"]) if known else None
