@@ -36,7 +36,7 @@ MOST_WAITING: Final = 4 + 2 * (CREDIT // 100 + 2) + sum(inbox._MOST.values())
 OFFSETS: Final = ((0, 0), (0, 0), (0, 0), (3, 0), (0, 900), None)
 NUMBERS: Final = (0, 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1)
 HELLO: Final = b'{"protocol": [1, 1], "knows": ["gc"]}'
-DEEP: Final = b'{"\\u0041": ' + b"[" * 499 + b"]" * 499 + b"}"
+DEEP: Final = b'{"\\u0041": 1, "message": ' + b"[" * 499 + b"]" * 499 + b"}"
 """As deep as JSON may be, with something in it that has to be cleaned."""
 HELLOS: Final = (DEEP, HELLO, HELLO, b'{"protocol": 1, "knows": 5}', b"[]", b"\xff", b'{"knows": ["api", null]}')
 
