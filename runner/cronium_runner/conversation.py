@@ -303,6 +303,8 @@ class Conversation:
             watch = following.open_watch(self._follower.execution) if self._wants_future else None
         except BlockingIOError:
             return  # busy: its output is read meanwhile, and the next turn asks again
+        except StateDamagedError:
+            watch = None  # there may be a result all the same
         if watch is None:
             self._move(Phase.ENDING)
         else:
@@ -321,9 +323,11 @@ class Conversation:
             following.check_same_submission(execution, self._submission.fingerprint(self._sha256))
             if self._pid is not None:  # ours was killed before it could say whose claim this is
                 started = any((line.get("supervisor") or {}).get("pid") == self._pid for line in execution.history())
+        remaining = None if started else following.remaining(execution)
+        # Nothing above may have changed anything: all of it is done again when no descriptor was free.
         self._pid = None
+        self._accept(started=started, remaining=remaining)
         self._follower = following.Follower(execution, self._offsets)
-        self._accept(started=started)
 
     def _send_output(self, follower: following.Follower) -> bool:
         """Sends new output. Whether some is left that must wait, for credit or for room."""
@@ -378,12 +382,10 @@ class Conversation:
         assert phase in MOVES[self.phase], f"{self.phase} → {phase}"
         self.phase = phase
 
-    def _accept(self, *, started: bool) -> None:
+    def _accept(self, *, started: bool, remaining: int | None = None) -> None:
         told: dict[str, Any] = {"executionId": self._id, "started": started}
-        if self._follower is not None and not started:
-            remaining = following.remaining(self._follower.execution)
-            if remaining is not None:
-                told["remaining"] = remaining
+        if remaining is not None:
+            told["remaining"] = remaining
         self._tell(Kind.ACCEPTED, told)
 
     def _finish(self, result: dict[str, Any]) -> None:

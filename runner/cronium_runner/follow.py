@@ -230,7 +230,10 @@ def described(
 
 def remaining(execution: ExecutionDirectory) -> int | None:
     """Seconds until the script's timeout, by this host's clock; None where its claim does not tell."""
-    until = _claim_record(execution).get("until")
+    try:
+        until = _claim_record(execution).get("until")
+    except StateDamagedError:
+        return None
     return max(0, until - int(time.time())) if isinstance(until, int) and not isinstance(until, bool) else None
 
 

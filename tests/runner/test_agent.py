@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -793,3 +794,36 @@ def test_detaching_from_an_execution_that_another_submission_started_keeps_no_de
     go(host, "job")
     assert agent.finished(started[True])["exitCode"] == 3
     wait_until(lambda: len(os.listdir(folder)) <= before, f"the agent to have {before} descriptors again")
+
+
+def test_attach_without_a_free_descriptor_is_accepted_later(agent: AgentProcess, host: Host) -> None:
+    agent.finished(agent.start(host.payload("echo on\n"), "job"))
+    pid = agent.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    free = next(number for number in range(len(taken) + 1) if number not in taken)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, limits[1]))
+    channel = agent.new_channel()
+    agent.send(Kind.ATTACH, channel, {"executionId": "job", "offsets": [0, 0]})
+    for _ in range(2):  # the agent has tried once when it has answered
+        agent.send(Kind.PING, 0, b"still here")
+        agent.expect(0, Kind.PONG)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    assert agent.expect(channel).kind == Kind.ACCEPTED
+    assert agent.finished(channel)["state"] == "succeeded"
+    assert agent.stdout(channel) == b"on\n"
+
+
+def test_attach_needs_only_the_result_when_the_history_is_damaged(agent: AgentProcess, host: Host) -> None:
+    agent.finished(agent.start(host.payload("echo on\n"), "job"))
+    history = host.execution("job") / "state.jsonl"
+    whole = history.read_bytes()
+    history.unlink()
+    history.mkdir()
+    channel = agent.new_channel()
+    agent.send(Kind.ATTACH, channel, {"executionId": "job", "offsets": [0, 0]})
+    assert agent.expect(channel).kind == Kind.ACCEPTED
+    assert agent.finished(channel)["state"] == "succeeded"
+    assert agent.stdout(channel) == b"on\n"
+    history.rmdir()
+    history.write_bytes(whole)
