@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator
 
 from . import follow, housekeeping, record_index
-from .errors import RunnerError
+from .errors import RunnerError, StateDamagedError
 from .jobdir import ExecutionDirectory, StateDirectory
 from .kept_records import final_facts
 from .listing import row_of, without_values
@@ -26,7 +26,7 @@ def _refresh_alone(state: StateDirectory) -> None:
 
 def refresh(state: StateDirectory) -> None:
     """Writes the index. The caller holds the lock of the housekeeping. A disk that refuses it leaves the old one."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, StateDamagedError):
         record_index.write(state, lambda quiet_since_ns: _lines(state, quiet_since_ns))
 
 

@@ -88,22 +88,24 @@ class Pages:
         found: list[bytes] = []
         size = 0
         _, is_brief, wants_all = self.asked
-        for count, execution_id in enumerate(self._names[self._at : self._at + PAGE], 1):
-            entry = self._index.find(execution_id)
-            if entry is None:
-                text = self._read(execution_id, is_brief=is_brief, wants_all=wants_all)
-            elif entry.is_collected and not wants_all:
-                text = None
-            else:
-                text = entry.row if is_brief else entry.status
-            if text is not None:
-                found.append(text)
-                size += len(text)
-            self._at += 1
-            if size >= PAGE_BYTES or (count >= PAGE_AT_LEAST and time.monotonic() >= until):
-                break
-        if self._at:
-            self.asked = (self._names[self._at - 1], is_brief, wants_all)
+        try:
+            for count, execution_id in enumerate(self._names[self._at : self._at + PAGE], 1):
+                entry = self._index.find(execution_id)
+                if entry is None:
+                    text = self._read(execution_id, is_brief=is_brief, wants_all=wants_all)
+                elif entry.is_collected and not wants_all:
+                    text = None
+                else:
+                    text = entry.row if is_brief else entry.status
+                if text is not None:
+                    found.append(text)
+                    size += len(text)
+                self._at += 1
+                if size >= PAGE_BYTES or (count >= PAGE_AT_LEAST and time.monotonic() >= until):
+                    break
+        finally:  # also when one raises: who asks for the same page again must get all of it
+            if self._at:
+                self.asked = (self._names[self._at - 1], is_brief, wants_all)
         return found
 
     def _read(self, execution_id: str, *, is_brief: bool, wants_all: bool) -> bytes | None:

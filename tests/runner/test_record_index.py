@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cronium_runner import follow, housekeeping, indexing, listing, record_index, retention
+from cronium_runner.errors import StateDamagedError
 from cronium_runner.jobdir import ExecutionDirectory, StateDirectory
 from cronium_runner.record_index import HEADER, WORTHWHILE, Index
 from cronium_runner.settings import Settings
@@ -465,3 +466,23 @@ def test_what_the_old_runner_changes_is_seen(host: Host, collected: Path, tmp_pa
     assert indexed(state) == ["gone"]
     assert host.run("list").stdout == b""
     assert host.run("list", "--all").stdout.count(b"succeeded") == 2
+
+
+def test_page_that_fails_in_the_middle_skips_nothing(state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = listing.Pages(state, "", is_brief=True, wants_all=True)
+    names = iter(("job-0", "job-1"))
+    monkeypatch.setattr(Index, "find", lambda _self, _id: next(names) and None)
+    with pytest.raises(StopIteration):
+        found.next_page()
+    monkeypatch.undo()
+    assert found.asked == ("job-1", True, True), "the page of before is not taken for this one"
+    assert [json.loads(row)["executionId"] for row in found.next_page()] == [f"job-{number}" for number in range(2, 6)]
+    found.close()
+
+
+def test_index_that_is_no_file_ends_no_listing(state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise StateDamagedError(state.index, "is not a regular file")
+
+    monkeypatch.setattr(record_index, "write", refuse)
+    refresh(state)
