@@ -81,6 +81,18 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process are open on."""
+    folder = f"/proc/{pid}/fd"
+    found = []
+    for name in os.listdir(folder):
+        try:
+            found.append(os.readlink(f"{folder}/{name}"))
+        except FileNotFoundError:
+            continue
+    return found
+
+
 class Started(subprocess.Popen[bytes]):
     """A process that ends with its `with` block, should that fail: else leaving it would wait, perhaps for ever."""
 

@@ -306,7 +306,7 @@ class Agent:
             # done about it now, the next contact does.
             with contextlib.suppress(Exception):
                 if pid in self._guards:
-                    self.state.restore_for_dead(execution_id, pid)
+                    self.state.restore_for_dead(execution_id, pid, self._guards[pid])
                 following.final_result(ExecutionDirectory(self.state, execution_id), is_guardian=True)
         if (lock := self._guards.pop(pid, None)) is not None:
             os.close(lock)

@@ -61,7 +61,7 @@ def _see_through(
     os.waitpid(pid, 0)
     pair.close()
     if reader.verdict in ("claimed", "finished"):
-        state.restore_for_dead(submission.execution_id, pid)
+        _restore(state, submission.execution_id, pid, lock)
     if reader.rejection is not None:
         return reader.rejection
     if reader.verdict is None and not state.is_claimed(submission.execution_id):
@@ -74,9 +74,24 @@ def _see_through(
     result = Result.from_json(_wait_for_result(execution, is_guardian=True))
     if lock is not None:
         os.close(lock)
-    with contextlib.suppress(OSError):  # a disk that is full: the result is there, its record is only kept longer
+    with contextlib.suppress(
+        OSError, StateDirectoryError
+    ):  # a disk that is full: the result is there, its record is only kept longer
         follow.acknowledge(execution)
     return result
+
+
+def _restore(state: StateDirectory, execution_id: str, pid: int, lock: int | None) -> None:
+    """Makes the record again that was removed while the script ran. Raises OutcomeUnknownError when it can't."""
+    try:
+        state.restore_for_dead(execution_id, pid, lock)
+    except (OSError, StateDirectoryError) as error:
+        reason = error.message if isinstance(error, StateDirectoryError) else f"{state.executions}: {error.strerror}"
+        raise OutcomeUnknownError(
+            "state.unusable",
+            f"the record of '{execution_id}' was removed while its script ran and cannot be made again: {reason}; "
+            "what became of it is not known",
+        ) from None
 
 
 @contextlib.contextmanager

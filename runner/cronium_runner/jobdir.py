@@ -191,15 +191,19 @@ class StateDirectory:
         _sync_directory(self.executions)
         return execution
 
-    def restore_for_dead(self, execution_id: str, pid: int) -> bool:
+    def restore_for_dead(self, execution_id: str, pid: int, lock: int | None) -> bool:
         """For the guardian of supervisor `pid`, which has ended: makes the directory of its execution again where it
         was removed, so that the loss can be written down. Whether it was. Raises OSError, StateDirectoryError.
+
+        `lock` is the guardian's open state.jsonl: while it is open, a removed file can be read. The claim in it says
+        how to find what the script left.
         """
         path = os.path.join(self.executions, execution_id)
         if os.path.lexists(path) or not self.started.has(execution_id):
             return False
         who = {**process.identity(pid), "start": None}
-        self.restore(execution_id, [_line(State.CLAIMED, {"supervisor": who, REMOVED: True})])
+        lines = _lines_in(lock) or [_line(State.CLAIMED, {"supervisor": who})]
+        self.restore(execution_id, [*lines, _line(State.RUNNING, {REMOVED: True})])
         return True
 
     def ids(self) -> list[str]:
@@ -554,6 +558,19 @@ def _collected(execution_id: str, error: Any) -> dict[str, str]:
 def _line(state: State, record: dict[str, Any]) -> bytes:
     """One line of state.jsonl."""
     return exactjson.encode({"state": state.value, "at": utc_now(), **record}) + b"\n"
+
+
+def _lines_in(opened: int | None) -> list[bytes]:
+    """The lines of an open state.jsonl; none unless it begins with a claim."""
+    if opened is None:
+        return []
+    lines = os.pread(opened, STATE_LIMIT // 2, 0).splitlines(keepends=True)
+    lines = [line for line in lines if line.endswith(b"\n")]
+    try:
+        claim = exactjson.loads(lines[0]) if lines else None
+    except ValueError:
+        return []
+    return lines if isinstance(claim, dict) and isinstance(claim.get("supervisor"), dict) else []
 
 
 def _an_hour_ago() -> float:

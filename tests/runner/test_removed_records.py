@@ -13,7 +13,7 @@ import pytest
 
 from cronium_runner.jobdir import StateDirectory
 from cronium_runner.wire.frames import Kind
-from runner_process import PATIENCE, AgentProcess, Host, Payload, wait_until
+from runner_process import PATIENCE, AgentProcess, Host, Payload, open_files, wait_until
 
 COUNTED = "echo x >>{count}\n"
 """A script's first line: how often it was started."""
@@ -68,25 +68,61 @@ def test_agent_tells_a_removed_record_as_lost(host: Host, what: str) -> None:
     assert starts(host) == 1
 
 
-KILLED = 'cd /; rm -rf "${CRONIUM_WORK_DIR%/work}"; kill -KILL $PPID; sleep 60\n'
+KILLED = """
+cd /
+echo on
+until [ -e {gate} ]; do sleep 0.02; done
+{removal}
+kill -KILL $PPID
+"""
+"""Waits until it has a guardian that knows its claim, removes its record and kills its supervisor."""
+
+
+def killed(host: Host, removal: str = 'rm -rf "${CRONIUM_WORK_DIR%/work}"') -> str:
+    return counted(host, KILLED.format(gate=host.folder / "gate", removal=removal))
+
+
+def run_killed(host: Host, text: str, *options: str) -> "tuple[subprocess.CompletedProcess[bytes], dict[str, Any]]":
+    """`run` of such a script, and the claim that was removed."""
+    words = ("run", *options, "--execution-id", "job", host.script(text))
+    running = host.start(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with running:
+        claim = host.wait_running("job", b"on")
+        path = str(host.execution("job") / "state.jsonl")
+        wait_until(lambda: path in open_files(running.pid), "the guardian's lock")
+        (host.folder / "gate").touch()
+        stdout, stderr = running.communicate(timeout=PATIENCE)
+    return subprocess.CompletedProcess((), running.returncode, stdout, stderr), claim
 
 
 def test_removed_record_of_a_killed_supervisor_is_lost(host: Host) -> None:
-    script = host.script(counted(host, KILLED))
-    result = host.run_json("--execution-id", "job", script)
-    assert (result["state"], result["exit status"]) == ("lost", 125)
+    done, claim = run_killed(host, killed(host) + "sleep 60\n", "--json")
+    result = json.loads(done.stdout)
+    assert (result["state"], done.returncode) == ("lost", 125)
     assert "removed" in result["error"]["message"]
-    assert host.run_json("--execution-id", "job", script)["state"] == "lost"
+    assert host.history("job")[0] == claim, "else what it has left cannot be found later"
+    assert host.run_json("--execution-id", "job", host.folder / "script.sh")["state"] == "lost"
     assert starts(host) == 1
 
 
 def test_agent_records_the_loss_of_a_killed_supervisor(host: Host) -> None:
-    payload = host.payload(counted(host, KILLED))
+    payload = host.payload(killed(host) + "sleep 60\n")
     with host.agent() as agent:
-        assert agent.finished(submitted(agent, payload))["state"] == "lost"
+        channel = submitted(agent, payload)
+        claim = host.wait_running("job", b"on")
+        (host.folder / "gate").touch()
+        assert agent.finished(channel)["state"] == "lost"
+        assert host.history("job")[0] == claim
         assert agent.finished(submitted(agent, payload))["state"] == "lost"
         assert agent.close() == 0
     assert starts(host) == 1
+
+
+def test_removed_and_emptied_record_is_lost_all_the_same(host: Host) -> None:
+    removal = 'cd "${CRONIUM_WORK_DIR%/work}"; echo nothing >state.jsonl; rm -rf "$PWD"'
+    done, _ = run_killed(host, killed(host, removal), "--json")
+    assert (json.loads(done.stdout)["state"], done.returncode) == ("lost", 125)
+    assert host.history("job")[0]["supervisor"]["start"] is None
 
 
 def test_id_is_not_free_while_its_removed_execution_runs(host: Host) -> None:
@@ -153,6 +189,22 @@ def freezing(host: Host, tmp_path: Path) -> Iterator[str]:
     subprocess.run([chattr, "-i", tried], check=True)
     yield f"{chattr} +i .."
     subprocess.run([chattr, "-i", host.execution("job")], check=True)
+
+
+@pytest.fixture
+def frozen_executions(host: Host) -> Iterator[str]:
+    """A command line that leaves no room for the record in executions/, whoever asks."""
+    away = host.folder / "away"
+    executions = host.state / "executions"
+    yield f"mv {executions} {away}; ln -s {away} {executions}"
+    if executions.is_symlink():
+        executions.unlink()
+        away.rename(executions)
+
+
+def test_loss_that_cannot_be_written_is_unknown(host: Host, frozen_executions: str) -> None:
+    check_unknown(run_killed(host, killed(host, f"{frozen_executions}; rm -rf {host.folder}/away/job"))[0])
+    assert starts(host) == 1
 
 
 def check_unknown(done: "subprocess.CompletedProcess[bytes]") -> None:

@@ -8,7 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from cronium_runner import started_ids
 from cronium_runner.jobdir import AlreadyClaimedError, StateDirectory
 from cronium_runner.started_ids import StartedIds
-from runner_process import PATIENCE, Host, wait_until
+from runner_process import PATIENCE, Host, open_files, wait_until
 
 
 def test_ids_are_remembered_by_all_who_look(tmp_path: Path) -> None:
@@ -134,15 +134,6 @@ def test_id_is_remembered_before_its_script_starts(host: Host) -> None:
         assert not Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text()
     with running:
         assert running.wait(PATIENCE) == 0
-
-
-def open_files(pid: int) -> list[str]:
-    folder = f"/proc/{pid}/fd"
-    found = []
-    for name in os.listdir(folder):
-        with suppress(FileNotFoundError):
-            found.append(os.readlink(f"{folder}/{name}"))
-    return found
 
 
 def test_collection_forgets_only_ids_with_complete_records(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
