@@ -114,8 +114,10 @@ def of_supervisor(claim: Mapping[str, Any], path: str) -> Liveness:
     # Nobody holds it. What the supervisor left behind must be seen from here as well, or have ended with its boot.
     if who.get("boot") == process.boot_id():
         is_certain = process.namespace() == _FIRST_NAMESPACE
-    else:
-        is_certain = bool(who.get("machine")) and who.get("machine") == process.machine()
+    elif who.get("machine") or process.machine():
+        is_certain = who.get("machine") == process.machine()
+    else:  # neither boot had an id of the machine; a file system that no other machine sees was in this one
+        is_certain = not is_shared(path)
     return Liveness.DEAD if is_certain else Liveness.UNKNOWN
 
 

@@ -16,7 +16,7 @@ from cronium_runner.jobdir import StateDirectory
 from cronium_runner.liveness import Liveness
 from cronium_runner.wire.frames import Kind
 from old_runner import as_old_runner
-from runner_process import PATIENCE, Host, Started, is_running, wait_until
+from runner_process import PATIENCE, Host, Started, is_running, open_files, wait_until
 
 WAITING = "echo on\nuntil [ -e {gate} ]; do sleep 0.02; done\necho end\n"
 NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -146,17 +146,6 @@ def test_lock_reaches_neither_the_script_nor_other_supervisors(host: Host) -> No
         assert agent.close() == 0
 
 
-def open_files(pid: int) -> list[str]:
-    folder = f"/proc/{pid}/fd"
-    found = []
-    for name in os.listdir(folder):
-        try:
-            found.append(os.readlink(f"{folder}/{name}"))
-        except FileNotFoundError:
-            continue
-    return found
-
-
 def test_guardian_holds_the_lock_after_its_supervisor(host: Host) -> None:
     running, _ = begun(host)
     path = str(host.execution("job") / "state.jsonl")
@@ -206,6 +195,27 @@ def test_what_a_lock_and_an_identity_say(
     assert liveness.of_supervisor(claim, "/nowhere") is expected
     if held is not None and who is not None and who.get("namespace", seen_from) != seen_from:
         assert liveness.of_supervisor({"supervisor": who}, "/nowhere") is Liveness.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_shared", "expected"),
+    [
+        ("", "", False, Liveness.DEAD),
+        ("", "", True, Liveness.UNKNOWN),
+        ("m", "", False, Liveness.UNKNOWN),
+        ("", "m", False, Liveness.UNKNOWN),
+    ],
+)
+def test_another_boot_of_a_machine_without_an_id(
+    monkeypatch: pytest.MonkeyPatch, before: str, now: str, is_shared: bool, expected: Liveness
+) -> None:
+    monkeypatch.setattr(process, "_boot", "this")
+    monkeypatch.setattr(process, "_machine", now)
+    monkeypatch.setattr(liveness, "is_held", lambda _path: False)
+    monkeypatch.setattr(liveness, "is_shared", lambda _path: is_shared)
+    who = {**HERE, "boot": "other", "machine": before}
+    assert liveness.of_supervisor({"supervisor": who, "lock": "state.jsonl"}, "/nowhere") is expected
+    assert liveness.of_supervisor({"supervisor": who}, "/nowhere") is Liveness.UNKNOWN
 
 
 # Looks from elsewhere
@@ -293,6 +303,8 @@ def test_sockets_that_may_be_another_machines_are_kept(tmp_path: Path, monkeypat
 
 
 def test_dead_supervisor_of_another_machine_is_unknown(host: Host, from_boot: Host, tmp_path: Path) -> None:
+    if not process.machine():
+        pytest.skip("this machine has no id that another one could differ from")
     running, _ = begun(host)
     kill_both(host, running)
     (tmp_path / "fakes/machine").write_text("0" * 32 + "\n")
@@ -300,9 +312,9 @@ def test_dead_supervisor_of_another_machine_is_unknown(host: Host, from_boot: Ho
     check_untouched(host, lambda: found.append(told(from_boot)))
     assert (found[0]["state"], found[0]["error"]["code"]) == ("unknown", "execution.elsewhere")
     (tmp_path / "fakes/machine").unlink()
-    if process.machine():  # after a reboot of the same machine nothing of it can be left
-        assert from_boot.run("wait", "job").returncode == 125
-        assert (host.recorded("job") or {})["state"] == "lost"
+    # After a reboot of the same machine nothing of it can be left.
+    assert from_boot.run("wait", "job").returncode == 125
+    assert (host.recorded("job") or {})["state"] == "lost"
     assert host.run("wait", "job").returncode == 125
 
 
