@@ -240,10 +240,10 @@ def test_agent_tells_that_a_result_cannot_be_written(host: Host, freezing: str) 
 
 
 def test_killed_supervisor_and_frozen_directory_are_unknown(host: Host, freezing: str) -> None:
-    script = host.script(counted(host, f"{freezing}\necho on\nsleep 60\n"))
+    frozen = host.folder / "frozen"
+    script = host.script(counted(host, f"{freezing}\ntouch {frozen}\nsleep 60\n"))
     running = host.start("run", "--execution-id", "job", script, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    wait_until(lambda: starts(host), "the script")
-    host.wait_running("job")
+    wait_until(frozen.exists, "the script")
     wait_until(lambda: any("script" in line for line in host.history("job")), "the record")
     os.kill(host.history("job")[0]["supervisor"]["pid"], signal.SIGKILL)
     with running:
