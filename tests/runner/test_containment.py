@@ -197,6 +197,7 @@ def test_an_ordinary_account_is_refused_what_it_may_not_set() -> None:
 import json, os, resource, sys
 from cronium_runner.containment import contain
 from cronium_runner.errors import RunnerError
+from cronium_runner.wire import text
 from cronium_runner.wire.limits import from_mapping
 resource.setrlimit(resource.RLIMIT_NOFILE, (50, 60))
 resource.setrlimit(resource.RLIMIT_NICE, (0, 0))

@@ -84,7 +84,7 @@ async def test_jobs_share_an_agent_that_no_interrupt_of_ours_reaches(here: Local
         assert [output["stdout"] for output in outputs] == [f"{number}\n".encode() for number in range(12)]
         # A supervisor has the agent's name, and goes a moment after its result has been told.
         [agent] = wait_until(lambda: (found := here.agents()) and len(found) == 1 and found, "one agent")
-        assert session_of(agent) == agent != os.getsid(0)
+        assert session_of(agent) != os.getsid(0)
         assert controller.connections.opened == 1
         assert {(await execution.result()).transport for execution in executions} == {"local"}
     wait_until(lambda: not here.agents(), "the agent to end")

@@ -45,7 +45,7 @@ def test_run_attach_status_logs_and_cancel_find_the_account_again(shared: Remote
     done = shared.run("--run-as", target.name, "--execution-id", "as-1", shared.script("id -un; echo err >&2; exit 5"))
     assert (done.returncode, done.stdout, done.stderr) == (5, f"{target.name}\n".encode(), b"err\n")
     assert (target.execution("as-1").is_dir(), shared.execution("as-1").exists()) == (True, False)
-    for words, status in ((["attach"], 5), (["status", "--json"], 0), (["logs", "--stream", "stdout"], 0)):
+    for words, status in ((["attach"], 5), (["status", "--json"], 5), (["logs", "--stream", "stdout"], 0)):
         again = shared.cronium(*words, "as-1")
         assert again.returncode == status, again.stderr
         assert target.name.encode() in again.stdout or words[0] == "status"
