@@ -52,7 +52,7 @@ class HostCommands:
         *,
         most: int = raw_command.MOST_KEPT,
     ) -> None:
-        """`most` bytes of each stream are kept of a command whose output nobody takes as it comes."""
+        """`most` bytes of each stream are kept of a command whose output is not read as it comes."""
         self._most = most
         self._name = name
         self._config = config

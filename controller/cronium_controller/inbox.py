@@ -1,4 +1,4 @@
-"""What an agent has sent in one conversation and nobody has taken yet: checked as it arrives, and bounded.
+"""Frames of one conversation that have arrived and were not read yet: checked on arrival, and bounded.
 
 The agent of a host is not trusted. Frames that the protocol does not allow here end its channel before anything of them
 is kept: more output than was granted, a stream that is none, an offset that does not follow on the last, a second end.

@@ -246,7 +246,7 @@ async def _put_there(site: Site, binary: RunnerBinary, listing: list[str]) -> tu
     except BaseException:
         site.left.append(temporary)
         if site.progress.quiet_seconds() >= site.runners.give_up_seconds:
-            raise  # nobody answers there
+            raise  # no answer there
         with contextlib.suppress(ControllerError):
             await shell(site.connection, f"rm -f {remote_shell.path(temporary)}")
             site.left.clear()

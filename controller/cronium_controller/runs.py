@@ -288,7 +288,7 @@ def _locked(path: Path) -> int:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
-                # Another owner may have removed the file between the two calls: then nobody would find our lock.
+                # Another owner may have removed the file between the two calls: then our lock would not be found.
                 if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                     return descriptor
             except FileNotFoundError:

@@ -71,7 +71,7 @@ _QUOTED: Final = 60
 class ShortCommand(Session):
     """A command of ours whose answer is short: what it says is kept, up to MOST_SAID bytes; saying more ends it.
 
-    Closed by whoever started it, with `close`.
+    The caller closes it, with `close`.
     """
 
     def __init__(self, host: str) -> None:
@@ -110,7 +110,7 @@ class ShortCommand(Session):
         self._can_write.set()
 
     async def write(self, data: bytes) -> bool:
-        """Writes to its standard input as fast as it is read; False when it has ended, and nobody reads any more."""
+        """Writes to its standard input as fast as it is read; False when it has ended and reads no more."""
         if self._over.is_set() or self._channel is None:
             return False
         try:

@@ -53,7 +53,7 @@ async def while_it_progresses(
     `look` is called several times a second, to note what can only be asked for.
     """
     doing = asyncio.ensure_future(work)
-    doing.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to hear of it
+    doing.add_done_callback(lambda done: done.cancelled() or done.exception())  # so that asyncio does not warn of it
     try:
         while not doing.done():
             left = seconds - progress.quiet_seconds()
