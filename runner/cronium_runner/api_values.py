@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from . import platform_answers as answers
 from .delivery import Delivery
 from .helpers import HelperError, Json, shown
 from .journal import Journal
-from .platform_client import PATIENCE, Answer, NoAnswerError, PlatformClient, refused, segment
+from .platform_answers import Answer, Form, LateAnswerError, NoAnswerError
+from .platform_client import PATIENCE, PlatformClient, refused, segment
 from .values import BundledValues
 from .wire.access import Access
 
@@ -68,7 +70,7 @@ class ApiValues(BundledValues):
     # What the helpers do.
 
     def get_input(self) -> Json:
-        answer = self._read("/input", "the input")
+        answer = self._read("/input", "the input", answers.given_input)
         return super().get_input() if answer is None or answer.data is None else answer.data
 
     def get_variable(self, name: str) -> Json:
@@ -77,32 +79,34 @@ class ApiValues(BundledValues):
         waiting = self._live.newest(name)
         if waiting is not None:
             return waiting.value
-        answer = self._read(f"/variables/{segment(name)}", f"variable {shown(name)}")
-        data = None if answer is None else answer.data
-        value = data["value"] if isinstance(data, dict) and "value" in data else super().get_variable(name)
+        answer = self._read(f"/variables/{segment(name)}", f"variable {shown(name)}", answers.variable)
+        value = super().get_variable(name) if answer is None else answer.data["value"]
         if self._is_masked(name):
             self._mask(value)
         return value
 
     def event(self) -> Mapping[str, Json]:
-        answer = self._read("/context", "the context")
-        told = answer.data if answer is not None and isinstance(answer.data, dict) else {}
+        answer = self._read("/context", "the context", answers.context)
+        told = {} if answer is None else answer.data
         known = {_CONTEXT_FIELDS.get(name, name): value for name, value in told.items() if value is not None}
         event = super().event()
         return {field: known.get(field, value) for field, value in event.items()}
 
     def execute_tool_action(self, tool: str, action: str, params: Mapping[str, Json]) -> Json:
         body = {"tool": tool, "action": action, "params": params}
+        if self._client.access.socket_path is None:  # not our own service: the public original reads `config`
+            body["config"] = params
         try:
-            answer = self._client.ask_once("POST", "/tool-actions/execute", body, seconds=TOOL_SECONDS)
+            answer = self._client.ask_once(
+                "POST", "/tool-actions/execute", body, seconds=TOOL_SECONDS, form=answers.tool
+            )
         except NoAnswerError as error:
-            raise HelperError(
-                "tool.unknown", f"the platform gave no answer, so whether {shown(tool)} has acted is not known: {error}"
-            ) from None
+            raise _unknown(tool, str(error)) from None
         if answer.is_success:
             return answer.data
-        told = answer.data.get("message") if isinstance(answer.data, dict) else None
-        raise HelperError("tool.failed", f"{shown(tool)} failed: {told if isinstance(told, str) else answer.reason}")
+        if answer.is_passing and answer.body is None:
+            raise _unknown(tool, answer.reason)
+        raise HelperError("tool.failed", f"{shown(tool)} failed: {answer.told or answer.reason}")
 
     @property
     def _live(self) -> Journal:
@@ -114,19 +118,20 @@ class ApiValues(BundledValues):
         self._live.append(write, key, value)
         self._delivery.notify()
 
-    def _read(self, path: str, what: str) -> Answer | None:
+    def _read(self, path: str, what: str, form: Form) -> Answer | None:
         """The platform's answer, None when it knows nothing of that. Waits for it; raises HelperError."""
         until = getattr(self._call, "asked_at", time.monotonic()) + self._patience
         pause, why = FIRST_PAUSE, ""
         while (left := until - time.monotonic()) > 0:
             try:
-                answer = self._client.ask("GET", path, seconds=left)
+                answer = self._client.ask("GET", path, seconds=left, form=form)
             except NoAnswerError as error:
-                asked, why = None, str(error)
+                # The last try has little time: where it runs out, an earlier one knows better why.
+                asked, why = None, why if why and isinstance(error, LateAnswerError) else str(error)
             else:
                 if answer.is_success:
                     return answer
-                if answer.status == 404:
+                if answer.status == 404 or (form is answers.variable and answer.lacks_variable):
                     return None
                 if not answer.is_passing:
                     raise refused(what, answer)
@@ -137,3 +142,9 @@ class ApiValues(BundledValues):
             "api.unreachable",
             f"the platform did not tell {what} within {self._patience:g} s ({why or 'others wait for it too'})",
         )
+
+
+def _unknown(tool: str, reason: str) -> HelperError:
+    """The error of a tool's action of which nobody has said what became of it."""
+    said = f"the platform gave no answer, so whether {shown(tool)} has acted is not known: {reason}"
+    return HelperError("tool.unknown", said)

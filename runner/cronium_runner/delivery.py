@@ -12,7 +12,8 @@ from typing import Final
 
 from .helpers import Json
 from .journal import Entry, Journal
-from .platform_client import PATIENCE, Answer, NoAnswerError, PlatformClient, segment
+from .platform_answers import Answer, NoAnswerError
+from .platform_client import PATIENCE, PlatformClient, segment
 from .values import CONDITION, VARIABLE
 
 FIRST_PAUSE: Final = 0.05

@@ -1,18 +1,22 @@
 """The runner's side of the runtime API (contracts §7): one question, one answer, over one kept connection.
 
-Whether to ask again is the caller's decision; here an answer is told from no answer, and the token is kept. httpx is
-imported in API mode only: `warm` does it ahead, in the process that forks the supervisors.
+Whether to ask again is the caller's decision, and `platform_answers` says what counts as an answer; the token is kept
+here. httpx is imported in API mode only: `warm` does it ahead, in the process that forks the supervisors.
 """
 
 import contextlib
 import threading
+import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+from . import platform_answers as answers
 from .errors import InputError
 from .helpers import HelperError, Json
+from .platform_answers import Answer, ForeignAnswerError, Form, LateAnswerError, NoAnswerError
 from .wire import exactjson
 from .wire.access import Access
+from .wire.text import clean
 
 if TYPE_CHECKING:
     import ssl
@@ -32,6 +36,10 @@ KEPT_SECONDS: Final = 4.0
 """How long an idle connection is kept: less than the five seconds after which uvicorn closes it."""
 CONNECTIONS: Final = 24
 """At once: all threads that ask (`background`), and the one that delivers."""
+LARGEST_ANSWER: Final = 64 << 20
+"""Bytes that are read of one: eight times the largest body that our own service takes."""
+SLOWEST: Final = 64 << 10
+"""Bytes a second: an answer that comes faster has more time than was given for its beginning."""
 KEPT_ACCESSES: Final = 4
 """Ways to the platform that are kept: each controller that attaches brings one, and a few may be there at once."""
 _BUNDLES: Final = (
@@ -41,47 +49,6 @@ _BUNDLES: Final = (
     "/etc/ssl/cert.pem",
 )
 """Where hosts keep the authorities that they trust, for an OpenSSL that was built on another system."""
-
-
-class NoAnswerError(Exception):
-    """The platform could not be asked, or did not answer. The message is for people and holds no token."""
-
-
-class Answer(NamedTuple):
-    """What the platform said. `body` is its JSON, None when there was none. Status 0: it can't be asked that at all."""
-
-    status: int
-    body: Json
-    retry_after: float | None
-
-    @property
-    def is_success(self) -> bool:
-        """Whether it did what it was asked."""
-        return 200 <= self.status < 300 and not (isinstance(self.body, dict) and self.body.get("success") is False)
-
-    @property
-    def is_passing(self) -> bool:
-        """Whether asking again may go better: too many requests, a time-out, a failure of the service."""
-        return self.status in (408, 425, 429) or self.status >= 500
-
-    @property
-    def needs_token(self) -> bool:
-        """Whether another token is wanted."""
-        return self.status == 401
-
-    @property
-    def data(self) -> Json:
-        """The envelope's content."""
-        return self.body.get("data") if isinstance(self.body, dict) else None
-
-    @property
-    def reason(self) -> str:
-        """Status and message for a sentence."""
-        said = self.body if isinstance(self.body, dict) else {}
-        message = said.get("message") or said.get("error")
-        if not isinstance(message, str):
-            return f"status {self.status}"
-        return f"{self.status} {message}" if self.status else message
 
 
 def patience(environment: Mapping[str, str]) -> float:
@@ -144,13 +111,25 @@ class PlatformClient:
         with self._replaced:
             self._replaced.wait(seconds)
 
-    def ask(self, method: str, path: str, body: Json = None, *, seconds: float, key: str | None = None) -> Answer:
-        """One request below the execution; `key` is its Idempotency-Key. Raises NoAnswerError."""
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Json = None,
+        *,
+        seconds: float,
+        key: str | None = None,
+        form: Form = answers.done,
+    ) -> Answer:
+        """One request below the execution; `key` is its Idempotency-Key, `form` what answers it.
+
+        Raises NoAnswerError.
+        """
         with self._replaced:
             access = self.access
             client = self._client = self._client or _connected(access)
         try:
-            answer = _ask(client, access, method, self._root + path, body, seconds=seconds, key=key)
+            answer = _ask(client, access, method, self._root + path, body, seconds=seconds, key=key, form=form)
         except NoAnswerError:
             self._turn_from(access)
             raise
@@ -158,13 +137,16 @@ class PlatformClient:
             self._turn_from(access)
         return answer
 
-    def ask_once(self, method: str, path: str, body: Json, *, seconds: float) -> Answer:
-        """One request outside the execution, never sent again: over a new connection, which nobody has closed yet."""
+    def ask_once(self, method: str, path: str, body: Json, *, seconds: float, form: Form) -> Answer:
+        """One request outside the execution, never sent again: over a new connection, which nobody has closed yet.
+
+        Raises NoAnswerError.
+        """
         with self._replaced:
             access = self.access
         try:
             with _connected(access) as client:
-                return _ask(client, access, method, path, body, seconds=seconds, key=None)
+                return _ask(client, access, method, path, body, seconds=seconds, key=None, form=form)
         except NoAnswerError:
             self._turn_from(access)
             raise
@@ -178,7 +160,15 @@ def segment(text: str) -> str:
 
 
 def _ask(
-    client: "httpx.Client", access: Access, method: str, path: str, body: Json, *, seconds: float, key: str | None
+    client: "httpx.Client",
+    access: Access,
+    method: str,
+    path: str,
+    body: Json,
+    *,
+    seconds: float,
+    key: str | None,
+    form: Form,
 ) -> Answer:
     import httpx
 
@@ -190,13 +180,34 @@ def _ask(
     if key is not None:
         headers["Idempotency-Key"] = key
     timeout = httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
+    until = time.monotonic() + seconds
     try:
-        response = client.request(method, _base(access) + path, content=content, headers=headers, timeout=timeout)
+        with client.stream(method, _base(access) + path, content=content, headers=headers, timeout=timeout) as response:
+            received = _received(response, until)
+        return answers.read_answer(response.status_code, response.headers, received, form)
     except httpx.InvalidURL as error:
         return Answer(0, {"message": f"it cannot be sent: {error}"}, None)
-    except (httpx.TransportError, OSError) as error:
-        raise NoAnswerError(f"{access.endpoint}: {str(error) or type(error).__name__}") from None
-    return Answer(response.status_code, _body(response.content), _retry_after(response.headers))
+    except ForeignAnswerError as error:
+        raise error.at(access.endpoint) from None
+    except (httpx.RequestError, NoAnswerError, OSError) as error:  # RequestError: also what can't be decompressed
+        is_late = isinstance(error, httpx.TimeoutException | LateAnswerError)
+        kind = LateAnswerError if is_late else NoAnswerError
+        raise kind(f"{access.endpoint}: {clean(str(error)) or type(error).__name__}") from None
+
+
+def _received(response: "httpx.Response", until: float) -> bytes:
+    """The body, of at most LARGEST_ANSWER bytes.
+
+    Raises NoAnswerError, also when it isn't whole by `until` (monotonic) and comes slower than SLOWEST.
+    """
+    received = bytearray()
+    for piece in response.iter_bytes():
+        received += piece
+        if len(received) > LARGEST_ANSWER:
+            raise NoAnswerError(f"its answer has more than {LARGEST_ANSWER >> 20} MiB")
+        if time.monotonic() > until + len(received) / SLOWEST:
+            raise LateAnswerError("its answer took too long")
+    return bytes(received)
 
 
 def _base(access: Access) -> str:
@@ -224,19 +235,6 @@ def _trusted() -> "ssl.SSLContext":
         with contextlib.suppress(OSError):
             context.load_verify_locations(bundle)
     return context
-
-
-def _body(content: bytes) -> Json:
-    try:
-        return exactjson.loads(content.decode())
-    except ValueError:
-        return None
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds; the form with a date is not understood, as clocks differ."""
-    text: Any = headers.get("Retry-After", "")
-    return float(text) if text.isascii() and text.isdecimal() and len(text) < 6 else None
 
 
 def refused(what: str, answer: Answer) -> HelperError:
