@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from .errors import AuthenticationError, ControllerError, UnreachableError, reason
-from .hostkeys import DEFAULT_PORT, HostKeyCheck, HostKeyPolicy, default_known_hosts
+from .hostkeys import HostKeyCheck, HostKeyPolicy, default_known_hosts
 from .hosts import IDLE_SECONDS, Host
-from .jumps import jumps
+from .jumps import Jump, jumps
 from .own_files import is_open_key, new_warnings, open_key_sentence
 from .service_token import with_token
 from .sessions import Channel, Connection, Session
-from .ssh_config import may_mention
+from .ssh_config import ssh_settings_of
 from .ssh_library import asyncssh
-from .transport import ATTEMPTS, CLOUDFLARE, Remembered, Route, opened, reach
+from .ssh_options import options_of
+from .ssh_settings import ASK_AGENT, SSHSettings
+from .transport import ATTEMPT_SECONDS, ATTEMPTS, CLOUDFLARE, DIRECT, Remembered, Route, opened, reach
 
 CONNECT_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 30.0
@@ -35,8 +37,6 @@ KEEPALIVE_COUNT: Final = 4
 """Contracts §8. asyncssh gives a silent peer up after interval × (count + 1): here, two and a half minutes."""
 _QUICK_ACK_PAUSES: Final = (0.001, 0.003, 0.008, 0.02)
 """Seconds, the first ones short: on a quiet network the server's answers come within milliseconds."""
-_CIPHERS: Final = "^aes256-gcm@openssh.com,aes128-gcm@openssh.com"
-"""Before asyncssh's own: one call of OpenSSL for a packet, where it puts chacha20-poly1305 together from six (0018)."""
 _Opened = TypeVar("_Opened")
 _CLOSE_SECONDS: Final = 5.0
 """For a host to take its leave; one that hangs never does."""
@@ -185,41 +185,57 @@ async def connect(host: Host, access: Access, remembered: Remembered, *, is_hurr
     Raises HostKeyError, AuthenticationError or UnreachableError, each with the fix.
     """
 
-    timeout = host.connect_timeout or access.connect_timeout
+    settings = await ssh_settings_of(host)
+    timeout = _connect_seconds(host, access, settings)
 
     async def attempt(way: Route) -> SSHConnection:
         through = with_token(host) if way.transport == CLOUDFLARE else host
-        async with opened(way, through, host.port or DEFAULT_PORT, timeout) as sock:
-            connection = await open_connection(host, access, sock=sock)
+        connection = await open_connection(through, access, settings=settings, way=way)
+        connection.host = host
         connection.transport = way.transport
         return connection
 
-    retry_seconds = timeout if is_hurried else None
-    return await reach(host, attempt, remembered, attempts=access.attempts, retry_seconds=retry_seconds)
+    return await reach(
+        host,
+        attempt,
+        remembered,
+        attempts=access.attempts,
+        retry_seconds=timeout if is_hurried else None,
+        attempt_seconds=max(ATTEMPT_SECONDS, timeout),
+    )
 
 
-async def open_connection(host: Host, access: Access, *, sock: socket.socket | None = None) -> SSHConnection:
+async def open_connection(
+    host: Host, access: Access, *, settings: SSHSettings | None = None, way: Route | None = None
+) -> SSHConnection:
     """Connects and authenticates. Raises HostKeyError, AuthenticationError or UnreachableError, each with the fix.
 
-    One attempt. `sock` is a connected socket to speak SSH over, which is then ours; without one it goes through the
-    jump hosts that ~/.ssh/config asks for. Their keys are checked as the host's own is.
+    One attempt. `way` is the direct one by default, which leads through the jump hosts that the settings ask for; their
+    keys are checked as the host's own is. `settings` are asked for when they are not given.
     """
-    if sock is not None:
-        return SSHConnection(host, await _log_in(host, access, sock=sock))
-    chain = await jumps(host)
+    settings = settings or await ssh_settings_of(host)
+    way = way or Route(DIRECT, host.address)
+    chain = await jumps(host, settings) if way.transport == DIRECT else []
     if not chain:
-        return SSHConnection(host, await _log_in(host, access))
+        return SSHConnection(host, await _log_in(host, access, settings, way))
     tunnel = await _through(chain, host, access)
-    through = f"through {', '.join(jump.name for jump in chain)}: "
-    return SSHConnection(host, await _log_in_behind(tunnel, host, access, host.name, through))
+    through = f"through {', '.join(jump.host.name for jump in chain)}: "
+    return SSHConnection(host, await _log_in_behind(tunnel, host, access, settings, host.name, through))
 
 
-async def _through(chain: Sequence[Host], host: Host, access: Access) -> asyncssh.SSHClientConnection:
+def _connect_seconds(host: Host, access: Access, settings: SSHSettings) -> float:
+    """How long the host may take to answer: as it or its access says, else ConnectTimeout, else ten seconds."""
+    if host.connect_timeout is None and access.connect_timeout == CONNECT_SECONDS:
+        return settings.connect_timeout or CONNECT_SECONDS
+    return host.connect_timeout or access.connect_timeout
+
+
+async def _through(chain: Sequence[Jump], host: Host, access: Access) -> asyncssh.SSHClientConnection:
     """A connection to the last of the jump hosts, which the others end with."""
     tunnel: asyncssh.SSHClientConnection | None = None
-    for jump in chain:
+    for jump, settings in chain:
         timed = replace(jump, connect_timeout=host.connect_timeout)
-        tunnel = await _log_in_behind(tunnel, timed, access, host.name, f"at the jump host {jump}: ")
+        tunnel = await _log_in_behind(tunnel, timed, access, settings, host.name, f"at the jump host {jump}: ")
     assert tunnel is not None, "asked for one jump host at least"
     return tunnel
 
@@ -228,12 +244,16 @@ async def _log_in_behind(
     tunnel: asyncssh.SSHClientConnection | None,
     host: Host,
     access: Access,
+    settings: SSHSettings,
     name: str,
     before: str,
 ) -> asyncssh.SSHClientConnection:
-    """Connects through a tunnel, which ends with what is returned, or now. Errors are told of the host `name`."""
+    """Connects through a tunnel, which ends with what is returned, or now; directly without one.
+
+    Errors are told of the host `name`.
+    """
     try:
-        ssh = await _log_in(host, access, tunnel=tunnel)
+        ssh = await _log_in(host, access, settings, tunnel or Route(DIRECT, host.address))
     except BaseException as error:
         if tunnel is not None:
             await _closed(tunnel)
@@ -244,8 +264,10 @@ async def _log_in_behind(
     return ssh
 
 
-async def _log_in(host: Host, access: Access, **over: Any) -> asyncssh.SSHClientConnection:
-    """Connects and authenticates over a socket, a tunnel, or directly."""
+async def _log_in(
+    host: Host, access: Access, settings: SSHSettings, over: Route | asyncssh.SSHClientConnection
+) -> asyncssh.SSHClientConnection:
+    """Connects and authenticates by a route, or through a connection to a jump host."""
     check = HostKeyCheck(access.host_keys, access.known_hosts, access.warn, host=host.name)
 
     class Client(asyncssh.SSHClient):
@@ -256,21 +278,17 @@ async def _log_in(host: Host, access: Access, **over: Any) -> asyncssh.SSHClient
             del host, addr, port  # `check.trusted` was asked for the same host just before
             return check.accept(key)
 
-    options: dict[str, Any] = {
+    timeout = _connect_seconds(host, access, settings)
+    options = options_of(settings, host.name) | {
         "known_hosts": check.trusted,
+        "host_key_alias": settings.host_key_alias,
         "client_factory": Client,
-        "connect_timeout": host.connect_timeout or access.connect_timeout,
-        "login_timeout": 2 * (host.connect_timeout or access.connect_timeout),
+        "connect_timeout": timeout,
+        "login_timeout": 2 * timeout,
         "keepalive_interval": host.keepalive_seconds or access.keepalive_seconds,
         "keepalive_count_max": host.keepalive_count or access.keepalive_count,
     }
-    options |= {"tunnel": None, **over}
-    if not may_mention("ciphers"):
-        options["encryption_algs"] = _CIPHERS
-    if host.port is not None:
-        options["port"] = host.port
-    if host.user is not None:
-        options["username"] = host.user
+    options |= _authentication(settings)
     if host.identity is not None:
         if not os.path.isfile(os.path.expanduser(host.identity)):
             raise ControllerError(
@@ -287,7 +305,7 @@ async def _log_in(host: Host, access: Access, **over: Any) -> asyncssh.SSHClient
     elif os.environ.get("SSH_AUTH_SOCK"):
         options["ignore_encrypted"] = True  # as with `ssh -i`: the agent may hold the same key, open
     try:
-        return await _connect(host, options, check)
+        return await _connect(host, settings, options, check, over)
     except asyncssh.PermissionDenied as error:
         raise AuthenticationError(
             "host.auth_failed",
@@ -302,23 +320,10 @@ async def _log_in(host: Host, access: Access, **over: Any) -> asyncssh.SSHClient
             f"the private key cannot be used: {reason(error)}; give another with --identity, or use ssh-agent",
             host=host.name,
         ) from None
-    except asyncssh.ConfigParseError as error:
-        raise ControllerError(
-            "host.config", f"~/.ssh/config cannot be used: {error}; mend it", host=host.name
-        ) from None
-    except socket.gaierror as error:
-        raise UnreachableError(
-            "host.unreachable",
-            f"cannot connect to {host.address}: {reason(error)}; check the name; one of your hosts file is given "
-            "with --on",
-            host=host.name,
-        ) from None
     except (TimeoutError, asyncssh.Error, OSError, UnicodeError, asyncssh.packet.PacketDecodeError) as error:
-        raise UnreachableError(
-            "host.unreachable",
-            f"cannot connect to {host.address}: {reason(error)}; check the address, and that SSH answers there",
-            host=host.name,
-        ) from None
+        said = "; ".join(getattr(error, "__notes__", ()))
+        told = f"cannot connect to {host.address}: {reason(error)}; check the address, and that SSH answers there"
+        raise UnreachableError("host.unreachable", said or told, host=host.name) from None
     except ValueError as error:  # settings that contradict each other, an account without a name
         raise ControllerError("host.config", f"cannot prepare a connection: {error}", host=host.name) from None
     finally:
@@ -365,14 +370,49 @@ def _is_encrypted(key: str | asyncssh.SSHKey) -> bool:
     return False
 
 
-async def _connect(host: Host, options: dict[str, Any], check: HostKeyCheck) -> asyncssh.SSHClientConnection:
+async def _connect(
+    host: Host,
+    settings: SSHSettings,
+    options: dict[str, Any],
+    check: HostKeyCheck,
+    over: Route | asyncssh.SSHClientConnection,
+) -> asyncssh.SSHClientConnection:
     """asyncssh asks for the recorded kinds of host key only, and a server that has none of them hangs up in silence.
 
     Asked for any kind it shows what it has, which `check` then refuses as a changed key.
     """
+
+    async def connect_once(**more: str) -> asyncssh.SSHClientConnection:
+        if not isinstance(over, Route):
+            return await asyncssh.connect(settings.host_name, tunnel=over, **options, **more)
+        async with opened(over, host, settings, options["connect_timeout"]) as sock:
+            return await asyncssh.connect(settings.host_name, tunnel=None, sock=sock, **options, **more)
+
     try:
-        return await asyncssh.connect(host.address, **options)
+        return await connect_once()
     except (asyncssh.ConnectionLost, asyncssh.KeyExchangeFailed, ConnectionError):
-        if not check.has_record() or "sock" in options:  # a used socket can't be used again
+        if not check.has_record() or "server_host_key_algs" in options:
             raise
-    return await asyncssh.connect(host.address, server_host_key_algs="default", **options)
+    return await connect_once(server_host_key_algs="default")
+
+
+def _authentication(settings: SSHSettings) -> dict[str, Any]:
+    """What the settings say of keys, the agent and the ways to authenticate."""
+    options: dict[str, Any] = {
+        "preferred_auth": settings.preferred_authentications or (),
+        "public_key_auth": settings.pubkey_authentication,
+        "password_auth": settings.password_authentication,
+        "kbdint_auth": settings.keyboard_interactive_authentication,
+    }
+    if settings.identity_agent is None:
+        options["agent_path"] = None
+    elif settings.identity_agent != ASK_AGENT:
+        options["agent_path"] = settings.identity_agent
+    if settings.are_identities_named:
+        options["client_keys"] = [file for file in settings.identity_files if os.path.exists(file)]
+    certificates = [file for file in settings.certificate_files if os.path.exists(file)]
+    if certificates:
+        options["client_certs"] = certificates
+    if settings.identities_only:
+        options["agent_identities"] = options.get("client_keys", ())
+    return options

@@ -1,31 +1,38 @@
-"""Which jump hosts stand in front of a host: what ~/.ssh/config says, with those in front of the jump hosts themselves.
+"""Which jump hosts stand in front of a host: its ProxyJump, with those in front of the jump hosts themselves.
 
-`ProxyJump a,b` is a chain, and `a` may have a ProxyJump of its own; that of `b` doesn't count, as for OpenSSH. asyncssh
-could connect to all of them by itself; it would check their keys against another file than the host's, name none of
-them in its errors, and leave those open behind which a connection fails. So `connection` goes along this list.
+`ProxyJump a,b` is a chain, and `a` may have a ProxyJump or a ProxyCommand of its own; those of `b` don't count, as for
+OpenSSH. asyncssh could connect to all of them by itself; it would check their keys against another file than the
+host's, name none of them in its errors, and leave those open behind which a connection fails. So `connection` goes
+along this list.
 """
 
-import asyncio
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 from .errors import ControllerError
 from .hosts import Host, parse_host
-from .ssh_config import may_mention
-from .ssh_library import asyncssh
+from .ssh_config import ssh_settings_of
+from .ssh_settings import SSHSettings
 
 _LONGEST: Final = 16
 """Jump hosts of one host: more than anybody has, few enough to be listed in an error."""
 
 
-async def jumps(host: Host) -> list[Host]:
-    """The jump hosts of a host, in the order in which they are connected to.
+class Jump(NamedTuple):
+    """One jump host and its own settings, the ProxyJump excepted."""
+
+    host: Host
+    settings: SSHSettings
+
+
+async def jumps(host: Host, settings: SSHSettings) -> list[Jump]:
+    """The jump hosts of a host with these settings, in the order in which they are connected to.
 
     Raises ControllerError for what can't be one, and for a chain that has no end.
     """
-    if not may_mention("proxyjump"):
+    if settings.proxy_jump is None:
         return []
-    return await asyncio.to_thread(_Reader(host.name).before, host, ())  # reads files, and `Match exec` runs programs
+    return await _Reader(host.name).before(host, settings.proxy_jump, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,30 +41,20 @@ class _Reader:
 
     name: str
 
-    def before(self, host: Host, behind: tuple[str, ...]) -> list[Host]:
-        """What stands in front of `host`, which stands in front of those `behind`."""
+    async def before(self, host: Host, written: str, behind: tuple[str, ...]) -> list[Jump]:
+        """What stands in front of `host`, whose ProxyJump is given and which stands in front of those `behind`."""
         behind = (*behind, _spelled(host))
-        written = self._written(host)
-        if not written:
-            return []
         chain = [self._jump(text) for text in written.split(",")]
         if _spelled(chain[0]) in behind or len(behind) + len(chain) > _LONGEST:
             shown, advice = " -> ".join((*behind, _spelled(chain[0]))), f"Host * !{chain[0].address}"
             raise self._mistake(f"leads in a circle ({shown}); leave the jump host out of its own block: {advice}")
-        return [*self.before(chain[0], behind), *chain]
-
-    def _written(self, host: Host) -> str:
-        options: dict[str, Any] = {} if host.port is None else {"port": host.port}
-        if host.user is not None:
-            options["username"] = host.user
-        try:
-            # Without keys and an agent: they are of no interest here, and take the most time.
-            found = asyncssh.SSHClientConnectionOptions(
-                host=host.address, config=(), known_hosts=None, client_keys=None, agent_path=None, **options
-            )
-        except asyncssh.ConfigParseError as error:
-            raise self._mistake(f"cannot be used: {error}; mend it") from None
-        return found.tunnel if isinstance(found.tunnel, str) else ""
+        first, *others = [Jump(jump, await ssh_settings_of(jump)) for jump in chain]
+        before = (
+            []
+            if first.settings.proxy_jump is None
+            else await self.before(first.host, first.settings.proxy_jump, behind)
+        )
+        return [*before, first, *others]
 
     def _jump(self, text: str) -> Host:
         try:
@@ -66,7 +63,7 @@ class _Reader:
             raise self._mistake(f"has a ProxyJump of which {error.message}") from None
 
     def _mistake(self, sentence: str) -> ControllerError:
-        return ControllerError("host.config", f"~/.ssh/config {sentence}", host=self.name)
+        return ControllerError("host.config", f"the SSH configuration {sentence}", host=self.name)
 
 
 def _spelled(host: Host) -> str:

@@ -1,16 +1,52 @@
-"""Whether ~/.ssh/config has a say in something. asyncssh takes it apart; this is for files that don't mention it."""
+"""The settings that OpenSSH's configuration gives a host: the one place where they are asked for.
 
+Where nothing in the files can change what matters here, our own reader says so and no program is run. Else `ssh -G` is
+asked (`ssh_asking`), and where that is not possible our reader decides everything (`ssh_reader`).
+"""
+
+import asyncio
 import os
+from dataclasses import replace
+
+from .hosts import Host
+from .ssh_asking import CannotAskError, ask, program
+from .ssh_lines import home, is_home_of_account, load, tilde
+from .ssh_reader import Asked, Values, read, survey
+from .ssh_settings import SSHSettings
+from .ssh_values import settings_of
 
 
-def may_mention(*keywords: str) -> bool:
-    """Whether any of the keywords (in lower case) is in the file, in whatever sense, or the file includes others.
+async def ssh_settings_of(host: Host) -> SSHSettings:
+    """The settings of a host, with its own port, user and identity in place of the configuration's.
 
-    One that can't be read mentions nothing: asyncssh says what is wrong with it.
+    Raises ControllerError (`host.config`) where OpenSSH would refuse its configuration.
     """
-    try:
-        with open(os.path.expanduser("~/.ssh/config"), "rb") as file:
-            written = file.read().lower()
-    except OSError:
-        return False
-    return any(keyword.encode() in written for keyword in (*keywords, "include"))
+    asked = Asked(host.address, host.port, host.user)
+    configuration = load()
+    found = survey(configuration, asked)
+    settings = settings_of(asked, found.values if found.is_simple else await _values(asked, found.is_lasting), found)
+    if host.identity is None:
+        return settings
+    named = settings.identity_files if settings.are_identities_named else ()
+    identity = os.path.abspath(tilde(host.identity, home()))
+    files = (identity, *(file for file in named if file != identity))
+    return replace(settings, identity_files=files, are_identities_named=True)
+
+
+def why_not_asked() -> str | None:
+    """Why `ssh` is not asked here, as a sentence; None when it is."""
+    if program() is None:
+        return "the ssh program is not installed"
+    if not is_home_of_account():
+        return "HOME is not the account's home folder, and ssh would look only there"
+    return None
+
+
+async def _values(asked: Asked, is_lasting: bool) -> Values:
+    ssh = program()
+    if ssh is not None and is_home_of_account():
+        try:
+            return await ask(ssh, asked, load(), is_lasting=is_lasting)
+        except CannotAskError:
+            pass
+    return await asyncio.to_thread(read, load(), asked)  # may run programs, and ask for addresses

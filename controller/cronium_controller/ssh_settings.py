@@ -18,7 +18,7 @@ class SSHSettings:
     port: int
     user: str
     host_key_alias: str | None = None
-    """HostKeyAlias: the name of the host in known_hosts files, verbatim and without a port."""
+    """HostKeyAlias: the name of the host in known_hosts files, in lower case and without a port."""
     user_known_hosts_files: tuple[str, ...] = ()
     """UserKnownHostsFile: a new key is recorded in the first."""
     global_known_hosts_files: tuple[str, ...] = ()
@@ -50,3 +50,13 @@ class SSHSettings:
     key_exchanges: str | None = None
     host_key_algorithms: str | None = None
     preferred_authentications: tuple[str, ...] = ()
+    pubkey_authentication: bool = True
+    password_authentication: bool = True
+    keyboard_interactive_authentication: bool = True
+    compression: bool = False
+    forward_agent: str | None = None
+    """ForwardAgent: as `identity_agent`."""
+    set_environment: tuple[str, ...] = ()
+    """SetEnv: each `NAME=value`."""
+    send_environment: tuple[str, ...] = ()
+    """SendEnv: patterns of names; those behind `-` are left out again."""

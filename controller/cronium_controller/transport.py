@@ -1,9 +1,8 @@
 """Which way leads to a host: Tailscale, then direct, then Cloudflare; only those configured (contracts §8).
 
-A route ends in a connected socket, or in nothing where it is direct: `connection` then connects by itself, through
-whatever jump hosts ~/.ssh/config asks for. SSH is spoken over it to the same host under the same name in every case, so
-one host key is expected whichever way was taken. Trying ways in turn is `reach`'s; what is spoken on them is
-`connection`'s.
+A route ends in a connected socket; `connection` uses none where the SSH configuration puts jump hosts in front of the
+direct one. SSH is spoken over it to the same host under the same name in every case, so one host key is expected
+whichever way was taken. Trying ways in turn is `reach`'s; what is spoken on them is `connection`'s.
 """
 
 import asyncio
@@ -19,7 +18,9 @@ from typing import ClassVar, Final, NamedTuple, Protocol, TypeVar
 
 from cronium_runner.wire.text import last_words
 
+from .addresses import connected
 from .errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError, reason
+from .ssh_settings import SSHSettings
 
 TAILSCALE: Final = "tailscale"
 DIRECT: Final = "direct"
@@ -28,6 +29,8 @@ CLOUDFLARE: Final = "cloudflare"
 ATTEMPTS: Final = 3
 PAUSES: Final = (1.0, 2.0, 4.0)
 """Seconds after each failed attempt over the whole chain (contracts §8)."""
+ATTEMPT_SECONDS: Final = 30.0
+"""For one attempt over all routes and addresses, so that a call with three attempts ends within two minutes."""
 REMEMBERED_SECONDS: Final = 600.0
 """How long the way that worked is tried first: a dead first way is not paid for on every call, and a better one that
 came back is found within ten minutes."""
@@ -107,6 +110,7 @@ async def reach(
     *,
     attempts: int = ATTEMPTS,
     retry_seconds: float | None = None,
+    attempt_seconds: float = ATTEMPT_SECONDS,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
@@ -130,16 +134,22 @@ async def reach(
                 raise _all_failed(host, failures, number)
             await pause(wait)
         failures.clear()
-        for way in remembered.order(host.name, ways):
-            try:
-                reached = await attempt(way)
-            except (HostKeyError, AuthenticationError):
-                raise
-            except UnreachableError as error:
-                failures.append((way, error))
-                continue
-            remembered.note(host.name, way.transport)
-            return reached
+        way = ways[0]
+        try:
+            async with asyncio.timeout(attempt_seconds):
+                for way in remembered.order(host.name, ways):
+                    try:
+                        reached = await attempt(way)
+                    except (HostKeyError, AuthenticationError):
+                        raise
+                    except UnreachableError as error:
+                        failures.append((way, error))
+                        continue
+                    remembered.note(host.name, way.transport)
+                    return reached
+        except TimeoutError:
+            sentence = f"no connection within the {attempt_seconds:g} s that one attempt over all routes has"
+            failures.append((way, _unreachable(host, sentence)))
     raise _all_failed(host, failures, attempts)
 
 
@@ -151,52 +161,61 @@ def _all_failed(host: Routed, failures: list[tuple[Route, UnreachableError]], at
 
 
 @contextlib.asynccontextmanager
-async def opened(way: Route, host: Routed, port: int, timeout: float) -> AsyncIterator[socket.socket | None]:
-    """A connected socket for the way, or None where asyncssh is to connect by itself. Whoever uses it owns it.
+async def opened(way: Route, host: Routed, settings: SSHSettings, timeout: float) -> AsyncIterator[socket.socket]:
+    """A connected socket for the way: by TCP, or carried by a program. The block's caller owns it.
 
-    Closed here only when the block raises. Raises UnreachableError, and puts into one that the block raises what the
-    program that carries the way has said.
+    Closed here only when the block raises. Raises UnreachableError. What the program that carries the way has said is
+    put into an UnreachableError of the block, and is a note of any other exception.
     """
     carried: _Carried | None = None
     sock: socket.socket | None = None
     try:
         async with asyncio.timeout(timeout):
-            if way.transport == TAILSCALE:
-                sock = await _connected(way.address, port)
-            elif way.transport == CLOUDFLARE:
+            if way.transport == CLOUDFLARE:
                 carried = await _through_cloudflare(way.address, host)
-                sock = carried.sock
+            elif way.transport == DIRECT and settings.proxy_command is not None:
+                carried = await _through_command(settings.proxy_command)
+            sock = await _connected(way, host, settings) if carried is None else carried.sock
     except TimeoutError:
         raise _unreachable(host, f"no answer from {way.address} within {timeout:g} s") from None
     except (OSError, UnicodeError) as error:  # the latter for what is no name of a host, as a..b
-        raise _unreachable(host, f"cannot connect to {way.address}: {reason(error)}") from None
+        raise _unreachable(host, f"cannot connect to {way.address}: {reason(error)}{_advice(way, error)}") from None
     try:
         yield sock
     except BaseException as error:
-        if sock is not None:
-            sock.close()
-        said = None if carried is None else await carried.last_words()
-        if said and type(error) is UnreachableError:
-            raise _unreachable(host, f"{CLOUDFLARED} said: {said}") from None
-        raise
-
-
-async def _connected(address: str, port: int) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    [(family, kind, protocol, _, place), *_] = await loop.getaddrinfo(address, port, type=socket.SOCK_STREAM)
-    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
-    try:
-        await loop.sock_connect(sock, place)
-    except BaseException:
         sock.close()
+        said = None if carried is None else await carried.last_words()
+        if carried is not None and said and type(error) is UnreachableError:
+            raise _unreachable(host, f"{carried.name} said: {said}") from None
+        if carried is not None and said:
+            error.add_note(f"{carried.name} said: {said}")
         raise
-    return sock
+
+
+async def _connected(way: Route, host: Routed, settings: SSHSettings) -> socket.socket:
+    if way.transport != DIRECT:  # an address of its own, for the same port
+        return await connected(host.name, way.address, settings.port)
+    return await connected(
+        host.name,
+        settings.host_name,
+        settings.port,
+        family=settings.address_family,
+        bind_address=settings.bind_address,
+    )
+
+
+def _advice(way: Route, error: OSError | UnicodeError) -> str:
+    if way.transport != DIRECT:
+        return ""
+    if isinstance(error, socket.gaierror):
+        return "; check the name; one of your hosts file is given with --on"
+    return "; check the address, and that SSH answers there"
 
 
 async def _through_cloudflare(tunnel: str, host: Routed) -> "_Carried":
-    """Our end of a pair whose other end is cloudflared's standard input and output.
+    """The service token goes into the program's environment: an argument vector is seen by everybody on this machine.
 
-    The service token goes into its environment: an argument vector is seen by everybody on this machine.
+    Raises UnreachableError where cloudflared isn't installed.
     """
     program = shutil.which(CLOUDFLARED)
     if program is None:
@@ -205,27 +224,41 @@ async def _through_cloudflare(tunnel: str, host: Routed) -> "_Carried":
     if host.cloudflare_service_token_id and host.cloudflare_service_token_secret:
         environment["TUNNEL_SERVICE_TOKEN_ID"] = host.cloudflare_service_token_id
         environment["TUNNEL_SERVICE_TOKEN_SECRET"] = host.cloudflare_service_token_secret
+    return await _started(CLOUDFLARED, [program, "access", "ssh", "--hostname", tunnel], environment)
+
+
+async def _through_command(command: str) -> "_Carried":
+    """A ProxyCommand, run as OpenSSH runs it: by the user's shell, which it replaces."""
+    shell = os.environ.get("SHELL") or "/bin/sh"
+    return await _started("ProxyCommand", [shell, "-c", f"exec {command}"], dict(os.environ))
+
+
+async def _started(name: str, words: Sequence[str], environment: dict[str, str]) -> "_Carried":
+    """Our end of a pair of sockets whose other end is a program's standard input and output. Raises OSError."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     try:
-        carrying, words = await asyncio.get_running_loop().subprocess_exec(
-            _LastWords, program, "access", "ssh", "--hostname", tunnel,
-            stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=asyncio.subprocess.PIPE, env=environment,
+        carrying, said = await asyncio.get_running_loop().subprocess_exec(
+            _LastWords, *words, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=asyncio.subprocess.PIPE,
+            env=environment,
         )  # fmt: skip
     except BaseException:
         ours.close()
         raise
     finally:
         theirs.close()
-    return _Carried(ours, carrying, words)
+    return _Carried(name, ours, carrying, said)
 
 
 class _Carried:
-    """A socket that a program carries. The program ends with the socket, and at the latest with our event loop."""
+    """A socket that a program carries, which errors call `name`. It ends with the socket or with our event loop."""
 
     _watching: ClassVar[set["asyncio.Task[None]"]] = set()
 
-    def __init__(self, sock: socket.socket, program: asyncio.SubprocessTransport, words: "_LastWords") -> None:
+    def __init__(
+        self, name: str, sock: socket.socket, program: asyncio.SubprocessTransport, words: "_LastWords"
+    ) -> None:
+        self.name = name
         self.sock = sock
         self._program = program
         self._words = words

@@ -21,9 +21,11 @@ from cronium_controller.errors import ControllerError
 from cronium_controller.executor import ConfigurationError, SSHExecutor
 from cronium_controller.hosts import Host, SSHConfig, parse_host
 from cronium_controller.inventory import load
+from cronium_controller.ssh_config import ssh_settings_of
 from cronium_controller.store import Store
 
 _MAIN = "import sys; from cronium_controller.cli import main; main()"
+
 INVALID = "invalid"
 
 HOSTS = [
@@ -101,11 +103,12 @@ async def test_jump_hosts_are_refused_where_ssh_refuses_them(
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".ssh").mkdir()
     (tmp_path / ".ssh/config").write_text(f"Host inner\n  ProxyJump {text}\n")
+    host = parse_host("inner")
     if not ssh_refuses("-J", text, "--", "h"):
-        assert len(await jumps.jumps(parse_host("inner"))) == 1
+        assert len(await jumps.jumps(host, await ssh_settings_of(host))) == 1
         return
     with pytest.raises(ControllerError) as refused:
-        await jumps.jumps(parse_host("inner"))
+        await jumps.jumps(host, await ssh_settings_of(host))
     assert refused.value.code == "host.config"
 
 

@@ -19,6 +19,7 @@ from cronium_controller.hosts import Host, parse_host
 from cronium_controller.job import Job
 from cronium_controller.memory import Memory
 from cronium_controller.payloads import load
+from cronium_controller.ssh_config import ssh_settings_of
 from openssh import OpenSSHServer
 from remote_host import RemoteHost, collect
 from runner_process import PATIENCE, wait_until
@@ -27,6 +28,11 @@ pytestmark = pytest.mark.sshd
 
 CHAIN = "Host inner\n  HostName 127.0.0.1\n  Port {inner}\n  ProxyJump outer,middle\n"
 NESTED = "Host inner\n  HostName 127.0.0.1\n  Port {inner}\n  ProxyJump middle\nHost middle\n  ProxyJump outer\n"
+
+
+async def chain_of(name: str) -> list[jumps.Jump]:
+    host = parse_host(name)
+    return await jumps.jumps(host, await ssh_settings_of(host))
 
 
 class Way:
@@ -232,7 +238,7 @@ async def test_another_route_needs_no_jump_host(way: Way) -> None:
 )
 async def test_the_chain_is_what_openssh_makes_of_it(home_config: Path, written: str, expected: list[str]) -> None:
     home_config.write_text(written)
-    assert [jump.name for jump in await jumps.jumps(parse_host("inner"))] == expected
+    assert [jump.host.name for jump in await chain_of("inner")] == expected
 
 
 @pytest.mark.parametrize(
@@ -240,15 +246,17 @@ async def test_the_chain_is_what_openssh_makes_of_it(home_config: Path, written:
 )
 async def test_a_circle_is_told(home_config: Path, written: str) -> None:
     home_config.write_text(written)
-    with pytest.raises(ControllerError, match=r"^inner: ~/.ssh/config leads in a circle \(inner -> a -> ") as raised:
-        await jumps.jumps(parse_host("inner"))
+    with pytest.raises(
+        ControllerError, match=r"^inner: the SSH configuration leads in a circle \(inner -> a -> "
+    ) as raised:
+        await chain_of("inner")
     assert raised.value.code == "host.config"
 
 
 async def test_what_cannot_be_a_jump_host_is_told(home_config: Path) -> None:
     home_config.write_text("Host inner\n  ProxyJump a:many\n")
     with pytest.raises(ControllerError, match=r"has a ProxyJump of which .*'many' is not a port"):
-        await jumps.jumps(parse_host("inner"))
+        await chain_of("inner")
 
 
 @pytest.fixture

@@ -13,10 +13,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cronium_controller.errors import AuthenticationError, ControllerError, HostKeyChangedError, UnreachableError
+from cronium_controller.ssh_settings import SSHSettings
 from cronium_controller.transport import ATTEMPTS, PAUSES, Remembered, Route, opened, reach, routes
 from runner_process import is_running, wait_until
 
@@ -48,6 +50,10 @@ class Ways:
 
     async def pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
+
+
+def settings(port: int, **more: Any) -> SSHSettings:
+    return SSHSettings("127.0.0.1", port, "me", **more)
 
 
 def down(sentence: str = "no answer") -> UnreachableError:
@@ -178,23 +184,22 @@ def install_cloudflared(folder: Path, monkeypatch: pytest.MonkeyPatch, port: int
     return seen
 
 
-async def exchange(sock: socket.socket | None) -> bytes:
-    assert sock is not None
+async def exchange(sock: socket.socket) -> bytes:
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(sock, b"hello")
     return await asyncio.wait_for(loop.sock_recv(sock, 100), 10)
 
 
 async def test_tailscale_is_a_connection_to_its_address(echo: int) -> None:
-    async with opened(Route("tailscale", "127.0.0.1"), Somewhere(), echo, 5) as sock:
+    async with opened(Route("tailscale", "127.0.0.1"), Somewhere(), settings(echo), 5) as sock:
         assert await exchange(sock) == b"hello"
-    assert sock is not None
     sock.close()
 
 
-async def test_the_direct_way_is_left_to_asyncssh() -> None:
-    async with opened(Route("direct", "10.0.0.1"), Somewhere(), 22, 5) as sock:
-        assert sock is None
+async def test_the_direct_way_goes_to_what_the_settings_say(echo: int) -> None:
+    async with opened(Route("direct", "web01"), Somewhere(), settings(echo), 5) as sock:
+        assert await exchange(sock) == b"hello"
+    sock.close()
 
 
 async def test_cloudflare_is_carried_by_cloudflared_and_the_token_is_in_no_argument(
@@ -202,12 +207,11 @@ async def test_cloudflare_is_carried_by_cloudflared_and_the_token_is_in_no_argum
 ) -> None:
     seen = install_cloudflared(tmp_path, monkeypatch, echo)
     host = Somewhere(cloudflare_service_token_id="id", cloudflare_service_token_secret="very-secret")
-    async with opened(Route("cloudflare", "web01.example.org"), host, 22, 5) as sock:
+    async with opened(Route("cloudflare", "web01.example.org"), host, settings(22), 5) as sock:
         assert await exchange(sock) == b"hello"
     pid, secret, arguments = seen.read_text().split(" ", 2)
     assert secret == "very-secret"
     assert "very-secret" not in arguments
-    assert sock is not None
     sock.close()
     wait_until(lambda: not is_running(int(pid)), "cloudflared to end with its connection")
 
@@ -218,9 +222,8 @@ def test_an_event_loop_that_ends_ends_cloudflared_and_leaves_nothing_open(
     seen = install_cloudflared(tmp_path, monkeypatch, echo)
 
     async def leave_it_open() -> socket.socket:
-        async with opened(Route("cloudflare", "web01.example.org"), Somewhere(), 22, 5) as sock:
+        async with opened(Route("cloudflare", "web01.example.org"), Somewhere(), settings(22), 5) as sock:
             assert await exchange(sock) == b"hello"
-            assert sock is not None
             return sock
 
     with asyncio.run(leave_it_open()):
@@ -233,8 +236,7 @@ async def test_what_cloudflared_said_is_the_reason(tmp_path: Path, monkeypatch: 
     install_cloudflared(tmp_path, monkeypatch, 1, words="\x1b]0;pwned\x07failed to find\r\nAccess application")
 
     async def speak() -> None:
-        async with opened(Route("cloudflare", "web01.example.org"), Somewhere(), 22, 5) as sock:
-            assert sock is not None
+        async with opened(Route("cloudflare", "web01.example.org"), Somewhere(), settings(22), 5) as sock:
             await asyncio.get_running_loop().sock_recv(sock, 1)
             raise down("the connection was closed")
 
@@ -249,10 +251,10 @@ async def test_a_missing_cloudflared_and_a_refusing_port_are_told(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UnreachableError, match="not installed"):
-        async with opened(Route("cloudflare", "web01.example.org"), Somewhere(), 22, 5):
+        async with opened(Route("cloudflare", "web01.example.org"), Somewhere(), settings(22), 5):
             pass
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(UnreachableError, match=r"127\.0\.0\.1: .*refused"):
-            async with opened(Route("tailscale", "127.0.0.1"), Somewhere(), unused.getsockname()[1], 5):
+            async with opened(Route("tailscale", "127.0.0.1"), Somewhere(), settings(unused.getsockname()[1]), 5):
                 pass

@@ -1,0 +1,142 @@
+"""The settings of one host, from what the configuration sets: tokens and defaults filled in, names checked.
+
+The same for what `ssh -G` prints and for what our own reader finds.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from typing import Final
+
+from . import host_names
+from .errors import ControllerError
+from .ssh_lines import home, port_of, tilde
+from .ssh_reader import Asked, Survey, Values
+from .ssh_settings import ASK_AGENT, SSHSettings
+from .ssh_tokens import Tokens, local_user
+
+DEFAULT_IDENTITIES: Final = tuple(
+    f"~/.ssh/id_{kind}" for kind in ("rsa", "ecdsa", "ecdsa_sk", "ed25519", "ed25519_sk", "xmss", "dsa")
+)
+_USER_KNOWN_HOSTS: Final = ["~/.ssh/known_hosts", "~/.ssh/known_hosts2"]
+_GLOBAL_KNOWN_HOSTS: Final = ["/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"]
+_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_YES: Final = ("yes", "true")
+_NO: Final = ("no", "false")
+
+
+def settings_of(asked: Asked, values: Values, found: Survey) -> SSHSettings:
+    """What the values mean for a host. Raises ControllerError (`host.config`)."""
+
+    def one(keyword: str) -> str | None:
+        value = (values.get(keyword) or [""])[0]
+        return None if value.lower() in ("", "none") else value
+
+    def mentioned(keyword: str) -> str | None:
+        return one(keyword) if keyword in found.mentioned else None
+
+    def is_on(keyword: str) -> bool:
+        return (one(keyword) or "no").lower() in _YES
+
+    port, user = asked.port or port_of(one("port") or "22") or 22, asked.user or one("user") or local_user()
+    host, alias = one("hostname") or asked.name.lower(), one("hostkeyalias")
+    alias = None if alias is None else alias.lower()  # as ssh does, which looks names up and records them like that
+    _refuse(host, "HostName", host_names.wrong_with_host, asked)
+    _refuse(user, "User", host_names.wrong_with_user, asked)
+    tokens = Tokens.of_connection(asked.name, host, str(port), user, alias)
+    folder = home()
+
+    def paths(keyword: str, default: list[str] | None = None) -> tuple[str, ...]:
+        written = values.get(keyword) or default or []
+        named = [text for text in written if text.lower() != "none"]
+        return tuple(os.path.abspath(tilde(tokens.replaced_all(text), folder)) for text in named)
+
+    identities = values.get("identityfile") or list(DEFAULT_IDENTITIES)
+    are_named = "identityfile" in found.mentioned and identities != list(DEFAULT_IDENTITIES)
+    revoked = paths("revokedhostkeys")
+    command, jump = one("proxycommand"), one("proxyjump")
+    if "proxyusefdpass" in found.mentioned and command is not None and is_on("proxyusefdpass"):
+        raise ControllerError(
+            "host.config",
+            "the SSH configuration asks for ProxyUseFdpass, which only the ssh program can do",
+            host=asked.name,
+        )
+    carried = tokens.only("hknpr")
+    return SSHSettings(
+        host_name=host,
+        port=port,
+        user=user,
+        host_key_alias=alias,
+        user_known_hosts_files=paths("userknownhostsfile", _USER_KNOWN_HOSTS),
+        global_known_hosts_files=paths("globalknownhostsfile", _GLOBAL_KNOWN_HOSTS),
+        revoked_host_keys=revoked[0] if revoked else None,
+        strict_host_key_checking=_strictness((one("stricthostkeychecking") or "ask").lower()),
+        hash_known_hosts=is_on("hashknownhosts"),
+        identity_files=paths("identityfile", identities),
+        are_identities_named=are_named,
+        certificate_files=paths("certificatefile"),
+        identities_only=is_on("identitiesonly"),
+        identity_agent=_agent(values, tokens, folder),
+        proxy_command=None if command is None or jump is not None else carried.replaced(command),
+        proxy_jump=None if jump is None else carried.replaced(jump),
+        address_family=(one("addressfamily") or "any").lower(),
+        bind_address=one("bindaddress"),
+        connect_timeout=_seconds(one("connecttimeout"), asked),
+        ciphers=mentioned("ciphers"),
+        macs=mentioned("macs"),
+        key_exchanges=mentioned("kexalgorithms"),
+        host_key_algorithms=mentioned("hostkeyalgorithms"),
+        preferred_authentications=tuple(filter(None, (one("preferredauthentications") or "").split(","))),
+        pubkey_authentication=one("pubkeyauthentication") not in _NO,
+        password_authentication=one("passwordauthentication") not in _NO,
+        keyboard_interactive_authentication=one("kbdinteractiveauthentication") not in _NO,
+        compression=is_on("compression"),
+        forward_agent=_forwarded(one("forwardagent")),
+        set_environment=tuple(values.get("setenv", [])),
+        send_environment=tuple(values.get("sendenv", [])),
+    )
+
+
+def _strictness(value: str) -> str:
+    return {"true": "yes", "no": "off", "false": "off"}.get(value, value)
+
+
+def _agent(values: Values, tokens: Tokens, folder: str) -> str | None:
+    written = (values.get("identityagent") or [ASK_AGENT])[0]
+    if written == ASK_AGENT:
+        return ASK_AGENT
+    if written.lower() == "none":
+        return None
+    if written.startswith("$") and not written.startswith("${"):
+        return os.environ.get(written[1:]) or None
+    return os.path.abspath(tilde(tokens.replaced_all(written), folder))
+
+
+def _forwarded(written: str | None) -> str | None:
+    if written is None or written.lower() in _NO:
+        return None
+    if written.lower() in _YES:
+        return ASK_AGENT
+    return os.environ.get(written[1:]) or None if written.startswith("$") else written
+
+
+def _seconds(written: str | None, asked: Asked) -> float | None:
+    """A time as ssh_config(5) writes it: seconds, or 1m30s. 0 is none."""
+    if written is None:
+        return None
+    parts = re.findall(r"([0-9]+)([smhdw]?)", written.lower())
+    if "".join(number + unit for number, unit in parts) != written.lower():
+        raise ControllerError(
+            "host.config",
+            f"the SSH configuration has the ConnectTimeout {written!r}, which is no time",
+            host=asked.name,
+        )
+    return sum(int(number) * _UNITS[unit] for number, unit in parts) or None
+
+
+def _refuse(value: str, keyword: str, wrong_with: Callable[[str], str | None], asked: Asked) -> None:
+    wrong = wrong_with(value)
+    if wrong is not None:
+        raise ControllerError(
+            "host.config", f"the SSH configuration has the {keyword} {value!r}: {wrong}; correct it", host=asked.name
+        )
