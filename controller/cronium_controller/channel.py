@@ -86,12 +86,16 @@ class Conversation:
         self._inbox.grant(stream, count)
         self._channel.send(frames.encode_credit(self._number, stream, count))
 
+    def waiting(self) -> Frame | Piece | None:
+        """The next frame, if one has arrived and was not taken."""
+        return self._inbox.take()
+
     async def receive(self) -> Frame | Piece | None:
         """The next frame; None once the conversation was closed by us.
 
         Raises ChannelLostError when the channel is gone, or the host given up, and nothing is left to read.
         """
-        while not self._inbox:
+        while (taken := self._inbox.take()) is None:
             if self._is_closed:
                 return None
             if self._channel.lost is not None:
@@ -100,7 +104,7 @@ class Conversation:
                 raise ChannelLostError(self._given_up, host=self._channel.host_name, code="execution.overdue")
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        return self._inbox.take()
+        return taken
 
     def give_up(self, why: str) -> None:
         """The host has not said what it was to say, in more time than that can take: `receive` waits no longer."""

@@ -8,7 +8,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -151,6 +151,13 @@ class Database:
         """Executes a statement, and commits it outside of `writing`; how many rows it changed. Raises StoreError."""
         try:
             return self._connection.execute(statement, values or {}).rowcount
+        except sqlite3.Error as error:
+            raise self._unusable("written", error) from None
+
+    def write_each(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Executes a statement for each of the rows, inside of `writing`. Raises StoreError."""
+        try:
+            self._connection.executemany(statement, rows)
         except sqlite3.Error as error:
             raise self._unusable("written", error) from None
 

@@ -206,11 +206,13 @@ class Execution:
 
     async def _receive(self) -> Piece | None:
         """Takes one frame. Raises ChannelLostError, also for what is not in the protocol: then we know nothing."""
-        self._deadline.go_on()
-        try:
-            frame = await self._conversation.receive()
-        finally:
-            self._deadline.hold()
+        frame = self._conversation.waiting()
+        if frame is None:
+            self._deadline.go_on()
+            try:
+                frame = await self._conversation.receive()
+            finally:
+                self._deadline.hold()
         if frame is None:
             return None
         if isinstance(frame, Piece):

@@ -91,11 +91,10 @@ class Inbox:
         if most is None:
             return False
         count = self._counts[frame.kind] = self._counts.get(frame.kind, 0) + 1
-        name = Kind(frame.kind).name
         if count > most:
-            raise ProtocolError(f"{name} came {count} times")
+            raise ProtocolError(f"{Kind(frame.kind).name} came {count} times")
         if len(frame.body) > LONGEST_ANSWER and frame.kind not in _LONG:
-            raise ProtocolError(f"{name} has {len(frame.body)} bytes; {LONGEST_ANSWER} at most")
+            raise ProtocolError(f"{Kind(frame.kind).name} has {len(frame.body)} bytes; {LONGEST_ANSWER} at most")
         self._is_over |= frame.kind in _ENDS
         self._waiting.append(frame)
         return True
@@ -120,8 +119,10 @@ class Inbox:
             self._last[stream] = last = _Waiting(stream, offset, data)
             self._waiting.append(last)
 
-    def take(self) -> Frame | Piece:
-        """The next of them. Raises IndexError when none waits."""
+    def take(self) -> Frame | Piece | None:
+        """The next of them; None when none waits."""
+        if not self._waiting:
+            return None
         one = self._waiting.popleft()
         if isinstance(one, Frame):
             return one

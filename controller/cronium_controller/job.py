@@ -1,6 +1,5 @@
 """What is to be executed: a job, as it is handed in, and the submission that a host gets of it."""
 
-import copy
 import os
 import time
 from dataclasses import dataclass, field
@@ -68,7 +67,9 @@ class Job:
 
     def with_id(self, execution_id: str) -> "Job":
         """The same job under another id. Its values are not checked again: that takes long where the input is large."""
-        job = copy.copy(self)
+        job: Job = object.__new__(Job)
+        for name in Job.__slots__:
+            object.__setattr__(job, name, getattr(self, name))
         object.__setattr__(job, "execution_id", execution_id)
         return job
 

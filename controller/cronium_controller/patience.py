@@ -50,10 +50,12 @@ class Deadline:
     """Calls `expired` once, when its time is up. Its time goes by only while we wait for the host: between `go_on` and
     `hold`. Whoever takes the output slowly, or nothing yet, shortens nothing."""
 
-    def __init__(self, expired: Callable[[], object]) -> None:
+    def __init__(self, expired: Callable[[], object], loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """`loop` keeps the time; without one it is the running event loop."""
         self._expired = expired
+        self._loop = loop or asyncio.get_running_loop()
         self._at: float | None = None
-        self._held_since: float | None = _now()
+        self._held_since: float | None = self._loop.time()
         self._due: float | None = None
         """When it was to be up before output put it off."""
         self._late = 0
@@ -65,41 +67,37 @@ class Deadline:
 
     def set(self, seconds: float) -> None:
         """It is up in so many seconds from now."""
-        self._at = self._due = _now() + seconds
+        now = self._loop.time()
+        self._at = self._due = now + seconds
         self._late = 0
         if self._held_since is not None:
-            self._held_since = _now()
+            self._held_since = now
         self._arm()
 
     def shorten(self, seconds: float) -> None:
         """It is up in so many seconds from now at the latest."""
-        if self._at is None or self._at > _now() + seconds:
+        if self._at is None or self._at > self._loop.time() + seconds:
             self.set(seconds)
-
-    def extend(self, seconds: float) -> None:
-        """It is up so much later."""
-        if self._at is not None and self._due is not None:
-            self._at += seconds  # a timer that rings too early looks again
-            self._due += seconds
 
     def put_off(self, size: int, patience: Patience) -> None:
         """So much output has come: what is on its way at the end may take longer, if it is no slower than that."""
-        if self._at is None or self._due is None or _now() < self._due - patience.margin:
+        if self._at is None or self._due is None or self._loop.time() < self._due - patience.margin:
             return
         self._late += size
-        if self._late >= (_now() - (self._due - patience.margin)) * patience.slowest:
-            self._at = max(self._at, _now() + patience.margin)
+        if self._late >= (self._loop.time() - (self._due - patience.margin)) * patience.slowest:
+            self._at = max(self._at, self._loop.time() + patience.margin)
 
     def hold(self) -> None:
         """From now on we are the ones who are waited for."""
-        self._held_since = _now()
+        self._held_since = self._loop.time()
 
     def go_on(self) -> None:
         """The other side is waited for again."""
         if self._held_since is not None:
-            held, self._held_since = _now() - self._held_since, None
-            self.extend(held)
-            if self._timer is None and self._at is not None:
+            held, self._held_since = self._loop.time() - self._held_since, None
+            if self._at is not None and self._due is not None:
+                self._at += held
+                self._due += held
                 self._arm()
 
     def stop(self) -> None:
@@ -110,24 +108,23 @@ class Deadline:
             self._timer = None
 
     def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        """Has the timer ring when the time is up, or before: then it looks again."""
         assert self._at is not None, "set before"
-        self._timer = asyncio.get_running_loop().call_at(self._at, self._ring)
+        if self._timer is not None:
+            if self._timer.when() <= self._at:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._at, self._ring)
 
     def _ring(self) -> None:
         self._timer = None
         if self._at is None or self._held_since is not None:
             return
-        if self._at > _now():
+        if self._at > self._loop.time():
             self._arm()
             return
         self._at = None
         self._expired()
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def remaining_in(told: dict[str, Any]) -> float | None:

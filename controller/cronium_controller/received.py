@@ -1,6 +1,7 @@
 """The output of an execution as it arrived, compared with what its result vouches for."""
 
 import hashlib
+from typing import Any
 
 from cronium_runner.wire.names import STDERR, STDOUT, STREAM_NAMES
 from cronium_runner.wire.results import Outcome, Result
@@ -14,12 +15,15 @@ class Received:
     def __init__(self, offsets: tuple[int, int]) -> None:
         self._first = dict(zip(STREAM_NAMES, offsets, strict=True))
         self._sizes = dict.fromkeys(STREAM_NAMES, 0)
-        self._digests = {stream: hashlib.sha256() for stream in STREAM_NAMES}
+        self._digests: dict[int, Any] = {}
+        """Of each stream that something has come of, from its beginning on."""
 
     def add(self, piece: Piece) -> None:
         """Takes the next piece of a stream."""
         self._sizes[piece.stream] += len(piece.data)
         if self._first[piece.stream] == 0:
+            if piece.stream not in self._digests:
+                self._digests[piece.stream] = hashlib.sha256()
             self._digests[piece.stream].update(piece.data)
 
     def difference(self, told: Result) -> str | None:

@@ -73,9 +73,11 @@ class Runs:
         now = time.time()
         try:
             with self._store.database.writing():
-                for name, execution_id in hosts:
-                    row = {"run_id": run_id, "host": name, "execution_id": execution_id, "now": now}
-                    self._store.database.write(_BEGIN, row)
+                rows = (
+                    {"run_id": run_id, "host": name, "execution_id": execution_id, "now": now}
+                    for name, execution_id in hosts
+                )
+                self._store.database.write_each(_BEGIN, rows)
         except BaseException:
             owner.abandon()
             raise

@@ -1,15 +1,16 @@
 """What an agent that misbehaves can do to a controller: be `unknown`, in little memory and bounded time."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import hostile_agent
-from cronium_controller import patience
 from cronium_controller.channel import AgentChannel
 from cronium_controller.dispatch import Controller
 from cronium_controller.errors import ControllerError
@@ -229,15 +230,32 @@ def test_credit_holds_behind_sshd_while_nobody_reads(remote: RemoteHost, tmp_pat
     assert peak.bytes < 110 * MIB
 
 
-def test_only_the_time_that_a_host_takes_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, rung = [0.0], []
-    monkeypatch.setattr(patience, "_now", lambda: now[0])
-    monkeypatch.setattr(Deadline, "_arm", lambda _: None)
-    deadline = Deadline(lambda: rung.append(now[0]))
+class Clock(asyncio.SelectorEventLoop):
+    """An event loop whose time goes by when it is told to, and whose timers ring then."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    def go_to(self, now: float) -> None:
+        self.now = now
+        self.call_soon(self.stop)
+        self.run_forever()
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    with contextlib.closing(Clock()) as clock:
+        yield clock
+
+
+def test_only_the_time_that_a_host_takes_counts(clock: Clock) -> None:
+    rung: list[float] = []
+    deadline = Deadline(lambda: rung.append(clock.now), clock)
 
     def rings(at: float) -> bool:
-        now[0] = at
-        deadline._ring()
+        clock.go_to(at)
         return bool(rung)
 
     deadline.set(10)
@@ -256,21 +274,30 @@ def test_only_the_time_that_a_host_takes_counts(monkeypatch: pytest.MonkeyPatch)
     assert not rings(1000)
 
 
-def test_output_that_is_on_its_way_puts_the_end_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, rung = [0.0], []
-    monkeypatch.setattr(patience, "_now", lambda: now[0])
-    monkeypatch.setattr(Deadline, "_arm", lambda _: None)
+def test_a_deadline_that_was_put_off_rings_once_when_it_is_up(clock: Clock) -> None:
+    rung: list[float] = []
+    deadline = Deadline(lambda: rung.append(clock.now), clock)
+    deadline.go_on()
+    deadline.set(10)
+    deadline.set(100)
+    for now in range(0, 200, 5):
+        clock.go_to(float(now))
+    assert rung == [100.0]
+
+
+def test_output_that_is_on_its_way_puts_the_end_off(clock: Clock) -> None:
     for size, overdue in ((1000, []), (50, [101.0])):  # bytes a second, where 100 are asked for
-        now[0] = 0.0
-        deadline = Deadline(lambda: rung.append(now[0]))
+        rung: list[float] = []
+        began = clock.now
+        deadline = Deadline(lambda rung=rung, began=began: rung.append(clock.now - began), clock)  # type: ignore[misc]
         deadline.go_on()
         deadline.set(100)
-        while now[0] < 500 and not rung:
-            now[0] += 1
+        while clock.now - began < 500 and not rung:
+            clock.now += 1
             deadline.put_off(size, Patience(margin=30, slowest=100))
-            deadline._ring()
+            clock.go_to(clock.now)
         assert rung == overdue
-        rung.clear()
+        deadline.stop()
 
 
 def test_how_long_a_host_is_waited_for() -> None:

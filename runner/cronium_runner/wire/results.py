@@ -162,6 +162,9 @@ class Result(NamedTuple):
         return self._replace(host=host, transport=transport)
 
 
+_SHORT: Final = 1000
+"""Characters of a text that is not cut off anywhere."""
+
 TEXT_TAIL: Final = 64 * 1024
 """Bytes at the end of each stream that --json shows as text (contracts.md §6)."""
 
@@ -231,6 +234,8 @@ def _text(value: Any) -> str | None:
     """Text that is shown: whoever wrote the record or the frame may have put controls into it."""
     if not isinstance(value, str):
         return None
+    if len(value) <= _SHORT and value.isascii() and value.isprintable():  # nearly all of it
+        return value.strip()
     from .text import clean  # no command's start needs it
 
     return clean(value)
