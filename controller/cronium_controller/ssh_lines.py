@@ -92,12 +92,12 @@ def is_home_of_account() -> bool:
 _loaded: dict[tuple[str, str], Configuration] = {}
 
 
-def load(system_file: str = SYSTEM_FILE) -> Configuration:
+def load(system_file: str | None = None) -> Configuration:
     """The user's and the system's configuration, taken apart again only when a file has changed."""
-    key = (home(), system_file)
+    key = (home(), system_file or SYSTEM_FILE)
     known = _loaded.get(key)
     if known is None or not known.is_current():
-        _loaded[key] = known = _Loading(key[0]).load(f"{key[0]}/.ssh/config", system_file)
+        _loaded[key] = known = _Loading(key[0]).load(f"{key[0]}/.ssh/config", key[1])
     return known
 
 

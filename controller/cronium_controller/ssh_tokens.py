@@ -28,9 +28,8 @@ class Tokens:
     def of_connection(cls, name: str, host: str, port: str, user: str, alias: str | None = None) -> "Tokens":
         """All tokens that a connection has."""
         here = socket.gethostname()
-        digest = hashlib.sha1(f"{here}{host}{port}{user}".encode("utf-8", "surrogateescape"), usedforsecurity=False)
         values = {
-            "C": digest.hexdigest(), "L": here.partition(".")[0], "d": home(), "h": host, "i": str(os.getuid()),
+            "L": here.partition(".")[0], "d": home(), "h": host, "i": str(os.getuid()),
             "k": alias or name, "l": here, "n": name, "p": port, "r": user, "u": local_user(),
         }  # fmt: skip
         return cls(values, name)
@@ -46,6 +45,9 @@ class Tokens:
     def _value(self, letter: str, text: str) -> str:
         if letter == "%":
             return "%"
+        if letter == "C" and "l" in self.values:
+            whole = "".join(self.values[part] for part in "lhpr")
+            return hashlib.sha1(whole.encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()
         if letter not in self.values:
             raise ControllerError(
                 "host.config",

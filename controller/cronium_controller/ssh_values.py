@@ -3,9 +3,10 @@
 The same for what `ssh -G` prints and for what our own reader finds.
 """
 
+import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from . import host_names
@@ -18,8 +19,8 @@ from .ssh_tokens import Tokens, local_user
 DEFAULT_IDENTITIES: Final = tuple(
     f"~/.ssh/id_{kind}" for kind in ("rsa", "ecdsa", "ecdsa_sk", "ed25519", "ed25519_sk", "xmss", "dsa")
 )
-_USER_KNOWN_HOSTS: Final = ["~/.ssh/known_hosts", "~/.ssh/known_hosts2"]
-_GLOBAL_KNOWN_HOSTS: Final = ["/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"]
+_USER_KNOWN_HOSTS: Final = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
+_GLOBAL_KNOWN_HOSTS: Final = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _YES: Final = ("yes", "true")
 _NO: Final = ("no", "false")
@@ -46,10 +47,11 @@ def settings_of(asked: Asked, values: Values, found: Survey) -> SSHSettings:
     tokens = Tokens.of_connection(asked.name, host, str(port), user, alias)
     folder = home()
 
-    def paths(keyword: str, default: list[str] | None = None) -> tuple[str, ...]:
-        written = values.get(keyword) or default or []
-        named = [text for text in written if text.lower() != "none"]
-        return tuple(os.path.abspath(tilde(tokens.replaced_all(text), folder)) for text in named)
+    def paths(keyword: str, default: Sequence[str] = ()) -> tuple[str, ...]:
+        written = tuple(values.get(keyword) or default)
+        if not any("%" in text or "${" in text for text in written):
+            return _absolute(written, folder, os.getcwd() if any(text[:1] not in "/~" for text in written) else "/")
+        return _absolute(tuple(map(tokens.replaced_all, written)), folder, os.getcwd())
 
     identities = values.get("identityfile") or list(DEFAULT_IDENTITIES)
     are_named = "identityfile" in found.mentioned and identities != list(DEFAULT_IDENTITIES)
@@ -95,6 +97,13 @@ def settings_of(asked: Asked, values: Values, found: Survey) -> SSHSettings:
         set_environment=tuple(values.get("setenv", [])),
         send_environment=tuple(values.get("sendenv", [])),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _absolute(written: tuple[str, ...], folder: str, here: str) -> tuple[str, ...]:
+    """Paths below the working directory `here`; the same for most of many hosts."""
+    named = [text for text in written if text.lower() != "none"]
+    return tuple(os.path.normpath(os.path.join(here, tilde(text, folder))) for text in named)
 
 
 def _strictness(value: str) -> str:

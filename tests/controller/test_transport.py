@@ -19,7 +19,7 @@ import pytest
 
 from cronium_controller.errors import AuthenticationError, ControllerError, HostKeyChangedError, UnreachableError
 from cronium_controller.ssh_settings import SSHSettings
-from cronium_controller.transport import ATTEMPTS, PAUSES, Remembered, Route, opened, reach, routes
+from cronium_controller.transport import ATTEMPTS, PAUSES, Remembered, Route, _Carried, opened, reach, routes
 from runner_process import is_running, wait_until
 
 
@@ -258,3 +258,68 @@ async def test_a_missing_cloudflared_and_a_refusing_port_are_told(
         with pytest.raises(UnreachableError, match=r"127\.0\.0\.1: .*refused"):
             async with opened(Route("tailscale", "127.0.0.1"), Somewhere(), settings(unused.getsockname()[1]), 5):
                 pass
+
+
+CARRY = """import os, socket, sys, threading
+there = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+def carry():
+    while piece := there.recv(65536):
+        os.write(1, piece)
+    os._exit(0)
+threading.Thread(target=carry, daemon=True).start()
+while piece := os.read(0, 65536):
+    there.sendall(piece)
+"""
+
+
+async def test_a_proxy_command_is_run_by_the_users_shell(
+    echo: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "carry.py").write_text(CARRY)
+    monkeypatch.setenv("SHELL", "/bin/sh")
+    monkeypatch.setenv("THE_PORT", str(echo))
+    command = f"{sys.executable} '{tmp_path}/carry.py' $THE_PORT 2>{tmp_path}/said # a comment"
+    async with opened(Route("direct", "web01"), Somewhere(), settings(1, proxy_command=command), 5) as sock:
+        assert await exchange(sock) == b"hello"
+    sock.close()
+    await asyncio.wait_for(asyncio.gather(*_Carried._watching), 30)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [("sh -c 'echo the gate is shut >&2; exit 3'", "the gate is shut"), ("/no/such/program", "/no/such/program")],
+)
+async def test_the_last_words_of_a_proxy_command_are_in_the_error(
+    command: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHELL", "/bin/sh")
+
+    async def lose() -> None:
+        async with opened(Route("direct", "web01"), Somewhere(), settings(1, proxy_command=command), 30) as sock:
+            assert await asyncio.get_running_loop().sock_recv(sock, 100) == b""
+            raise down("connection lost")
+
+    with pytest.raises(UnreachableError, match=f"^web01: ProxyCommand said: .*{told}"):
+        await lose()
+
+
+async def test_other_routes_go_past_a_proxy_command(echo: int) -> None:
+    shut = settings(echo, proxy_command="exit 3")
+    async with opened(Route("tailscale", "127.0.0.1"), Somewhere(), shut, 5) as sock:
+        assert await exchange(sock) == b"hello"
+    sock.close()
+
+
+async def test_one_attempt_over_all_routes_has_a_limit() -> None:
+    tried: list[str] = []
+
+    async def hang(way: Route) -> None:
+        tried.append(way.transport)
+        if way.transport == "tailscale":
+            raise down("refused")
+        await asyncio.Event().wait()
+
+    ways = Ways()
+    with pytest.raises(UnreachableError, match=r"tailscale: refused; direct: no connection within the 0.05 s"):
+        await reach(Somewhere(), hang, Remembered(), attempts=2, attempt_seconds=0.05, pause=ways.pause)
+    assert (tried, ways.pauses) == (["tailscale", "direct"] * 2, [1.0])
