@@ -21,7 +21,7 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT / "tests"))
 
-from cronium_controller.connection import Access  # noqa: E402
+from cronium_controller.access import Access  # noqa: E402
 from cronium_controller.dispatch import Controller  # noqa: E402
 from cronium_controller.errors import ControllerError  # noqa: E402
 from cronium_controller.hosts import Host  # noqa: E402

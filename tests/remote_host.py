@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cronium_controller.connection import Access
+from cronium_controller.access import Access
 from cronium_controller.dispatch import Controller
 from cronium_controller.execution import Execution
 from cronium_controller.hosts import Host, parse_host

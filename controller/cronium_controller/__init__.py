@@ -6,9 +6,9 @@ Everything named here is loaded when it is first asked for: importing this packa
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .access import Access
     from .blocking import BlockingController
     from .client import SSHClient, SSHResult
-    from .connection import Access
     from .dispatch import Controller
     from .errors import ControllerError
     from .executor import (
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from .metrics import Stats
 
 _MODULES = {
+    "access": ("Access",),
     "blocking": ("BlockingController",),
     "client": ("SSHClient", "SSHResult"),
-    "connection": ("Access",),
     "dispatch": ("Controller",),
     "errors": ("ControllerError",),
     "executor": (

@@ -21,7 +21,7 @@ from .job import Job
 from .metrics import Stats
 
 if TYPE_CHECKING:
-    from .connection import Access
+    from .access import Access
     from .connections import Connections
     from .fanout import Output
     from .runners import Runners

@@ -321,8 +321,10 @@ class AgentChannel:
         self._send_gathered()
         self.lose(why, code)
         if self._ssh is not None:
-            with contextlib.suppress(asyncssh.Error, OSError):
+            try:  # noqa: SIM105 - the library is loaded for an error only
                 self._ssh.write_eof()
+            except (asyncssh.Error, OSError):
+                pass
             self._ssh.close()
 
     def lose(self, reason: str, code: str = LOST) -> None:

@@ -19,12 +19,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from . import background, copying, remote_shell
-from .connection import Access
+from .access import Access, default_known_hosts
 from .connections import REFUSALS, Connections
 from .errors import ControllerError, reason
 from .executing import CHECK_SECONDS, Executed, HostCommands, timeout_sentence
 from .health import SSHHealth
-from .hostkeys import default_known_hosts
 from .hosts import Host, SSHConfig
 from .own_store import own_memory
 from .raw_command import MOST_KEPT, Output
@@ -89,7 +88,7 @@ class SSHClient:
         many bytes of each stream a result holds; what comes behind is dropped, and the result is `truncated`."""
         self._config = config
         self._name = name or config.host
-        self._access = access or _default_access()
+        self._access = access or default_access()
         self._controller = controller
         self._shared_host = host
         self._max_age = max_age
@@ -396,7 +395,7 @@ async def _settled(task: "asyncio.Task[None]") -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def _default_access() -> Access:
+def default_access() -> Access:
     return Access(known_hosts=os.environ.get("CRONIUM_KNOWN_HOSTS") or default_known_hosts())
 
 

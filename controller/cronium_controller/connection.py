@@ -7,20 +7,20 @@ import asyncio
 import contextlib
 import fcntl
 import functools
-import logging
 import os
 import socket
 import sys
 import termios
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from .access import Access
 from .errors import AuthenticationError, ControllerError, UnreachableError, reason
-from .hostkeys import HostKeyCheck, HostKeyPolicy, default_known_hosts
-from .hosts import IDLE_SECONDS, Host
+from .hostkeys import HostKeyCheck
+from .hosts import Host
 from .jumps import Jump, jumps
 from .own_files import is_open_key, new_warnings, open_key_sentence
 from .service_token import with_token
@@ -29,42 +29,13 @@ from .ssh_config import ssh_settings_of
 from .ssh_library import asyncssh
 from .ssh_options import options_of
 from .ssh_settings import ASK_AGENT, SSHSettings
-from .transport import ATTEMPT_SECONDS, ATTEMPTS, CLOUDFLARE, DIRECT, Remembered, Route, opened, reach
+from .transport import ATTEMPT_SECONDS, CLOUDFLARE, DIRECT, Remembered, Route, opened, reach
 
-CONNECT_SECONDS: Final = 10.0
-KEEPALIVE_SECONDS: Final = 30.0
-KEEPALIVE_COUNT: Final = 4
-"""Contracts §8. asyncssh gives a silent peer up after interval × (count + 1): here, two and a half minutes."""
 _QUICK_ACK_PAUSES: Final = (0.001, 0.003, 0.008, 0.02)
 """Seconds, the first ones short: on a quiet network the server's answers come within milliseconds."""
 _Opened = TypeVar("_Opened")
 _CLOSE_SECONDS: Final = 5.0
 """For a host to take its leave; one that hangs never does."""
-
-_log = logging.getLogger("cronium.connection")
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How hosts are reached: host-key policy and file, timeouts in seconds, who is asked for a key's passphrase."""
-
-    host_keys: HostKeyPolicy = HostKeyPolicy.ACCEPT_NEW
-    known_hosts: str = field(default_factory=default_known_hosts)
-    connect_timeout: float = CONNECT_SECONDS
-    keepalive_seconds: float = KEEPALIVE_SECONDS
-    """Silence after which the host is asked whether it is there, and how long each answer is awaited."""
-    keepalive_count: int = KEEPALIVE_COUNT
-    """Questions without an answer before the connection counts as lost."""
-    idle_seconds: float = IDLE_SECONDS
-    """How long a connection, or an agent, that nobody uses is kept."""
-    max_age: float | None = None
-    """A connection that is older gets no further call and is closed once nobody uses it; None: however old it is."""
-    attempts: int = ATTEMPTS
-    """Over all routes of a host, with pauses between them, before it counts as unreachable."""
-    ignores_health: bool = False
-    """Whether a host that could not be reached lately is tried all the same."""
-    passphrase: Callable[[str], str] | None = None
-    warn: Callable[[str], None] = _log.warning
 
 
 class _Opening:
@@ -75,7 +46,8 @@ class _Opening:
         self.is_left = False
 
     def session(self) -> asyncssh.SSHClientSession[bytes]:
-        return _Left() if self.is_left else self._make()
+        session: Any = _Left() if self.is_left else self._make()  # the same calls as asyncssh's class has
+        return session  # type: ignore[no-any-return]
 
 
 class _Left(asyncssh.SSHClientSession[bytes]):

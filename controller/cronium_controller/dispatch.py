@@ -26,7 +26,7 @@ from cronium_runner.wire.names import invalid_id_sentence, is_execution_id
 from cronium_runner.wire.results import Result
 
 from . import asking
-from .connection import Access
+from .access import Access
 from .connections import Connections, asked_for
 from .deployments import Deployments
 from .errors import ControllerError, StoreError, TunnelError

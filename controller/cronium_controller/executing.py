@@ -203,11 +203,13 @@ class HostCommands:
 
     async def _learn_shell(self) -> None:
         """Asks once whether the login shell reads sh, so that commands need no sh in front of it."""
-        with contextlib.suppress(asyncssh.Error, NotStartedError, ControllerError, OSError):
+        try:
             async with self._connections().lease(self._host()) as lease:
                 done = await raw_command.asked(lease.connection, 'echo "$SHELL"', CHECK_SECONDS)
-            shell = done.stdout.decode("utf-8", "replace").strip()
-            self.is_posix = done.exit_status == 0 and os.path.basename(shell) in remote_shell.POSIX_SHELLS
+        except (asyncssh.Error, NotStartedError, ControllerError, OSError):
+            return
+        shell = done.stdout.decode("utf-8", "replace").strip()
+        self.is_posix = done.exit_status == 0 and os.path.basename(shell) in remote_shell.POSIX_SHELLS
 
 
 def timeout_sentence(done: Completed) -> str:

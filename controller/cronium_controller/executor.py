@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from . import errors
+from .access import Access
 from .client import SSHClient
-from .connection import Access
 from .errors import ControllerError, UnreachableError
 from .executing import Executed, timeout_sentence
 from .hosts import LOCAL, Host, SSHConfig

@@ -17,7 +17,7 @@ from .memory import account
 from .partial_copies import HERE, PartialCopies, key_of
 from .remote_file import Found, Tell
 from .sessions import Connection
-from .sftp import LOST, refused
+from .sftp import lost, refused
 from .sftp_files import BySftp
 from .shell_files import ByShell
 from .store import Store
@@ -117,7 +117,7 @@ class Fetching:
         tell(offset)
         try:
             await far.read(self._found.path, partial.file, offset, size, tell)
-        except LOST:
+        except lost():
             raise  # what is there is gone on from
         except BaseException:
             self._removed()

@@ -10,30 +10,14 @@ import functools
 import os
 import shlex
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from .access import HostKeyPolicy
 from .errors import ControllerError, HostKeyChangedError, HostKeyError, HostKeyUnknownError, reason
 from .ssh_library import asyncssh
 
 DEFAULT_PORT: Final = 22
-
-
-class HostKeyPolicy(StrEnum):
-    """What to do about a host's key."""
-
-    ACCEPT_NEW = "accept-new"
-    """An unknown one is recorded, a changed one refused; OpenSSH's meaning."""
-    STRICT = "strict"
-    """An unknown one is refused as well."""
-    OFF = "off"
-    """Anything is accepted, with a warning each time."""
-
-
-def default_known_hosts() -> str:
-    """OpenSSH's own file, so that a host we met is known to `ssh` and the other way round."""
-    return os.path.expanduser("~/.ssh/known_hosts")
 
 
 class HostKeyCheck:

@@ -16,7 +16,7 @@ from cronium_runner.wire.names import STDERR, STDOUT
 
 from . import remote_shell
 from .errors import UnreachableError, reason
-from .sessions import MOST_SAID, Channel, Connection, Session
+from .sessions import MOST_SAID, STDERR_TYPE, Channel, Connection, DataType, Session
 from .ssh_library import asyncssh
 
 GRACE_SECONDS: Final = 5
@@ -132,9 +132,9 @@ class RunningCommand(Session):
         if self._passing is not None:
             self._passing.channel = chan
 
-    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
+    def data_received(self, data: bytes, datatype: DataType) -> None:
         """A piece of output."""
-        is_error = datatype == asyncssh.EXTENDED_DATA_STDERR
+        is_error = datatype == STDERR_TYPE
         if self._passing is not None:
             self._passing.put(STDERR if is_error else STDOUT, data)
         else:

@@ -11,7 +11,7 @@ from .far_files import way_to
 from .partial_copies import PartialCopies
 from .remote_file import Found, Partial, Tell, new_folder
 from .sessions import Connection
-from .sftp import CUT, LOST, refused
+from .sftp import cut, lost, refused
 from .sftp_files import BySftp
 from .shell_files import ByShell
 from .ssh_library import asyncssh
@@ -77,7 +77,7 @@ class Sending:
         self._partials.begin(folder)
         try:
             partial = await far.begin(folder)
-        except LOST:
+        except lost():
             raise
         except BaseException:
             self._partials.forget(folder)
@@ -88,7 +88,7 @@ class Sending:
     async def _write(self, far: BySftp | ByShell, partial: Partial, offset: int | None) -> None:
         try:
             await far.write(partial, self._source.file, offset, self._tell)
-        except LOST:
+        except lost():
             raise  # what is there is gone on from
         except BaseException:  # a full disk above all: what is there is of no use
             await self._removed(far, partial)
@@ -98,7 +98,7 @@ class Sending:
         """Removes a partial copy as far as that works. One that can't be removed is not tried again."""
         try:
             await far.discard(partial)
-        except CUT:
+        except cut():
             return
         except (asyncssh.Error, ControllerError, OSError, ValueError):
             pass

@@ -24,6 +24,11 @@ _SESSION_PAUSES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 _Opened = TypeVar("_Opened")
 
 
+DataType = int | None
+STDERR_TYPE: Final = 1
+"""RFC 4254, section 5.2: the type of standard error's data; standard output's has none."""
+
+
 @dataclass(frozen=True, slots=True)
 class CommandOutput:
     """What a raw command on the host said. `exit_status` is None when the connection ended before it did."""
@@ -55,11 +60,39 @@ class Channel(Protocol):
         """Ends the channel, once everything has been sent. What runs on the host goes on."""
 
 
-class Session(asyncssh.SSHClientSession[bytes]):
+class Session:
     """What hears of a command: the calls of `asyncssh.SSHClientSession`, with whatever channel there is."""
 
     def connection_made(self, chan: Channel) -> None:
         """The command may have been started from here on."""
+
+    def session_started(self) -> None:
+        """The server has taken the command."""
+
+    def data_received(self, data: bytes, datatype: DataType) -> None:
+        """A piece of output: of standard output where `datatype` is None, of standard error where it is STDERR_TYPE."""
+
+    def eof_received(self) -> bool:
+        """The output has ended."""
+        return False
+
+    def pause_writing(self) -> None:
+        """More input would wait here."""
+
+    def resume_writing(self) -> None:
+        """More input is taken."""
+
+    def xon_xoff_requested(self, client_can_do: bool) -> None:
+        """A terminal's affair; there is none."""
+
+    def exit_status_received(self, status: int) -> None:
+        """The command ended by itself."""
+
+    def exit_signal_received(self, signal: str, core_dumped: bool, msg: str, lang: str) -> None:
+        """A signal ended the command."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The channel is closed, with the command's end or without."""
 
 
 MOST_SAID: Final = 1 << 20
@@ -87,9 +120,9 @@ class ShortCommand(Session):
     def connection_made(self, chan: Channel) -> None:
         self._channel = chan
 
-    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
+    def data_received(self, data: bytes, datatype: DataType) -> None:
         room = MOST_SAID - sum(map(len, self._said.values()))
-        self._said[datatype == asyncssh.EXTENDED_DATA_STDERR] += data[:room]
+        self._said[datatype == STDERR_TYPE] += data[:room]
         if len(data) > room:
             self._is_endless = True
             self.close()
@@ -197,6 +230,8 @@ class Connection(abc.ABC):
     """An open connection to a host. `transport` names the route it took."""
 
     transport: str
+    has_sftp = True
+    """Whether SFTP sessions may be had; where not, files are copied through the shell."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -215,7 +250,7 @@ class Connection(abc.ABC):
         """Starts a command that a session of ours hears of. Raises asyncssh's errors."""
 
     @abc.abstractmethod
-    async def start_sftp(self) -> asyncssh.SFTPClient:
+    async def start_sftp(self) -> "asyncssh.SFTPClient":
         """An SFTP session. Raises asyncssh.SFTPError where there is none."""
 
     @abc.abstractmethod

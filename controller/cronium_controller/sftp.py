@@ -22,21 +22,22 @@ _IN_FLIGHT: Final = 64
 _LARGE_IN_FLIGHT: Final = 16
 WINDOW: Final = LARGE_PIECE * _LARGE_IN_FLIGHT
 """Bytes that may be on their way at once, at most."""
-_LONGEST_PACKET: Final = LARGE_PIECE + 64 * 1024
-"""Bytes of an answer that are read at all. OpenSSH's servers send 256 KiB at most; asyncssh takes 4 MiB, which as names
-of a listing fill hundreds of MiB, and for each of the requests that have no answer yet."""
-asyncssh.sftp.MAX_SFTP_PACKET_LEN = _LONGEST_PACKET
 ANSWER_SECONDS = 120.0
 """Without any answer, after which a host is given up: a piece of LARGE_PIECE then needs 2.2 kB/s."""
 _LONGEST_PATH: Final = 4096
 """Bytes: PATH_MAX of Linux."""
 
-CUT: Final = (UnreachableError, asyncssh.SFTPConnectionLost, asyncssh.DisconnectError, ConnectionError)
-"""How a connection that ends shows."""
-LOST: Final = (asyncio.CancelledError, *CUT)
-"""What ends an attempt, and leaves a copy that the next one goes on with."""
-
 _Answer = TypeVar("_Answer")
+
+
+def cut() -> tuple[type[BaseException], ...]:
+    """The errors of a connection that ends, for an `except`."""
+    return UnreachableError, asyncssh.SFTPConnectionLost, asyncssh.DisconnectError, ConnectionError
+
+
+def lost() -> tuple[type[BaseException], ...]:
+    """The exceptions that end an attempt, and leave a copy that the next one goes on with."""
+    return asyncio.CancelledError, *cut()
 
 
 class Patience:
@@ -93,8 +94,10 @@ def _read_by_asyncssh() -> Iterator[None]:
         raise asyncssh.SFTPBadMessage(reason(error)) from None
 
 
-async def open_sftp(connection: Connection) -> asyncssh.SFTPClient | None:
+async def open_sftp(connection: Connection) -> "asyncssh.SFTPClient | None":
     """A session; None where the server has no SFTP. Raises asyncssh.ChannelOpenError when it has no room."""
+    if not connection.has_sftp:
+        return None
     with _read_by_asyncssh():
         try:
             return await answer(connection, connection.open_session(connection.start_sftp))

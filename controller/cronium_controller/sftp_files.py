@@ -23,7 +23,7 @@ class BySftp:
 
     name = "sftp"
 
-    def __init__(self, connection: Connection, session: asyncssh.SFTPClient) -> None:
+    def __init__(self, connection: Connection, session: "asyncssh.SFTPClient") -> None:
         self._connection = connection
         self._session = session
 
@@ -159,7 +159,9 @@ class BySftp:
         return await sftp.ask(self._connection, asking)
 
     @contextlib.asynccontextmanager
-    async def _opened(self, path: str, flags: int, attributes: asyncssh.SFTPAttrs | None = None) -> AsyncIterator[Any]:
+    async def _opened(
+        self, path: str, flags: int, attributes: "asyncssh.SFTPAttrs | None" = None
+    ) -> AsyncIterator[Any]:
         """An open file. Its close is waited for as everything else, and not at all after a failure."""
         opening = self._session.open(path, flags, attributes or asyncssh.SFTPAttrs(), encoding=None, block_size=0)
         there = await self._ask(opening)
@@ -200,14 +202,11 @@ class BySftp:
         return _Stat(found.size or 0, found.mtime or 0, mode & 0o7777, found.uid, is_folder, is_link, is_special)
 
 
-_TYPES: Final = {
-    asyncssh.FILEXFER_TYPE_DIRECTORY: stat.S_IFDIR,
-    asyncssh.FILEXFER_TYPE_SYMLINK: stat.S_IFLNK,
-    asyncssh.FILEXFER_TYPE_REGULAR: stat.S_IFREG,
-}
+_TYPES: Final = {1: stat.S_IFREG, 2: stat.S_IFDIR, 3: stat.S_IFLNK}
+"""What the types of files are in SFTP (draft-ietf-secsh-filexfer-13, section 7.2)."""
 
 
-def _mode(found: asyncssh.SFTPAttrs) -> int:
+def _mode(found: "asyncssh.SFTPAttrs") -> int:
     mode = found.permissions or 0
     return mode if stat.S_IFMT(mode) else mode | _TYPES.get(found.type, 0)
 

@@ -14,8 +14,7 @@ from cronium_runner.wire.text import last_words
 
 from . import remote_shell, sftp
 from .errors import ControllerError, UnreachableError
-from .sessions import Channel, Connection, Session
-from .ssh_library import asyncssh
+from .sessions import Channel, Connection, DataType, Session
 
 NOISE: Final = 1024 * 1024
 """Bytes that rc files may print before what was asked for."""
@@ -91,7 +90,7 @@ class _Heard(Session):
         """It may have been started."""
         self._channel = chan
 
-    def data_received(self, data: bytes, datatype: "asyncssh.DataType") -> None:
+    def data_received(self, data: bytes, datatype: DataType) -> None:
         """A piece of output."""
         if datatype is not None:
             self._words = (self._words + data)[-_WORDS:]

@@ -1,17 +1,26 @@
-"""asyncssh, loaded without starting a compiler: `from .ssh_library import asyncssh`, wherever it is needed.
+"""asyncssh, loaded at its first use and without starting a compiler: `from .ssh_library import asyncssh`.
+
+Loading it takes longer than all else that a command needs, and connections by OpenSSH's own program do without it. A
+module that a command imports uses it in functions and quoted annotations only; the class of an `except` counts as a use
+when an exception arrives there.
 
 As it is imported it looks for two C libraries with ctypes.util.find_library. That runs ldconfig, and for what is not
 installed gcc and ld: eleven processes for each command of ours. What ldconfig would print is in a file.
 """
 
 import ctypes.util
+import functools
 import re
 import sys
 from pathlib import Path
-from typing import Final
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
 
 from . import own_files, ssh_windows
 
+LONGEST_SFTP_PACKET: Final = (256 + 64) * 1024
+"""Bytes of an answer that are read at all. OpenSSH's servers send 256 KiB at most; asyncssh takes 4 MiB, which as names
+of a listing fill hundreds of MiB, and for each of the requests that have no answer yet."""
 _CACHE: Final = Path("/etc/ld.so.cache")
 
 
@@ -28,16 +37,32 @@ def _find(name: str) -> str | None:
         return None
 
 
-if "asyncssh" in sys.modules or not sys.platform.startswith("linux"):  # elsewhere no process is started for it
+@functools.cache
+def _loaded() -> ModuleType:
+    if "asyncssh" in sys.modules or not sys.platform.startswith("linux"):  # elsewhere no process is started for it
+        import asyncssh as library
+    else:
+        as_ever, ctypes.util.find_library = ctypes.util.find_library, _find
+        try:
+            import asyncssh as library
+        finally:
+            ctypes.util.find_library = as_ever
+    ssh_windows.install(library)
+    own_files.leave_open_keys_out(library)
+    library.sftp.MAX_SFTP_PACKET_LEN = LONGEST_SFTP_PACKET
+    return library
+
+
+class _Late:
+    """Stands for the library until it is loaded, and has its attributes from then on."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_loaded(), name)
+
+
+if TYPE_CHECKING:
     import asyncssh
 else:
-    _as_ever, ctypes.util.find_library = ctypes.util.find_library, _find
-    try:
-        import asyncssh
-    finally:
-        ctypes.util.find_library = _as_ever
+    asyncssh = _Late()
 
-ssh_windows.install(asyncssh)
-own_files.leave_open_keys_out(asyncssh)
-
-__all__ = ["asyncssh"]
+__all__ = ["LONGEST_SFTP_PACKET", "asyncssh"]

@@ -62,9 +62,10 @@ async def _end_if_dead(connection: Connection, seconds: float) -> None:
 
 async def _upload(connection: Connection, binary: RunnerBinary, temporary: str, progress: Progress) -> str:
     try:
-        async with await connection.open_session(connection.start_sftp) as sftp:
-            await _put(sftp, binary.path, temporary, progress)
-            return "sftp"
+        if connection.has_sftp:
+            async with await connection.open_session(connection.start_sftp) as sftp:
+                await _put(sftp, binary.path, temporary, progress)
+                return "sftp"
     except (asyncssh.ChannelOpenError, asyncssh.SFTPError):
         pass
     except (asyncssh.Error, OSError) as error:
@@ -73,7 +74,7 @@ async def _upload(connection: Connection, binary: RunnerBinary, temporary: str, 
     return "cat"
 
 
-async def _put(sftp: asyncssh.SFTPClient, source: Path, target: str, progress: Progress) -> None:
+async def _put(sftp: "asyncssh.SFTPClient", source: Path, target: str, progress: Progress) -> None:
     """Writes a file, many requests in flight. asyncssh's own `put` lets them cry out when the connection is lost."""
     async with sftp.open(target, "wb", block_size=0) as there:
         with source.open("rb") as file:

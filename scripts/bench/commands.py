@@ -22,8 +22,8 @@ sys.path.insert(0, str(PROJECT / "tests"))
 
 import asyncssh  # noqa: E402
 
+from cronium_controller.access import Access  # noqa: E402
 from cronium_controller.client import SSHClient  # noqa: E402
-from cronium_controller.connection import Access  # noqa: E402
 from cronium_controller.hosts import SSHConfig  # noqa: E402
 from openssh import OpenSSHServer  # noqa: E402
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(PROJECT / "tests"))
 
 import asyncssh  # noqa: E402
 
-from cronium_controller.connection import Access  # noqa: E402
+from cronium_controller.access import Access  # noqa: E402
 from cronium_controller.dispatch import Controller  # noqa: E402
 from cronium_controller.hosts import Host  # noqa: E402
 from cronium_controller.job import Job  # noqa: E402

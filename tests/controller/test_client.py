@@ -36,7 +36,7 @@ from cronium_controller import (
     raw_command,
     transport,
 )
-from cronium_controller.connection import Access
+from cronium_controller.access import Access
 from cronium_controller.errors import ControllerError
 from openssh import OpenSSHServer, sshd_path
 from runner_process import ROOT, command_line, processes_with, wait_until

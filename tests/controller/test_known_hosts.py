@@ -9,8 +9,9 @@ from pathlib import Path
 import asyncssh
 import pytest
 
+from cronium_controller.access import HostKeyPolicy, default_known_hosts
 from cronium_controller.errors import ControllerError, HostKeyError
-from cronium_controller.hostkeys import HostKeyCheck, HostKeyPolicy, default_known_hosts
+from cronium_controller.hostkeys import HostKeyCheck
 
 ED25519 = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(3)]
 ECDSA = asyncssh.generate_private_key("ecdsa-sha2-nistp256")
@@ -218,7 +219,8 @@ def test_a_key_that_cannot_be_recorded_is_not_trusted(path: Path) -> None:
 
 def test_ten_processes_at_once_record_one_line(path: Path) -> None:
     meet = (
-        "import sys, asyncssh; from cronium_controller.hostkeys import HostKeyCheck, HostKeyPolicy\n"
+        "import sys, asyncssh; from cronium_controller.access import HostKeyPolicy\n"
+        "from cronium_controller.hostkeys import HostKeyCheck\n"
         "check = HostKeyCheck(HostKeyPolicy.ACCEPT_NEW, sys.argv[1], print, host='web01')\n"
         "key = asyncssh.import_public_key(sys.argv[2])\n"
         "print('ready', flush=True)\n"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from cronium_controller import inventory, local_connection
+from cronium_controller.access import Access
 from cronium_controller.client import SSHClient
-from cronium_controller.connection import Access
 from cronium_controller.connections import Connections
 from cronium_controller.errors import ControllerError
 from cronium_controller.executor import SSHExecutor

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cronium_controller import own_files
-from cronium_controller.connection import Access, open_connection
+from cronium_controller.access import Access
+from cronium_controller.connection import open_connection
 from cronium_controller.database import Database
 from cronium_controller.errors import ControllerError, StoreError
 from cronium_controller.hosts import parse_host

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cronium_controller import SSHClient, SSHConfig, inventory
-from cronium_controller.connection import Access
+from cronium_controller.access import Access
 from cronium_controller.connections import Connections, way_to
 from cronium_controller.dispatch import Controller
 from cronium_controller.errors import UnreachableError
@@ -291,7 +291,7 @@ async def test_a_fan_out_that_is_left_while_it_connects_leaves_nothing(remote: R
 CLIENT = """
 import asyncio, logging
 from cronium_controller import SSHClient, SSHConfig
-from cronium_controller.connection import Access
+from cronium_controller.access import Access
 
 logging.disable()
 

@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 
+from cronium_controller.access import HostKeyPolicy
 from cronium_controller.connection import open_connection
 from cronium_controller.errors import HostKeyError
-from cronium_controller.hostkeys import HostKeyPolicy
 from remote_host import RemoteHost
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]

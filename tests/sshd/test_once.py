@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 
 SUBMIT_TWENTY_TIMES = """
 import asyncio, os, sys
-from cronium_controller.connection import Access
+from cronium_controller.access import Access
 from cronium_controller.dispatch import Controller
 from cronium_controller.job import Job
 from cronium_controller.hosts import parse_host

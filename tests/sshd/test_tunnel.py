@@ -21,7 +21,8 @@ import jwt
 import pytest
 
 from api_process import Answer, Client
-from cronium_controller.connection import Access, SSHConnection, connect
+from cronium_controller.access import Access
+from cronium_controller.connection import SSHConnection, connect
 from cronium_controller.errors import TunnelError
 from cronium_controller.hosts import Host, parse_host
 from cronium_controller.job import Job

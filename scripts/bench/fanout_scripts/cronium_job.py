@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from cronium_controller.connection import Access
+from cronium_controller.access import Access
 from cronium_controller.dispatch import Controller
 from cronium_controller.execution import Piece
 from cronium_controller.hosts import Host
