@@ -18,6 +18,7 @@ from cronium_runner.wire.words import WordError
 from . import completing
 from .cli_hosts import chosen_targets
 from .errors import ControllerError
+from .hosts import OPENSSH, SSH
 
 if TYPE_CHECKING:
     from .runs import RunHost
@@ -45,6 +46,17 @@ def reaching(function: Any) -> Any:
             default="accept-new",
             show_default=True,
             help="accept-new records an unknown key and refuses a changed one.",
+        ),
+        click.option(
+            "--connection",
+            type=click.Choice([SSH, OPENSSH]),
+            help="openssh: by the ssh program, for keys and proxies that only it can use.  [default: ssh]",
+        ),
+        click.option(
+            "--persist",
+            type=click.FloatRange(min=0),
+            metavar="SECONDS",
+            help="With openssh, keep the connection for later commands; 0 ends it with this one.",
         ),
         click.option(
             "--ignore-health", is_flag=True, help="Try a host that could not be reached lately all the same, at once."
@@ -98,15 +110,16 @@ async def with_controller(find: Callable[[], Any], options: dict[str, Any], work
     import logging
 
     from . import progress, show
-    from .connection import Access
+    from .access import Access, HostKeyPolicy, default_known_hosts
     from .dispatch import Controller
-    from .hostkeys import HostKeyPolicy, default_known_hosts
     from .runners import Runners
 
     access = Access(
         host_keys=HostKeyPolicy(options["host_keys"]),
         known_hosts=options["known_hosts"] or os.environ.get("CRONIUM_KNOWN_HOSTS") or default_known_hosts(),
         ignores_health=options.get("ignore_health", False),
+        connection=options.get("connection"),
+        persist=options.get("persist"),
         passphrase=_asking_once() if sys.stdin.isatty() else None,
         warn=lambda sentence: progress.say(f"cronium: warning: {sentence}"),
     )

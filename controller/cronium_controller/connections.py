@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from .connection import Access, connect
+from .access import Access
 from .errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError
-from .hosts import Host
+from .hosts import OPENSSH, Host
 from .memory import Memory
 from .pool import Lease, Limits, Pool
 from .sessions import Connection
@@ -139,7 +139,11 @@ class Connections:
             from .local_connection import LocalConnection
 
             return LocalConnection(host)
-        return await connect(host, self.access, self.memory.remembered, is_hurried=way_to(host) in self._hurried)
+        if (self.access.connection or host.connection) == OPENSSH:
+            from . import openssh_connection as kind
+        else:
+            from . import connection as kind  # type: ignore[no-redef]
+        return await kind.connect(host, self.access, self.memory.remembered, is_hurried=way_to(host) in self._hurried)
 
     async def leave(self, host: Host) -> None:
         """Closes one host's connections, those that somebody uses excepted."""

@@ -17,6 +17,10 @@ IDLE_SECONDS: Final = 300.0
 _SHOWN: Final = 100
 """Characters of what was written that an error repeats."""
 LOCALHOST: Final = "localhost"
+SSH: Final = "ssh"
+"""SSH as this program speaks it, with asyncssh."""
+OPENSSH: Final = "openssh"
+"""SSH by OpenSSH's own program."""
 LOCAL: Final = "local:"
 """This machine and account, as it is written in place of an address. No host name ends in a colon."""
 
@@ -58,6 +62,10 @@ class Host:
     max_age: float | None = None
     is_local: bool = False
     """This machine and account: SSH is not needed."""
+    connection: str = SSH
+    """What carries a connection, SSH or OPENSSH."""
+    persist: float | None = None
+    """Seconds that a connection by OPENSSH outlives its last use; None: as ssh's configuration says."""
     secrets_in: str | None = field(default=None, compare=False)
     """The hosts file that the Cloudflare service token came from: where a later process finds it, as none is stored."""
 
@@ -70,6 +78,9 @@ class Host:
         _refuse(self.name, "what a host is called", host_names.wrong_with_label)
         if self.port is not None and not (type(self.port) is int and 0 < self.port < 65536):
             raise ControllerError("host.config", f"{str(self.port)[:_SHOWN]!r} is not a port from 1 to 65535")
+        if self.connection not in (SSH, OPENSSH):
+            shown = f"{str(self.connection)[:_SHOWN]!r}"
+            raise ControllerError("host.config", f"{shown} is no kind of connection; write {SSH} or {OPENSSH}")
 
     def __str__(self) -> str:
         return self.name
@@ -77,7 +88,15 @@ class Host:
     @property
     def account(self) -> tuple[object, ...]:
         """Equal for what is the same account on the same machine by the same ways, whatever it is called."""
-        return (self.address, self.port, self.user, self.tailscale_ip, self.cloudflare_tunnel, self.is_local)
+        return (
+            self.address,
+            self.port,
+            self.user,
+            self.tailscale_ip,
+            self.cloudflare_tunnel,
+            self.is_local,
+            self.connection,
+        )
 
 
 def _refuse(name: str, what: str, wrong_with: Callable[[str], str | None]) -> None:

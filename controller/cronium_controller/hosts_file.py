@@ -8,11 +8,12 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from . import host_names, node_sets
 from .errors import ControllerError
-from .hosts import LOCAL, LOCALHOST, SPELLINGS, SSHConfig, parse_host
+from .hosts import LOCAL, LOCALHOST, OPENSSH, SPELLINGS, SSH, SSHConfig, parse_host
 
 MAX_BYTES: Final = 1 << 20
 """Some 10,000 hosts. PyYAML takes seconds for more; a larger estate has node sets."""
@@ -39,6 +40,8 @@ class HostEntry:
     """What is wrong with its row: then it is a host that cannot be reached, and a member of its groups all the same."""
     max_age: float | None = None
     """Seconds that a connection may become old."""
+    connection: str = SSH
+    persist: float | None = None
 
 
 class Members(NamedTuple):
@@ -276,6 +279,8 @@ class _Reader:
                     own.get("labels", {}),
                     line,
                     max_age=of_ours.get("max_age"),
+                    connection=of_ours.get("connection", SSH),
+                    persist=of_ours.get("persist"),
                 ),
             )
 
@@ -330,7 +335,7 @@ class _Reader:
             for spelling in SPELLINGS.get(name, (name,))
             if name not in (left_out or {})
         }
-        extra = ("max_age",) if left_out else ("max_age", "groups", "local", "labels")
+        extra = _OF_DEFAULTS if left_out else tuple(_OWN)
         self._refuse_unknown(nodes, (*fields, *extra), f"{where}: ")
         settings: dict[str, Any] = {}
         spelled: dict[str, str] = {}
@@ -346,8 +351,8 @@ class _Reader:
                 value = self._setting(name, node, f"{where}: {key}")
                 if value is not None:
                     settings[name] = value
-            elif not _is_null(node):
-                own[key] = _OWN[key](self, node, f"{where}: {key}")
+            elif not _is_null(node) and (value := _OWN[key](self, node, f"{where}: {key}")) is not None:
+                own[key] = value
         return settings, own
 
     def _setting(self, name: str, node: Any, key: str) -> Any:
@@ -413,11 +418,19 @@ class _Reader:
         return ControllerError("hosts.file", f"{self._path}:{line}: {sentence}")
 
 
+_OF_DEFAULTS: Final = ("max_age", "connection", "persist")
+"""Our own settings that may stand under `defaults:` as well."""
+
+
+def _own_setting(name: str, reader: _Reader, node: Any, key: str) -> Any:
+    return reader._setting(name, node, key)
+
+
 _OWN: Final[dict[str, Callable[[_Reader, Any, str], Any]]] = {
     "groups": _Reader._read_own_groups,
     "local": _Reader._read_local,
     "labels": _Reader._read_labels,
-    "max_age": lambda reader, node, key: reader._setting("max_age", node, key),
+    **{name: partial(_own_setting, name) for name in _OF_DEFAULTS},
 }
 
 
@@ -435,6 +448,10 @@ def _seconds(text: str) -> float | None:
     return float(text) if "." in text else int(text)
 
 
+def _from_zero(text: str) -> float | None:
+    return 0 if re.fullmatch(r"0+(\.0{1,6})?", text, re.ASCII) else _seconds(text)
+
+
 _NAMES: Final[dict[str, Callable[[str], str | None]]] = {
     "user": host_names.wrong_with_user,
     "tailscale_ip": host_names.wrong_with_host,
@@ -450,6 +467,8 @@ _CHECKS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "server_alive_interval": _SECONDS,
     "server_alive_count_max": ("a number from 1 to 1000", lambda text: _whole(text, 1, 1000)),
     "use_control_master": ("true or false", _truth),
+    "connection": (f"{SSH} or {OPENSSH}", lambda text: text if text in (SSH, OPENSSH) else None),
+    "persist": ("a number of seconds", _from_zero),
 }
 
 

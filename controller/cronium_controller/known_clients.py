@@ -1,11 +1,12 @@
 """One `SSHClient` for each name that a person has given to a host, in a hosts file or in ~/.ssh/config."""
 
 import threading
+from dataclasses import replace
 
 from . import inventory
-from .client import SSHClient
+from .client import SSHClient, default_access
 from .errors import ControllerError
-from .hosts import SSHConfig
+from .hosts import Host, SSHConfig
 
 _clients: dict[str, SSHClient] = {}
 _lock = threading.Lock()
@@ -18,8 +19,9 @@ def get_ssh_client(name: str) -> SSHClient:
     """
     with _lock:
         if name not in _clients:
-            config, max_age = _known_config(name)
-            _clients[name] = SSHClient(config, name=name, max_age=max_age)
+            config, host = _known_config(name)
+            access = replace(default_access(), connection=host.connection, persist=host.persist)
+            _clients[name] = SSHClient(config, name=name, access=access, max_age=host.max_age)
         return _clients[name]
 
 
@@ -32,13 +34,13 @@ async def close_all_clients() -> None:
         await client.close()
 
 
-def _known_config(name: str) -> tuple[SSHConfig, float | None]:
-    """The settings of a host, and how old its connections may become."""
+def _known_config(name: str) -> tuple[SSHConfig, Host]:
+    """The settings of a host, and what its connections are like."""
     found = inventory.load() if inventory.find() is not None else None
     if found is not None and name in found.entries:
-        return found.config(name), found.entries[name].max_age
+        return found.config(name), found.host(name)
     if name in inventory.ssh_aliases():
-        return SSHConfig(name), None
+        return SSHConfig(name), SSHConfig(name).to_host(name)
     if found is not None:
         found.select([name])  # says what is wrong with it, and what may be meant
         raise ControllerError("hosts.not_found", f"{found.path}: {name!r:.80} is not the name of one host; name one")

@@ -6,7 +6,7 @@ Nothing here talks to a host. Secrets are never stored.
 import re
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -256,13 +256,14 @@ _NOTE_HEALTH: Final = (
 
 _STORED_WAYS: Final = (
     "tailscale_ip", "cloudflare_tunnel", "connect_timeout", "keepalive_seconds", "keepalive_count", "is_local",
-    "secrets_in",
+    "secrets_in", "connection", "persist",
 )  # fmt: skip
 """What a later process needs beside the address. No secrets: `secrets_in` says where they were."""
+_DEFAULTS: Final = {field.name: field.default for field in fields(Host)}
 
 
 def _ways(host: Host) -> str | None:
-    found = {name: getattr(host, name) for name in _STORED_WAYS if getattr(host, name)}
+    found = {name: getattr(host, name) for name in _STORED_WAYS if getattr(host, name) not in ("", _DEFAULTS[name])}
     return exactjson.encode(found).decode() if found else None
 
 

@@ -1,0 +1,239 @@
+"""A connection by OpenSSH's own program: for what asyncssh cannot do (GSSAPI, security keys, PKCS#11, some proxies).
+
+Commands are sessions of a master (`openssh_master`), their streams pipes that it reads and writes. Routes are tried as
+for asyncssh. asyncssh itself is loaded for an error only.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import struct
+import termios
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from .access import Access
+from .errors import reason
+from .hosts import Host
+from .openssh_master import Master, open_master
+from .openssh_mux import Control, MasterGoneError, MuxError, SessionRequest
+from .pipe_channel import PipeChannel, PipeProcess
+from .sessions import Channel, Connection, Process, Session
+from .ssh_library import asyncssh
+from .transport import Remembered, Route, reach
+
+_SIGNALLED: Final = 255
+"""The exit status of a command that a signal has ended, as of `ssh` itself: the master does not tell which signal."""
+_TAKEN_SECONDS: Final = 5.0
+"""For a master to take what was written to a command before the command is let go of."""
+_TAKEN_PAUSE: Final = 0.005
+_INT: Final = struct.Struct("i")
+
+
+class OpenSSHConnection(Connection):
+    """An open connection that a master holds. `transport` names the route it took."""
+
+    transport = "direct"
+    has_sftp = False
+
+    def __init__(self, host: Host, master: Master) -> None:
+        super().__init__(host)
+        self.master = master
+        self._channels: set[PipeChannel] = set()
+        self._is_closed = False
+
+    def is_closed(self) -> bool:
+        """Whether it can be used no longer."""
+        return self._is_closed or self.master.is_gone
+
+    async def create_session(self, make: Callable[[], Session], command: str) -> Channel:
+        """Starts a command that a session of ours hears of. Raises asyncssh's errors."""
+        return await self._started(make(), command)
+
+    async def start_sftp(self) -> "asyncssh.SFTPClient":
+        """Raises asyncssh.SFTPOpUnsupported: files are copied through the shell."""
+        raise asyncssh.SFTPOpUnsupported("files are copied through the shell")
+
+    async def _start_process(self, command: str) -> Process:
+        process = PipeProcess()
+        await self._started(process, command)
+        return process
+
+    async def _started(self, session: Session, command: str) -> "_MuxChannel":
+        if self.is_closed():
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "the connection is closed")
+        channel = _MuxChannel(session, self._channels.discard, self.master)
+        self._channels.add(channel)
+        try:
+            await channel.start(command)
+        except MasterGoneError:
+            channel.abort()
+            self.abort()
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "the connection is closed") from None
+        except (MuxError, OSError) as error:
+            channel.abort()
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, reason(error)) from None
+        except BaseException:
+            channel.abort()
+            raise
+        return channel
+
+    def abort(self) -> None:
+        """Ends the connection at once, also one that was to persist; executions on the host go on."""
+        self._is_closed = True
+        self.master.end()
+        for channel in list(self._channels):
+            channel.abort()
+
+    async def close(self) -> None:
+        """Ends the connection, or lets go of one that persists; executions on the host go on."""
+        self._is_closed = True
+        for channel in list(self._channels):
+            channel.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TAKEN_SECONDS):
+                while self._channels:
+                    await asyncio.sleep(_TAKEN_PAUSE)
+        for channel in list(self._channels):
+            channel.abort()
+        await self.master.leave()
+
+
+class _MuxChannel(PipeChannel):
+    """A session of a master."""
+
+    def __init__(self, session: Session, forget: Callable[[PipeChannel], None], master: Master) -> None:
+        super().__init__(session, forget)
+        self._master = master
+        self._control: Control | None = None
+        self._is_started = False
+        self._told_status: int | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._untaken: int | None = None
+        """A descriptor that tells how much of the input the master has yet to take, once the input has ended."""
+
+    async def start(self, command: str) -> None:
+        """Opens the session: whoever is cancelled meanwhile has started nothing. Raises MuxError and OSError."""
+        await super().start(command)
+        self._is_started = True
+        self.resume_reading()
+        if self._control is not None and self._control.ended.done():
+            self._note_control_end(None)
+
+    async def _begin(self, command: str, stdin: int, stdout: int, stderr: int) -> None:
+        self.pause_reading()  # until the session knows its channel
+        settings = self._master.settings
+        request = SessionRequest(
+            command.encode("utf-8", "surrogateescape"), settings.environment(os.environ), settings.forwards_agent
+        )
+        control = await Control.open(self._master.path, request.encode(), (stdin, stdout, stderr))
+        control.exited = self._note_status
+        opening = asyncio.ensure_future(control.opened())
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # Only then: a master ends with all its sessions when one is left before the server has answered.
+            opening.add_done_callback(partial(_close, control))
+            raise
+        except BaseException:
+            control.close()
+            raise
+        self._control = control
+        control.ended.add_done_callback(self._note_control_end)
+
+    # -- what we do ----------------------------------------------------------------------------------------------------
+
+    def write_eof(self) -> None:
+        if self.is_writable():
+            self._keep_untaken()
+        super().write_eof()
+
+    def close(self) -> None:
+        if self.is_writable():
+            self._keep_untaken()
+        super().close()
+
+    def _keep_untaken(self) -> None:
+        """A second reading end of the input's pipe. The first one is the master's alone."""
+        if self._untaken is None and self._input is not None:
+            pipe = self._input.get_extra_info("pipe")
+            with contextlib.suppress(OSError, ValueError):
+                self._untaken = os.open(f"/proc/self/fd/{pipe.fileno()}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def abort(self) -> None:
+        self._drop_untaken()
+        super().abort()
+
+    def _end(self) -> None:
+        """Ends the session once the master has taken all of its input: what it has not read then is lost."""
+        if self._untaken is None or self._has_exited:
+            super()._end()
+        elif self._ending is None:
+            self._ending = asyncio.ensure_future(self._end_when_taken())
+
+    async def _end_when_taken(self) -> None:
+        deadline = time.monotonic() + _TAKEN_SECONDS
+        while self._untaken is not None and not self._has_exited and time.monotonic() < deadline:
+            unsent = 0 if self._input is None else self._input.get_write_buffer_size()
+            if not unsent and not _INT.unpack(fcntl.ioctl(self._untaken, termios.FIONREAD, bytes(_INT.size)))[0]:
+                break
+            await asyncio.sleep(_TAKEN_PAUSE)
+        self._drop_untaken()
+        super()._end()
+
+    def _drop_untaken(self) -> None:
+        if self._untaken is not None:
+            os.close(self._untaken)
+            self._untaken = None
+
+    def _let_go(self) -> None:
+        self._drop_untaken()
+        if self._control is not None:
+            self._control.close()
+
+    # -- what happens --------------------------------------------------------------------------------------------------
+
+    def _note_status(self, status: int) -> None:
+        self._told_status = status
+
+    def _note_control_end(self, _: Any) -> None:
+        if self._is_over or not self._is_started:
+            return
+        if self._told_status is not None:
+            self._note_exit(self._told_status)
+        else:
+            self._ending = asyncio.ensure_future(self._note_unexplained_end())
+
+    async def _note_unexplained_end(self) -> None:
+        """A session that ended without an exit status: by a signal, or with its connection."""
+        is_alive = await self._master.is_alive()
+        self._ending = None
+        self._note_exit(_SIGNALLED if is_alive and not self._master.is_gone else None)
+
+
+def _close(control: Control, opening: "asyncio.Task[None]") -> None:
+    """Ends a session that was left while it was opened. Whether it could be opened is of no interest."""
+    if not opening.cancelled():
+        opening.exception()
+    control.close()
+
+
+async def connect(host: Host, access: Access, remembered: Remembered, *, is_hurried: bool = False) -> OpenSSHConnection:
+    """A connection by the first of the host's routes that works.
+
+    `is_hurried`: no further attempt begins once the connect timeout has gone by since the first one began.
+
+    Raises HostKeyError, AuthenticationError or UnreachableError, each with the fix.
+    """
+    timeout = host.connect_timeout or access.connect_timeout
+
+    async def attempt(way: Route) -> OpenSSHConnection:
+        connection = OpenSSHConnection(host, await open_master(host, access, way, timeout))
+        connection.transport = way.transport
+        return connection
+
+    retry_seconds = timeout if is_hurried else None
+    return await reach(host, attempt, remembered, attempts=access.attempts, retry_seconds=retry_seconds)
