@@ -49,8 +49,13 @@ class Inventory:
             raise entry.mistake
         has_secrets = entry.config.cloudflare_service_token_secret is not None
         secrets_in = os.path.abspath(self.path) if has_secrets else None
-        ours = {"max_age": entry.max_age, "connection": entry.connection, "persist": entry.persist}
-        return replace(entry.config.to_host(name), secrets_in=secrets_in, **ours)
+        return replace(
+            entry.config.to_host(name),
+            max_age=entry.max_age,
+            connection=entry.connection,
+            persist=entry.persist,
+            secrets_in=secrets_in,
+        )
 
     def config(self, name: str) -> SSHConfig:
         """A copy of one host's settings. Raises KeyError, and ControllerError for a malformed row."""

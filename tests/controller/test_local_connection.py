@@ -1,7 +1,6 @@
 """Commands on this machine without SSH: streams, ends, what is left, and what names it."""
 
 import asyncio
-import contextlib
 import errno
 import subprocess
 from pathlib import Path
@@ -18,8 +17,7 @@ from cronium_controller.executor import SSHExecutor
 from cronium_controller.hosts import LOCAL, LOCAL_HOST, Host, SSHConfig, parse_host
 from cronium_controller.local_connection import LocalConnection
 from cronium_controller.memory import Memory
-from cronium_controller.sessions import Channel, Session
-from runner_process import PATIENCE, unreaped, wait_until
+from runner_process import unreaped, wait_until
 
 
 async def test_a_client_needs_no_ssh(tmp_path: Path) -> None:
@@ -58,32 +56,6 @@ async def test_a_machine_without_room_is_asked_again(monkeypatch: pytest.MonkeyP
     assert not connection._channels
 
 
-async def test_a_command_that_reads_no_more_ends_the_writing() -> None:
-    connection = LocalConnection(LOCAL_HOST)
-    process = await connection.start("head -c 3; exit 4")
-    with contextlib.suppress(BrokenPipeError):
-        for _ in range(1000):
-            process.stdin.write(bytes(100_000))
-            await process.stdin.drain()
-        pytest.fail("it was never told")
-    done = await process.wait()
-    assert (done.exit_status, done.stdout, done.stderr) == (4, bytes(3), b"")
-    process.close()
-    await connection.close()
-
-
-async def test_a_client_copies_files(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.write_bytes(b"\0" * 1_000_000 + b"end")
-    async with SSHClient(SSHConfig(LOCAL)) as client:
-        sent = await client.scp_to_async(str(source), str(tmp_path / "there"))
-        fetched = await client.scp_from_async(str(tmp_path / "there"), str(tmp_path / "back"))
-        assert (sent.success, fetched.success, sent.transport_used) == (True, True, "local")
-        assert (tmp_path / "back").read_bytes() == source.read_bytes()
-        refused = await client.scp_to_async(str(source), "/nonexistent/folder/file")
-        assert refused.error_code == "files.refused"
-
-
 async def test_the_executor_takes_it_by_name_and_by_host() -> None:
     async with SSHExecutor() as executor:
         for machine in (LOCAL, LOCAL_HOST, SSHConfig(LOCAL)):
@@ -102,41 +74,6 @@ async def test_what_is_let_go_of_goes_on_and_is_reaped(tmp_path: Path) -> None:
     wait_until(lambda: unreaped() <= before, "it to be reaped")
     with pytest.raises(ControllerError):
         await connection.run("echo closed")
-
-
-class Holding(Session):
-    """Holds output back from the first piece on."""
-
-    def __init__(self) -> None:
-        self.heard = 0
-        self.over = asyncio.Event()
-        self.channel: Channel | None = None
-
-    def connection_made(self, chan: Channel) -> None:
-        self.channel = chan
-
-    def data_received(self, data: bytes, datatype: Any) -> None:
-        self.heard += len(data)
-        assert self.channel is not None
-        self.channel.pause_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.over.set()
-
-
-async def test_output_is_held_back_while_nobody_wants_it(tmp_path: Path) -> None:
-    connection, session, size = LocalConnection(LOCAL_HOST), Holding(), 3_000_000
-    channel = await connection.create_session(lambda: session, f"head -c {size} /dev/zero; exit 6")
-    while session.heard < size:
-        before = session.heard
-        channel.resume_reading()
-        while session.heard == before:
-            await asyncio.sleep(0.001)
-        assert session.heard - before < size // 2, "it was not held back"
-    channel.resume_reading()
-    await asyncio.wait_for(session.over.wait(), PATIENCE)
-    assert channel.get_exit_status() == 6
-    await connection.close()
 
 
 async def test_a_host_that_is_meant_as_another_account_is_refused() -> None:

@@ -34,6 +34,7 @@ from cronium_controller import (
     connection,
     transport,
 )
+from cronium_controller.access import Access
 from cronium_controller.executor import COMMAND_SECONDS, IDLE_SECONDS
 from cronium_controller.hosts import Host
 from cronium_controller.transport import routes
@@ -171,7 +172,7 @@ async def test_the_pauses_between_attempts_are_one_two_and_four_seconds(
     home: Path,  # noqa: F811
     pauses: list[float],
 ) -> None:
-    access = connection.Access(known_hosts=str(home / "known_hosts"), attempts=4)
+    access = Access(known_hosts=str(home / "known_hosts"), attempts=4)
     async with SSHExecutor(access=access) as executor:
         with pytest.raises(ConnectionError, match="Connection refused"):
             await executor.execute("127.0.0.1:1", "true")
