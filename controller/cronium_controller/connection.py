@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from .access import Access
+from .access import CONNECT_SECONDS, Access
 from .errors import AuthenticationError, ControllerError, UnreachableError, reason
 from .hostkeys import HostKeyCheck
 from .hosts import Host

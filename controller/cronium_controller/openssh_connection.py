@@ -18,7 +18,7 @@ from typing import Any, Final
 from .access import Access
 from .errors import reason
 from .hosts import Host
-from .openssh_master import Master, open_master
+from .openssh_master import Master, attempt_seconds, connect_seconds, open_master, settings_of
 from .openssh_mux import Control, MasterGoneError, MuxError, SessionRequest
 from .pipe_channel import PipeChannel, PipeProcess
 from .sessions import Channel, Connection, Process, Session
@@ -228,12 +228,19 @@ async def connect(host: Host, access: Access, remembered: Remembered, *, is_hurr
 
     Raises HostKeyError, AuthenticationError or UnreachableError, each with the fix.
     """
-    timeout = host.connect_timeout or access.connect_timeout
+    program, settings = await settings_of(host, access)
+    timeout = connect_seconds(host, access, settings)
 
     async def attempt(way: Route) -> OpenSSHConnection:
-        connection = OpenSSHConnection(host, await open_master(host, access, way, timeout))
+        connection = OpenSSHConnection(host, await open_master(program, host, access, settings, way, timeout))
         connection.transport = way.transport
         return connection
 
-    retry_seconds = timeout if is_hurried else None
-    return await reach(host, attempt, remembered, attempts=access.attempts, retry_seconds=retry_seconds)
+    return await reach(
+        host,
+        attempt,
+        remembered,
+        attempts=access.attempts,
+        retry_seconds=timeout if is_hurried else None,
+        attempt_seconds=attempt_seconds(access, timeout),
+    )

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .access import Access, HostKeyPolicy
+from .access import CONNECT_SECONDS, Access, HostKeyPolicy
 from .errors import AuthenticationError, ControllerError, UnreachableError, reason
 from .hosts import Host
 from .openssh_mux import Control, MasterGoneError, MuxError
@@ -31,7 +31,7 @@ from .openssh_words import failure, warnings
 from .own_files import is_open_key, open_key_sentence, stranger
 from .service_token import with_token
 from .state_path import default_path
-from .transport import CLOUDFLARE, CLOUDFLARED, DIRECT, TAILSCALE, Route
+from .transport import ATTEMPT_SECONDS, CLOUDFLARE, CLOUDFLARED, DIRECT, TAILSCALE, Route
 
 PROGRAM: Final = "ssh"
 FOREVER: Final = math.inf
@@ -140,19 +140,37 @@ _used: set[str] = set()
 """The sockets of masters that this process uses. A further connection to the same host is another master."""
 
 
-async def open_master(host: Host, access: Access, way: Route, timeout: float) -> Master:
+async def settings_of(host: Host, access: Access) -> tuple[str, Settings]:
+    """The ssh program, and what its configuration and our options say of a host. Raises ControllerError."""
+    program = shutil.which(PROGRAM)
+    if program is None:
+        sentence = "OpenSSH's client is not installed here; install it, or take out `connection: openssh`"
+        raise ControllerError("host.config", sentence, host=host.name)
+    return program, await _resolved(program, _options(host, access), host)
+
+
+def connect_seconds(host: Host, access: Access, settings: Settings) -> float:
+    """The connect timeout: what was chosen for the host or for all, else ConnectTimeout of ssh's configuration."""
+    told = settings.first("connecttimeout")
+    is_chosen = host.connect_timeout is not None or access.connect_timeout != CONNECT_SECONDS
+    return float(told) if told.isdigit() and not is_chosen else host.connect_timeout or access.connect_timeout
+
+
+def attempt_seconds(access: Access, timeout: float) -> float:
+    """Seconds that one attempt over all routes may take."""
+    return _ASKING_SECONDS if access.passphrase is not None else max(ATTEMPT_SECONDS, timeout)
+
+
+async def open_master(
+    program: str, host: Host, access: Access, settings: Settings, way: Route, timeout: float
+) -> Master:
     """A master for a host: one of an earlier process where it is to persist, else a new one.
 
     `timeout` is for each step of connecting, in seconds. Raises HostKeyError, AuthenticationError and UnreachableError,
     and ControllerError for what cannot be used here.
     """
-    program = shutil.which(PROGRAM)
-    if program is None:
-        sentence = "OpenSSH's client is not installed here; install it, or take out `connection: openssh`"
-        raise ControllerError("host.config", sentence, host=host.name)
     environment = dict(os.environ)
-    words = [*_options(host, access, timeout)]
-    settings = await _resolved(program, words, host)
+    words = _options(host, access)
     words += _way(way, host, settings, environment)
     words += _host_key_options(access, settings)
     persist = _persist(host, access, settings)
@@ -163,13 +181,25 @@ async def open_master(host: Host, access: Access, way: Route, timeout: float) ->
         for number in range(_MOST_MASTERS):
             path = f"{folder}/{name}{number}"
             if path not in _used:
-                with contextlib.suppress(MasterGoneError, OSError):
+                _used.add(path)  # before anything is awaited: a parallel call takes the next one
+                try:
                     return Master(path, await _watched(path), settings, persist)
+                except (MasterGoneError, OSError):
+                    _used.discard(path)
                 break
     _sweep(folder)
     path = f"{folder}/{os.urandom(_NAME_BYTES).hex()}"
     command = [program, "-f", "-N", "-x", "-S", path.replace("%", "%%"), *words]
-    command += ["-o", "ControlMaster=yes", "-o", f"ControlPersist={_persist_word(persist)}", "--", host.address]
+    command += [
+        "-o",
+        f"ConnectTimeout={math.ceil(timeout)}",
+        "-o",
+        "ControlMaster=yes",
+        "-o",
+        f"ControlPersist={_persist_word(persist)}",
+        "--",
+        host.address,
+    ]
     starting = _Starting(host, access)
     await starting.run(command, environment, timeout)
     try:
@@ -178,6 +208,7 @@ async def open_master(host: Host, access: Access, way: Route, timeout: float) ->
             path, persist = published, persist if published != path else 0.0
         watch = await _watched(path)
     except (MasterGoneError, OSError) as error:
+        _used.discard(path)
         sentence = f"the connection ended as soon as it was made: {reason(error)}"
         raise UnreachableError("host.unreachable", sentence, host=host.name) from None
     return Master(path, watch, settings, persist)
@@ -206,14 +237,13 @@ async def _watched(path: str) -> Control:
     except BaseException:
         watch.close()
         raise
-    _used.add(path)
     return watch
 
 
 # -- the command line ------------------------------------------------------------------------------------------------
 
 
-def _options(host: Host, access: Access, timeout: float) -> list[str]:
+def _options(host: Host, access: Access) -> list[str]:
     """What the host and the access say, as ssh's options. They win over ssh's configuration."""
     words: list[str] = []
     if host.user is not None:
@@ -229,7 +259,6 @@ def _options(host: Host, access: Access, timeout: float) -> list[str]:
     interval = host.keepalive_seconds or access.keepalive_seconds
     given = {
         "BatchMode": "yes" if access.passphrase is None else "no",
-        "ConnectTimeout": math.ceil(timeout),
         "ConnectionAttempts": 1,
         "ServerAliveInterval": math.ceil(interval),
         "ServerAliveCountMax": host.keepalive_count or access.keepalive_count,
@@ -396,6 +425,7 @@ def _published(path: str, shared: str) -> str:
             os.replace(path, name)
         else:
             os.unlink(path)
+        _used.add(name)
         return name
     return path
 
