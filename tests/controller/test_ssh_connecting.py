@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cronium_controller.connection import Access, open_connection
+from cronium_controller.access import Access
+from cronium_controller.connection import open_connection
 from cronium_controller.errors import ControllerError
 from cronium_controller.hosts import parse_host
 from openssh import OpenSSHServer, free_port, sshd_path
