@@ -157,11 +157,24 @@ def _statuses_of_another(
 
 @click.command()
 @click.argument("execution_id", metavar="ID")
+@click.option(
+    "--gone",
+    "is_gone",
+    is_flag=True,
+    help="Its machine or container no longer exists: record it as lost. Refused while it is known to run.",
+)
 @run_as_option
-def cancel(execution_id: str, run_as: str | None) -> None:
+def cancel(execution_id: str, is_gone: bool, run_as: str | None) -> None:
     """End an execution: SIGTERM, five seconds, SIGKILL. Returns when nothing of it is left."""
+    if is_gone and run_as is not None:
+        raise click.UsageError("--gone and --run-as exclude each other; use --gone as that account itself")
     target = chosen_account(run_as)
-    if target is None:
+    if is_gone:
+        from . import follow
+        from .jobdir import StateDirectory
+
+        did_end_it = follow.declare_gone(StateDirectory.open().execution(execution_id))
+    elif target is None:
         from . import foreground
         from .jobdir import StateDirectory
 

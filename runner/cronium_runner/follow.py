@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from . import liveness, process, undertaker
-from .errors import ExecutionError, OutcomeUnknownError, RunnerError, StateDamagedError
+from .errors import ExecutionError, InputError, OutcomeUnknownError, RunnerError, StateDamagedError
 from .jobdir import TOMBSTONE, ExecutionDirectory
 from .lifecycle import State
 from .liveness import Liveness
@@ -135,11 +135,30 @@ def final_result(execution: ExecutionDirectory, *, is_guardian: bool = False) ->
             raise OutcomeUnknownError(
                 "execution.elsewhere",
                 f"whether '{execution.id}' still runs cannot be told from here: it was started on another machine, "
-                "or in another container, that uses this state directory; ask there",
+                "or in another container, that uses this state directory; ask there, or, when that no longer exists: "
+                f"cronium-runner cancel --gone {execution.id}",
             )
         if result is None:
             undertaker.start(execution, guardian=os.getpid() if is_guardian else None)
     return result
+
+
+def declare_gone(execution: ExecutionDirectory) -> bool:
+    """Records an execution as `lost` on an operator's word that its machine or container no longer exists.
+
+    False when it has ended already. Raises InputError while its supervisor is known to live, StateDirectoryError.
+    """
+    if execution.read_result() is not None:
+        return False
+    if is_alive(execution):
+        raise InputError(
+            f"'{execution.id}' is running, so it is not gone; cancel it where it was started, without --gone",
+            "usage.invalid",
+        )
+    while execution.read_result() is None:
+        undertaker.start(execution, guardian=None, is_declared=True)
+        time.sleep(undertaker.SWEEP_SECONDS)
+    return True
 
 
 def is_alive(execution: ExecutionDirectory) -> bool:

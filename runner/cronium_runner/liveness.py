@@ -6,7 +6,7 @@ life, and the claim names the boot, the pid namespace and the machine that its p
 nothing is written, unless the supervisor is DEAD.
 
 The lock is an open file description lock (fcntl(2)): a shared one on the whole file, asked for without being taken. Its
-descriptor is close-on-exec, and forked processes of ours close it (`process.detach`). See decision 0021.
+descriptor is close-on-exec, and forked processes of ours close it (`process.detach`). See decision 0022.
 """
 
 import contextlib
@@ -111,7 +111,7 @@ def of_supervisor(claim: Mapping[str, Any], path: str) -> Liveness:
         return Liveness.UNKNOWN
     if held:
         return Liveness.ALIVE
-    # Nobody holds it. What the supervisor left behind must be seen from here as well, or have ended with its boot.
+    # No process holds it. What the supervisor left must be visible from here as well, or have ended with its boot.
     if who.get("boot") == process.boot_id():
         is_certain = process.namespace() == _FIRST_NAMESPACE
     elif who.get("machine") or process.machine():

@@ -1,8 +1,9 @@
 """After a supervisor that died without a result: ends what it left behind, then writes down that the execution is lost.
 
-It is a process of its own, so that whoever finds the dead supervisor (the agent, the foreground command, a later
-`status`) goes on at once. A lock on the execution's directory lets one at a time do it; when one dies, the next contact
-starts another. Only then, with no supervisor alive, does anybody but the supervisor write to the directory.
+It is a process of its own, so that the process that finds the dead supervisor (the agent, the foreground command, a
+later `status`) goes on at once. A lock on the execution's directory lets one undertaker work at a time; when it dies,
+the next contact starts another. It is the only process beside the supervisor that writes a result, and it does so only
+once the supervisor is dead, or an operator has said that it is.
 """
 
 import contextlib
@@ -32,23 +33,24 @@ AGAIN_SECONDS: Final = 5.0
 
 
 _failed: dict[str, float] = {}
-"""When (monotonic) an undertaker of ours could not write down what it had to, by the execution's path."""
+"""When (monotonic) an undertaker that this process started failed to write the loss, by the execution's path."""
 _started: dict[str, tuple[int, float]] = {}
-"""Undertakers of ours by the execution's path: their pid, and when (monotonic) they were started."""
+"""Undertakers that this process started, by the execution's path: pid, and start time (monotonic)."""
 _ended: dict[int, int] = {}
 """Wait statuses of undertakers that `note_end` has told of."""
 
 
 def note_end(pid: int, status: int) -> None:
-    """A child of this process was collected by somebody else than `start`."""
+    """Takes the wait status of a child that was collected elsewhere in this process, as an agent's loop does."""
     if any(child == pid for child, _ in _started.values()):
         _ended[pid] = status
 
 
-def start(execution: ExecutionDirectory, *, guardian: int | None) -> None:
-    """Starts an undertaker for the execution, unless one is at it. Returns at once.
+def start(execution: ExecutionDirectory, *, guardian: int | None, is_declared: bool = False) -> None:
+    """Starts an undertaker for the execution, unless one is at work. Returns at once.
 
     `guardian` is the process that the dead supervisor's orphans were handed to, when that is known and alive.
+    `is_declared`: that the supervisor is dead is an operator's word, which the result then says.
     Raises StateDirectoryError when one that we started before could not write down what it had to.
     """
     if execution.path in _started:
@@ -77,13 +79,13 @@ def start(execution: ExecutionDirectory, *, guardian: int | None) -> None:
                 process.detach(lock)
                 if execution.read_result() is None:
                     _end_orphans(execution, guardian)
-                    _write_lost(execution)
+                    _write_lost(execution, is_declared=is_declared)
                 status = 0
             finally:
                 os._exit(status)
         _started[execution.path] = (pid, time.monotonic())
     except BlockingIOError:
-        pass  # one is at it
+        pass  # another undertaker is at work
     finally:
         os.close(lock)  # the child's copy holds on to it
 
@@ -100,14 +102,14 @@ def _end_orphans(execution: ExecutionDirectory, guardian: int | None) -> None:
     left.signal(signal.SIGCONT)  # a stopped process hears SIGTERM only when it goes on
     while left.may_be_left() and time.monotonic() < began + GRACE_SECONDS:
         time.sleep(SWEEP_SECONDS)
-    # Without a pause: one that forks and ends for ever is caught only by somebody who is as quick.
+    # Without a pause, else a process that forks and ends for ever stays ahead of us.
     while left.signal(signal.SIGKILL) and time.monotonic() < began + GIVE_UP_SECONDS:
         pass
     if group is not None:
         group.remove()
 
 
-def _write_lost(execution: ExecutionDirectory) -> None:
+def _write_lost(execution: ExecutionDirectory, *, is_declared: bool) -> None:
     history = execution.history()
     claim: dict[str, Any] = history[0] if history else {}
     if isinstance(claim.get("socket"), str):
@@ -124,7 +126,9 @@ def _write_lost(execution: ExecutionDirectory) -> None:
         runner_version=claim.get("runnerVersion", __version__),
         **_writes(execution, claim),
         error_code="execution.lost",
-        error_message=_loss(execution.id, was_removed=any(REMOVED in record for record in history)),
+        error_message=_loss(
+            execution.id, was_removed=any(REMOVED in record for record in history), is_declared=is_declared
+        ),
     )
     try:
         execution.write_result(lost.to_json())
@@ -133,13 +137,14 @@ def _write_lost(execution: ExecutionDirectory) -> None:
         execution.write_result(lost.to_json())
 
 
-def _loss(execution_id: str, *, was_removed: bool) -> str:
+def _loss(execution_id: str, *, was_removed: bool, is_declared: bool) -> str:
     """The sentence of a lost execution."""
+    if is_declared:
+        what = f"'{execution_id}' was declared gone together with the machine or container that it ran in"
+    else:
+        what = f"the supervisor of '{execution_id}' died without a result"
     kept = "The record was removed while it ran" if was_removed else "What it had written so far is kept"
-    return (
-        f"the supervisor of '{execution_id}' died without a result; how far the script came is not known. {kept}; "
-        "submit it under a new id to run it again"
-    )
+    return f"{what}; how far the script came is not known. {kept}; submit it under a new id to run it again"
 
 
 def _writes(execution: ExecutionDirectory, claim: dict[str, Any]) -> dict[str, Any]:

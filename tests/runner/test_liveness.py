@@ -318,6 +318,35 @@ def test_dead_supervisor_of_another_machine_is_unknown(host: Host, from_boot: Ho
     assert host.run("wait", "job").returncode == 125
 
 
+# The way out of `unknown`
+
+
+def test_what_is_declared_gone_is_lost(host: Host) -> None:
+    """A container that was replaced, or a machine that no longer exists: only an operator can know that."""
+    state = StateDirectory.open(str(host.state))
+    stage = state.stage()
+    os.mkdir(stage.work)
+    who = {**process.identity(os.getpid()), "boot": "another", "machine": "another"}
+    execution = stage.claim("job", {"supervisor": who})
+    refused = host.run("cancel", "--gone", "job")
+    assert (refused.returncode, refused.stderr.count(b"\n")) == (125, 1)
+    assert b"'job' is running" in refused.stderr
+    execution.let_go()
+    waited = host.run("wait", "job")
+    assert waited.returncode == 255
+    assert b"cronium-runner cancel --gone job [execution.elsewhere]\n" in waited.stderr
+    assert host.recorded("job") is None
+    assert host.run("cancel", "--gone", "job").returncode == 0
+    result = host.recorded("job") or {}
+    assert (result["state"], result["error"]["code"]) == ("lost", "execution.lost")
+    assert "declared gone" in result["error"]["message"]
+    assert host.run("wait", "job").returncode == 125
+    again = host.run("cancel", "--gone", "job")
+    assert (again.returncode, again.stderr) == (0, b"cronium-runner: 'job' has ended already\n")
+    assert host.run_json("--execution-id", "job", host.script("exit 0\n"))["state"] == "lost", "the id stays taken"
+    assert host.run("cancel", "--gone", "--run-as", "root", "job").returncode == 125
+
+
 # Versions
 
 
