@@ -1,22 +1,30 @@
-"""What `cronium-runner version` says: version, build time, commit. Imports little: nothing is asked more often."""
+"""What `cronium-runner version` says: version, build time, commit. Deployments run it, so it imports little.
 
-from . import __version__
+`install` and what it needs (typing, re, json) take longer to import than all of this; a damaged form
+needs them.
+"""
+
+import os
+import sys
+
+from . import __version__, bundle, location
 
 
 def as_json() -> dict[str, str | None]:
-    """The version, and when and from which commit the binary was built; None when this is no binary."""
-    from .install import own_bundle
+    """The version, and when and from which commit the binary was built; None when this is no binary.
 
-    bundle = own_bundle()
+    Raises OSError, ValueError and UnusableError for a binary whose list of contents can't be read.
+    """
+    form = bundle.read(os.path.join(_directory(), bundle.CONTENTS)) if _is_binary() else None
     return {
         "version": __version__,
-        "builtAt": bundle.built_at if bundle else None,
-        "commit": bundle.commit if bundle else None,
+        "builtAt": form.built_at if form else None,
+        "commit": form.commit if form else None,
     }
 
 
 def as_text() -> str:
-    """The same for a person, in one line."""
+    """The same for a person, in one line. Raises likewise."""
     told = as_json()
     if told["commit"] is None:
         return f"cronium-runner {__version__} (from source)"
@@ -25,15 +33,35 @@ def as_text() -> str:
 
 def print_version() -> int:
     """The whole command; returns its exit status. A damaged runner says so instead: deployments ask by this."""
-    from .errors import RunnerError
-    from .install import check
+    if not _is_whole():
+        from .errors import RunnerError
+        from .install import check
 
-    try:
-        check()
-    except RunnerError as error:
-        import sys
-
-        sys.stderr.write(f"cronium-runner: {error.message} [{error.code}]\n")
-        return error.exit_status
+        try:
+            check()
+        except RunnerError as error:
+            sys.stderr.write(f"cronium-runner: {error.message} [{error.code}]\n")
+            return error.exit_status
     print(as_text())
     return 0
+
+
+def _is_whole() -> bool:
+    """Whether `install.check` would find nothing."""
+    if not _is_binary():
+        return True
+    directory = _directory()
+    try:
+        location.check_installed(directory)
+        form = bundle.read(os.path.join(directory, bundle.CONTENTS))
+        return form.damage(directory, lambda path: form.is_as_built(directory, path)) is None
+    except (OSError, ValueError, location.UnusableError):
+        return False
+
+
+def _is_binary() -> bool:
+    return bool(getattr(sys, "frozen", False))
+
+
+def _directory() -> str:
+    return os.path.dirname(sys.executable)

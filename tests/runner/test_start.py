@@ -1,10 +1,13 @@
 """What a start of the runner imports: a module of its own costs each agent's start about 0.3 ms."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from cronium_runner import bundle, safe_path
 
 MOST_MODULES = 54
 """Of the runner's own, in an agent that is ready for its first frame."""
@@ -41,6 +44,31 @@ def test_an_agent_imports_little_before_its_hello(tmp_path: Path) -> None:
 def test_a_short_command_imports_no_cleaning_nor_masks(tmp_path: Path, words: list[str]) -> None:
     found = imported(tmp_path, *words)
     assert found & {"cronium_runner.wire.text", "cronium_runner.wire.masks", "cronium_runner.jobdir"} == set()
+
+
+def test_version_of_a_whole_binary_imports_little(tmp_path: Path) -> None:
+    """It checks its files as each start does, without what only a damaged form needs."""
+    content = b"program"
+    lines = [bundle.MAGIC, "9.9.9 0123456789ab abcdef0 2026-01-02T03:04:05Z", f"f 700 {len(content)} cronium-runner"]
+    form = bundle.Bundle("\n".join([*lines, f"s {hashlib.sha256(content).hexdigest()} cronium-runner", ""]))
+    safe_path.make_one(str(tmp_path / "root"))
+    bundle.place(form, str(tmp_path / "root/form"), lambda _: content)
+    executable = tmp_path / "root/form/cronium-runner"
+    program = (
+        "import sys; sys.frozen, sys.executable = True, sys.argv[1]\n"
+        "from cronium_runner import version\n"
+        "status = version.print_version()\n"
+        "print(*sys.modules, sep='\\n'); sys.exit(status)"
+    )
+    command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {program}", str(executable)]
+    whole = subprocess.run(command, capture_output=True, text=True, check=True)
+    said, *modules = whole.stdout.splitlines()
+    assert "(built 2026-01-02T03:04:05Z, commit abcdef0)" in said
+    assert set(modules) & {"typing", "re", "json", "enum", "cronium_runner.errors", "cronium_runner.install"} == set()
+    executable.write_bytes(b"")
+    damaged = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert damaged.returncode == 125
+    assert damaged.stderr.endswith("[install.damaged]\n")
 
 
 def test_printable_ascii_is_cleaned_without_an_expression() -> None:
