@@ -48,6 +48,7 @@ exit {status}
 ERRORS: Final[dict[str, tuple[str, ...]]] = {
     # What the kernel may answer. Not close(2): strace would leave the descriptor open, which no kernel does.
     "write": ("ENOSPC", "EIO", "EDQUOT", "EINTR"),
+    "pwrite64": ("ENOSPC", "EIO", "EDQUOT"),
     "fsync": ("ENOSPC", "EIO", "EDQUOT"),
     "rename": ("ENOSPC", "EIO", "EDQUOT"),
     "mkdir": ("ENOSPC", "EIO", "EDQUOT"),
@@ -71,12 +72,14 @@ ERRORS: Final[dict[str, tuple[str, ...]]] = {
     "epoll_create1": ("EMFILE",),
     "accept4": ("EMFILE",),
     "dup": ("EMFILE",),
-    "fcntl": ("EMFILE",),
+    "fcntl": ("EMFILE", "ENOLCK"),
     "clone": ("EAGAIN",),
     "vfork": ("EAGAIN",),
     "clone3": ("EAGAIN",),
 }
 REFUSING: Final = frozenset({"ENOSPC", "EIO", "EDQUOT"})
+_OF_FCNTL: Final = {"EMFILE": "F_DUPFD", "ENOLCK": "F_OFD_SETLK"}
+"""Which of its commands fails in which way."""
 
 _NO_DISK: Final = re.compile(r"<(pipe|socket|anon_inode|UNIX|TCP|/dev/)|/proc/|/dev/null")
 """In a line of `strace -y`: what no disk is behind, so that no disk refuses it. (EIO there would be another fault.)"""
@@ -167,7 +170,7 @@ def error_points(scenario: Scenario, calls: Calls) -> list[Point]:
         for call in sorted(calls)
         for error in ERRORS.get(call, ())
         for number, line in enumerate(calls[call], 1)
-        if (error not in REFUSING or _NO_DISK.search(line) is None) and (call != "fcntl" or "F_DUPFD" in line)
+        if (error not in REFUSING or _NO_DISK.search(line) is None) and (call != "fcntl" or _OF_FCNTL[error] in line)
     ]
 
 
