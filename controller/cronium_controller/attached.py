@@ -1,9 +1,9 @@
-"""Executions that were submitted before, followed at once until each has ended, on whichever hosts they are.
+"""Follows executions of earlier submissions, on any hosts and all at once, until each has ended.
 
     async for result in Attached(controller, Runs(controller.store).hosts("nightly")):
         print(result.host, result.state)
 
-Begins nothing and ends nothing. A host on which nothing was started has the result that its run recorded; one that
+Starts and cancels nothing. A host on which nothing was started has the result that its run recorded; one that
 waits for its turn is looked at until it is begun, or its run's process has ended.
 """
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from .dispatch import Controller
 
 _LOOK_SECONDS: Final = 0.5
-"""Between two looks at a host that waits for its turn: its run's process tells us nothing."""
+"""Between two looks at the row of a host that waits for its turn: the process of its run sends no events."""
 
 Output = Callable[["Record", Piece], Awaitable[None]]
 
 
 class Attached:
-    """Under way once it is iterated over; results come as executions end. `tally` is what has come of them so far."""
+    """Starts when it is iterated over; yields results as executions end. `tally` counts them."""
 
     def __init__(
         self,

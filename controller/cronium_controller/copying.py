@@ -42,7 +42,7 @@ async def upload(connection: Connection, local: str, remote: str) -> None:
 
 
 async def download(connection: Connection, remote: str, local: str) -> None:
-    """Copies a file from the host, likewise."""
+    """Copies a file from the host, into `local` where that is a folder. Raises as `upload` does."""
     target = Path(local).expanduser()
     if target.is_dir():
         target = target / os.path.basename(remote)

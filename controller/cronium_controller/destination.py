@@ -231,7 +231,7 @@ class Destination:
 
 
 def discard_at(path: str) -> None:
-    """Removes the partial copy at an absolute path, likewise."""
+    """Removes the partial copy at an absolute path, if it is there and ours alone."""
     with contextlib.suppress(OSError), Destination(os.open(os.path.dirname(path), _FOLDER_FLAGS), "") as above:
         above.discard(os.path.basename(path))
 

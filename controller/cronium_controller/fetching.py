@@ -1,6 +1,6 @@
-"""One file on its way from a host to its place here: gone on with or begun anew, verified, put in its place.
+"""Download of one file: resumed or started anew, verified, and renamed to its final name.
 
-Its name is that which was typed, whatever the host says. What is asked and how often is tried again is `transfer`'s.
+The name is the one that was typed, never one that the host tells. Attempts are `transfer`'s.
 """
 
 import os
@@ -24,7 +24,7 @@ from .store import Store
 
 
 class Wanted(NamedTuple):
-    """Where a file is to be put here: a folder, a host's folder in it, a name. All of it was typed."""
+    """Local target of a download: folder, optional folder named after the host, file name. All of it was typed."""
 
     folder: str
     below: str | None
@@ -32,11 +32,11 @@ class Wanted(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The file's path, as it is told."""
+        """The target's path, for messages."""
         return os.path.join(self.folder, self.below or "", self.name)
 
     def open(self) -> Destination:
-        """The folder, made where it is missing."""
+        """Opens the folder, which is made where it is missing."""
         folder = Destination.open(self.folder)
         if self.below is None:
             return folder
@@ -45,7 +45,7 @@ class Wanted(NamedTuple):
 
 
 def wanted_here(host: Host, remote: str, local: str, below: str | None) -> Wanted:
-    """Where `remote` is to be put. Raises ControllerError where that names no file."""
+    """The local target of `remote`. Raises ControllerError when `remote` names no file."""
     name, folder = posixpath.basename(remote.rstrip("/")), os.path.expanduser(local)
     if below is None and not local.endswith("/") and not os.path.isdir(folder):
         return Wanted(os.path.dirname(folder), None, os.path.basename(folder))
@@ -59,7 +59,7 @@ def wanted_here(host: Host, remote: str, local: str, below: str | None) -> Wante
 
 
 class Fetching:
-    """One file on its way from a host to its place here."""
+    """Download of one file into an open folder."""
 
     def __init__(self, connection: Connection, store: Store, found: Found, folder: Destination, name: str) -> None:
         self._connection = connection
@@ -84,7 +84,7 @@ class Fetching:
             self._partial.close()
 
     def begin(self, *, is_afresh: bool) -> None:
-        """An earlier copy that can be gone on with, else a new one."""
+        """Opens the partial copy of an earlier attempt, else a new one. `is_afresh`: always a new one."""
         known = self._partials.resumable()
         if known is not None:
             name = os.path.basename(known.folder)
@@ -105,7 +105,7 @@ class Fetching:
         return os.path.join(self._above, name)
 
     async def read(self, far: BySftp | ByShell, size: int, tell: Tell) -> int:
-        """Reads what is not there yet; how many bytes that was."""
+        """Reads the bytes that are missing; returns how many those were."""
         partial = self._known
         offset = min(partial.size, size)
         os.ftruncate(partial.file.fileno(), offset)
@@ -118,14 +118,14 @@ class Fetching:
         try:
             await far.read(self._found.path, partial.file, offset, size, tell)
         except lost():
-            raise  # what is there is gone on from
+            raise  # the next attempt resumes
         except BaseException:
             self._removed()
             raise
         return partial.size - offset
 
     async def placed(self, there: str | None) -> str | None:
-        """The SHA-256 of what is in its place now; None when it isn't what is there, and is removed."""
+        """Renames the copy and returns its SHA-256; None, and it is removed, when the host's (`there`) differs."""
         partial = self._known
         here = await hashed_aside(partial.file)
         if there is not None and there != here:
@@ -151,7 +151,7 @@ class Fetching:
         self._partials.forget(self._path_of(name))
 
     def tidy(self) -> None:
-        """Removes what earlier copies have left here."""
+        """Removes abandoned partial copies here."""
         for partial in self._partials.abandoned():
             discard_at(partial.folder)
             self._partials.forget(partial.folder)

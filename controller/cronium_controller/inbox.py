@@ -1,7 +1,7 @@
 """Frames of one conversation that have arrived and were not read yet: checked on arrival, and bounded.
 
 The agent of a host is not trusted. Frames that the protocol does not allow here end its channel before anything of them
-is kept: more output than was granted, a stream that is none, an offset that does not follow on the last, a second end.
+is kept: more output than was granted, an unknown stream, an offset that does not follow the last, a second end.
 Frames of a kind that a newer agent may have are dropped. No I/O.
 """
 
@@ -17,7 +17,7 @@ LONGEST_ANSWER: Final = 64 * 1024
 _JOINED: Final = 256 * 1024
 """Bytes up to which output that waits becomes one piece: single bytes would take a hundred times their size."""
 _IN_ORDER: Final = 64
-"""Pieces that may wait in the order in which they came; behind that many those of one stream are joined."""
+"""Waiting pieces that keep their order of arrival; beyond that many, those of one stream are joined."""
 _MOST: Final = {
     Kind.ACCEPTED: 1,
     Kind.WANT_PAYLOAD: 2,  # asked again when its cache was emptied just then
@@ -75,15 +75,15 @@ class Inbox:
 
     @property
     def size(self) -> int:
-        """Bytes that wait."""
+        """Bytes that wait to be taken."""
         return sum(len(one.data if isinstance(one, _Waiting) else one.body) for one in self._waiting)
 
     def grant(self, stream: int, count: int) -> None:
-        """The agent may send so many bytes more of a stream."""
+        """Allows the agent `count` more bytes of a stream."""
         self._credit[stream] += count
 
     def put(self, frame: Frame) -> bool:
-        """Takes a frame that has arrived; whether it is one to be looked at. Raises ProtocolError."""
+        """Checks a frame that has arrived and queues it; False for one that is ignored. Raises ProtocolError."""
         if frame.kind == Kind.DATA:
             self._put_output(*frames.decode_data(frame.body))
             return True
@@ -120,7 +120,7 @@ class Inbox:
             self._waiting.append(last)
 
     def take(self) -> Frame | Piece | None:
-        """The next of them; None when none waits."""
+        """The next frame or piece of output; None when none waits."""
         if not self._waiting:
             return None
         one = self._waiting.popleft()
@@ -131,6 +131,6 @@ class Inbox:
         return Piece(one.stream, one.offset, bytes(one.data))
 
     def clear(self) -> None:
-        """Drops what waits."""
+        """Drops everything that waits."""
         self._waiting.clear()
         self._last.clear()

@@ -1,7 +1,7 @@
-"""How long a host is waited for: the longest that an execution can take, and then `unknown`.
+"""The controller's own deadlines: the longest that an execution can take. After it the outcome is `unknown`.
 
-A host that answers pings and never tells an end would else hold whoever waits for it, and a whole run on many hosts.
-The numbers up to MARGIN are the runner's own limits for the same phases.
+Without them a host that answers pings and never reports an end would block its caller, and a whole fan-out. The numbers
+before `margin` are the runner's own limits for the same phases.
 """
 
 import asyncio
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 LONGEST_TIMEOUT: Final = 24 * 3600.0
-"""Seconds: no job has a longer timeout, so this is what one may take whose timeout is not known here."""
+"""Seconds: the longest timeout that a job can have, for jobs whose timeout is not known here."""
 COUNTED_OUTPUT: Final = 2 << 30
-"""Bytes of output that are given time to arrive: the spools of both streams."""
+"""Bytes of output that can put a deadline off: the caps of both spools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,29 +26,29 @@ class Patience:
     delivery: float = 60.0
     """In API mode, for what the platform has not confirmed yet."""
     margin: float = 30.0
-    """For all that has no limit of its own on the host: a slow disk, a busy machine, the way."""
+    """For everything without a limit of its own: a slow disk, a busy machine, the network."""
     slowest: float = 128 * 1024
     answer: float = 60.0
-    """For an answer to a question, and to an acknowledgement."""
+    """For an answer to a question or to an acknowledgement."""
     collection: float = 900.0
     """For a collection, which removes thousands of records on a slow disk."""
 
     def until_answer(self) -> float:
-        """From the last that was sent to a host until it has claimed the id, or said why not."""
+        """Seconds from the last byte of a submission to its acceptance or refusal."""
         return self.set_up + self.margin
 
     def until_end(self, timeout: float, *, has_api: bool = False) -> float:
-        """From the acknowledgement of a submission until its end, with the time that the script may take."""
+        """Seconds from the acceptance of a submission to its end; `timeout` is the script's."""
         return self.set_up + timeout + self.until_cancelled(has_api=has_api)
 
     def until_cancelled(self, *, has_api: bool = False) -> float:
-        """From a cancel until the end."""
+        """Seconds from a cancel to the end."""
         return self.grace + self.drain + self.clean_up + (self.delivery if has_api else 0.0) + self.margin
 
 
 class Deadline:
-    """Calls `expired` once, when its time is up. Its time goes by only while we wait for the host: between `go_on` and
-    `hold`. Whoever takes the output slowly, or nothing yet, shortens nothing."""
+    """Calls `expired` once, when its time is up. Only the time between `go_on` and `hold` counts, in which the host is
+    waited for: a slow reader of the output uses up none of it."""
 
     def __init__(self, expired: Callable[[], object], loop: asyncio.AbstractEventLoop | None = None) -> None:
         """`loop` keeps the time; without one it is the running event loop."""
@@ -57,16 +57,16 @@ class Deadline:
         self._at: float | None = None
         self._held_since: float | None = self._loop.time()
         self._due: float | None = None
-        """When it was to be up before output put it off."""
+        """When it expires, had no output put it off."""
         self._late = 0
-        """Bytes of output since a while before that."""
+        """Bytes of output since `margin` seconds before `_due`."""
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Deadline {'none' if self._at is None else f'{self._at:.1f}'}>"
 
     def set(self, seconds: float) -> None:
-        """It is up in so many seconds from now."""
+        """Expires in so many seconds."""
         now = self._loop.time()
         self._at = self._due = now + seconds
         self._late = 0
@@ -75,12 +75,12 @@ class Deadline:
         self._arm()
 
     def shorten(self, seconds: float) -> None:
-        """It is up in so many seconds from now at the latest."""
+        """Expires in so many seconds at the latest."""
         if self._at is None or self._at > self._loop.time() + seconds:
             self.set(seconds)
 
     def put_off(self, size: int, patience: Patience) -> None:
-        """So much output has come: what is on its way at the end may take longer, if it is no slower than that."""
+        """Notes `size` bytes of output. Near its end it moves on while output comes at `patience.slowest` or faster."""
         if self._at is None or self._due is None or self._loop.time() < self._due - patience.margin:
             return
         self._late += size
@@ -88,11 +88,11 @@ class Deadline:
             self._at = max(self._at, self._loop.time() + patience.margin)
 
     def hold(self) -> None:
-        """From now on we are the ones who are waited for."""
+        """Stops counting: from now on the host waits for us."""
         self._held_since = self._loop.time()
 
     def go_on(self) -> None:
-        """The other side is waited for again."""
+        """Counts again: the host is waited for."""
         if self._held_since is not None:
             held, self._held_since = self._loop.time() - self._held_since, None
             if self._at is not None and self._due is not None:
@@ -128,7 +128,7 @@ class Deadline:
 
 
 def remaining_in(told: dict[str, Any]) -> float | None:
-    """The time that the script has left, as an agent's ACCEPTED says; None where it doesn't, or it can't be."""
+    """Seconds that the script has left, by an agent's ACCEPTED; None where that is missing or no number."""
     found = told.get("remaining")
     if not isinstance(found, int | float) or isinstance(found, bool):
         return None

@@ -1,4 +1,4 @@
-"""The output of an execution as it arrived, compared with what its result vouches for."""
+"""Output as it arrived, compared with the lengths and digests in the result."""
 
 import hashlib
 from typing import Any
@@ -10,7 +10,7 @@ from .inbox import Piece
 
 
 class Received:
-    """The output that has arrived, to be compared with what the result vouches for."""
+    """Length and SHA-256 of each stream as it arrives, from given offsets on."""
 
     def __init__(self, offsets: tuple[int, int]) -> None:
         self._first = dict(zip(STREAM_NAMES, offsets, strict=True))
@@ -27,17 +27,17 @@ class Received:
             self._digests[piece.stream].update(piece.data)
 
     def difference(self, told: Result) -> str | None:
-        """A sentence about output that is not what the result says; None where it is, or nothing is said.
+        """A sentence about output that differs from the result; None where none does, or nothing can be compared.
 
-        Behind a truncated beginning nothing is sent. Of output that was taken up in the middle only the length can be
-        compared, and nothing of a record that was collected, or whose execution was lost: its spools may be gone.
+        Of output that was attached to in the middle only the length is compared. Nothing is compared for a record that
+        was collected or an execution that was lost, as the spools may be gone.
         """
         if told.error_code == "execution.collected" or told.state is Outcome.LOST:
             return None
         for stream, summary in ((STDOUT, told.stdout), (STDERR, told.stderr)):
             end = self._first[stream] + self._sizes[stream]
             if self._first[stream] > summary.bytes and not self._sizes[stream]:
-                continue  # taken up behind its end
+                continue  # attached behind its end
             name = STREAM_NAMES[stream]
             if end != summary.bytes:
                 return f"{end} bytes of {name} have arrived, and its result says {summary.bytes}"

@@ -1,6 +1,6 @@
 """What is known of files on a host: where they are, of what kind, and whether a partial copy can be gone on with.
 
-No I/O: `sftp_files` and `shell_files` ask the host, each in its own way, and are the two forms of `Far`.
+No I/O. `sftp_files` and `shell_files` ask the host; both implement the protocol `Far`.
 """
 
 import secrets

@@ -1,4 +1,4 @@
-"""The hosts of a run, each recorded before anything begins there, and what kept a job from starting on some of them.
+"""The hosts of a run: each is recorded before anything begins there, with the reason where nothing was started.
 
 A host whose job was submitted has an execution, which says how it ended. The others have a result here: `unreachable`,
 `refused`, `skipped`, `malformed` or `rejected`. While a run begins hosts, its process holds a lock on a file, so that
@@ -28,7 +28,7 @@ _log = logging.getLogger("cronium.runs")
 
 _WAITING: Final = "waiting"
 _INTERRUPTED: Final = "interrupted"
-"""As `skipped`, because the operator ended the run: that decides about its exit status."""
+"""As `skipped`, but the operator ended the run, which decides its exit status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Runs:
     def record(self, run_id: str, result: Result) -> None:
         """Records why nothing was started on a host. What can't be written is logged: the run goes on.
 
-        Where an earlier submission under the same id may have started something, its execution has the last word.
+        Where an earlier submission under the same id may have started something, that execution is kept instead.
         """
         row = {
             "run_id": run_id,
@@ -153,7 +153,7 @@ class Runs:
 
 
 class RunOwner:
-    """Holds the lock that says that hosts of a run may still be begun. Close it when none will be."""
+    """Holds the lock of a run: as long as it is held, waiting hosts may still be begun. Close it afterwards."""
 
     def __init__(self, runs: Runs, run_id: str, path: Path) -> None:
         """Raises StoreError."""
@@ -171,10 +171,7 @@ class RunOwner:
         self.close(is_interrupted=kind is not None and not issubclass(kind, Exception))
 
     def close(self, *, is_interrupted: bool = False) -> None:
-        """Records hosts that are still waiting as skipped, and gives the lock back.
-
-        Where another process has the run under way, too, its hosts are left to it.
-        """
+        """Records hosts that still wait as skipped, unless another process works on the run, and releases the lock."""
         if self._descriptor is None:
             return
         try:
@@ -185,7 +182,7 @@ class RunOwner:
         self.abandon()
 
     def abandon(self) -> None:
-        """Gives the lock back without a word about the hosts."""
+        """Releases the lock and leaves the rows of the hosts as they are."""
         if self._descriptor is None:
             return
         if self._is_last():
@@ -221,7 +218,7 @@ def hosts_of(store: Store, run_ids: Sequence[str]) -> list[RunHost]:
 
 @contextlib.contextmanager
 def on_one_host(store: Store, run_id: str, host_name: str) -> Iterator[None]:
-    """Records a run on one host around its submission; an error that is raised says what became of it there."""
+    """Records a run on one host around its submission. A ControllerError raised in the block becomes its result."""
     if not is_execution_id(run_id):  # what is submitted under it is refused, with the reason
         yield
         return
@@ -247,7 +244,7 @@ def outcome_of(error: ControllerError, *, may_have_started: bool) -> Outcome:
 
 
 def result_of(error: ControllerError, state: Outcome, execution_id: str, host_name: str) -> Result:
-    """The result of a host that has no other than an error."""
+    """An error as the result of a host."""
     return Result(execution_id, state, host=host_name, error_code=error.code, error_message=error.message)
 
 

@@ -1,6 +1,6 @@
-"""One file on its way to one host: gone on with or begun anew, written beside its target, verified, put in its place.
+"""Upload of one file to one host: resumed or started anew beside its target, verified, and renamed to it.
 
-What is asked and how often is tried again is `transfer`'s; what a host can do, `sftp_files`' and `shell_files`'.
+Attempts are `transfer`'s; how a host's files are reached is `sftp_files`' and `shell_files`'.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Sending:
-    """One file on its way to its target on one host."""
+    """Upload of one file to its target on one host."""
 
     def __init__(
         self, connection: Connection, partials: PartialCopies, source: "Source", target: Found, tell: Tell
@@ -33,11 +33,11 @@ class Sending:
         self._tell = tell
 
     async def send(self) -> int:
-        """Sends what is not there yet and puts it in its place; how many bytes that was."""
+        """Sends the bytes that are missing and renames the file; returns how many bytes were sent."""
         partial, offset = await self._resumed()
         if partial is not None and await self._is_sent(partial, offset):
             return self._source.size - offset
-        if await self._is_sent(None, 0):  # whole, should what was there not have been what it seemed
+        if await self._is_sent(None, 0):  # the partial copy did not verify: all of it
             return self._source.size
         raise ControllerError(
             "files.mismatch",
@@ -47,7 +47,7 @@ class Sending:
         )
 
     async def _resumed(self) -> tuple[Partial | None, int]:
-        """An earlier copy that can be gone on with, and from where on; one that can't is removed."""
+        """The partial copy of an earlier attempt, and the offset to resume at. One that can't be used is removed."""
         partial = self._partials.resumable()
         if partial is None:
             return None, 0
@@ -89,13 +89,13 @@ class Sending:
         try:
             await far.write(partial, self._source.file, offset, self._tell)
         except lost():
-            raise  # what is there is gone on from
-        except BaseException:  # a full disk above all: what is there is of no use
+            raise  # the next attempt resumes
+        except BaseException:  # a full disk, for one: the partial copy is of no use
             await self._removed(far, partial)
             raise
 
     async def _removed(self, far: BySftp | ByShell, partial: Partial) -> None:
-        """Removes a partial copy as far as that works. One that can't be removed is not tried again."""
+        """Removes a partial copy if possible. One that can't be removed is not tried again."""
         try:
             await far.discard(partial)
         except cut():
@@ -105,7 +105,7 @@ class Sending:
         self._partials.forget(partial.folder)
 
     async def _is_placed(self, partial: Partial) -> bool:
-        """Puts a partial copy in its place if it is right, else removes it."""
+        """Renames a partial copy to its target if its digest is right, else removes it. Whether it was renamed."""
         target, source = self._target.path, self._source
         by_shell = ByShell(self._connection)
         placed = await by_shell.place(partial, target, source.mode, source.sha256, source.size)
@@ -120,7 +120,7 @@ class Sending:
         raise refused(self._connection, target, why)
 
     async def tidy(self) -> None:
-        """Removes what earlier copies have left on this host, as far as that works."""
+        """Removes abandoned partial copies on this host, if possible."""
         abandoned = self._partials.abandoned()
         if not abandoned:
             return

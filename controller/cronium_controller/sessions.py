@@ -1,6 +1,6 @@
 """What a connection to a host is, whatever carries it: commands and sessions, an end. SSH's is `connection`'s.
 
-Whoever uses a host works on a `Connection`, and need not know whether there is a network in between. The errors are
+Code that uses a host works on a `Connection`, whether or not there is a network in between. The errors are
 asyncssh's on every kind of connection: no room for another session is no room, be it sshd's or this machine's.
 """
 
@@ -96,13 +96,13 @@ class Session:
 
 
 MOST_SAID: Final = 1 << 20
-"""Bytes of both streams that a short command of ours may say, as before an agent's greeting: rc files print, too."""
+"""Bytes of both streams that a short command may print, as before an agent's greeting: rc files print, too."""
 _QUOTED: Final = 60
 """Characters of them in an error."""
 
 
 class ShortCommand(Session):
-    """A command of ours whose answer is short: what it says is kept, up to MOST_SAID bytes; saying more ends it.
+    """A command with a short answer: what it prints is kept, up to MOST_SAID bytes; printing more ends it.
 
     The caller closes it, with `close`.
     """
@@ -173,7 +173,7 @@ class ShortCommand(Session):
         return CommandOutput(None if self._channel is None else self._channel.get_exit_status(), stdout, stderr)
 
     def close(self) -> None:
-        """Lets go of it. What runs on the host goes on, without anybody who reads what it prints."""
+        """Closes its channel. What runs on the host goes on, and its output is not read."""
         if self._channel is not None:
             self._channel.close()
 
@@ -182,10 +182,10 @@ class Writer(Protocol):
     """A command's standard input."""
 
     def write(self, data: bytes) -> None:
-        """Queues bytes. Raises BrokenPipeError when nobody reads them any more."""
+        """Queues bytes. Raises BrokenPipeError when the command reads no more."""
 
     async def drain(self) -> None:
-        """Waits until more is taken. Raises likewise."""
+        """Waits until more is taken. Raises BrokenPipeError."""
 
     def write_eof(self) -> None:
         """Ends it."""
@@ -236,7 +236,7 @@ class Connection(abc.ABC):
     def __init__(self, host: Host) -> None:
         self.host = host
         self.tunnel_used_at = 0.0
-        """When somebody on the host used a tunnel of it last, by the monotonic clock."""
+        """When a process on the host last used a tunnel of this connection, by the monotonic clock."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.host} {'closed' if self.is_closed() else 'open'}>"
@@ -247,7 +247,7 @@ class Connection(abc.ABC):
 
     @abc.abstractmethod
     async def create_session(self, make: Callable[[], Session], command: str) -> Channel:
-        """Starts a command that a session of ours hears of. Raises asyncssh's errors."""
+        """Starts a command; its events go to the session that `make` makes. Raises asyncssh's errors."""
 
     @abc.abstractmethod
     async def start_sftp(self) -> "asyncssh.SFTPClient":

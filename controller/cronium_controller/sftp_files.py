@@ -32,12 +32,11 @@ class BySftp:
         self._session.exit()
 
     async def find_source(self, remote: str) -> Found:
-        """As `Far`."""
         path = sftp.checked_path(await self._ask(self._session.realpath(sftp.path(remote))))
         return self._file(path, await self._stat(path))
 
     async def find_target(self, remote: str, name: str) -> Found:
-        """As `Far`. Links on the way are followed by the host's kernel first, which may refuse those of others."""
+        """Links on the way are followed by the host's kernel first, which may refuse those of others."""
         typed = sftp.path(remote)
         found = await self._stat(typed)
         if remote.endswith("/") or found.is_folder:
@@ -63,7 +62,6 @@ class BySftp:
         return Found(path, found.size, found.changed, found.mode & 0o777)
 
     async def begin(self, folder: str) -> Partial:
-        """As `Far`."""
         await self._ask(self._session.mkdir(folder, asyncssh.SFTPAttrs(permissions=0o700)))
         made = await self._entry(folder)
         if not remote_file.is_own_folder(made, made.uid):  # a server may leave the mode to the umask
@@ -77,7 +75,7 @@ class BySftp:
         return Partial(folder, made.uid)
 
     async def usable(self, partial: Partial) -> int | None:
-        """As `Far`; less than there is, as pieces may have arrived out of order."""
+        """Counts less than there is, as pieces may have arrived out of order."""
         try:
             inside = [entry async for entry in self._entries(partial.folder)]
             size = remote_file.usable_size(await self._entry(partial.folder), inside, partial.uid)
@@ -86,7 +84,7 @@ class BySftp:
         return None if size is None else max(0, size - sftp.WINDOW)
 
     async def write(self, partial: Partial, source: BinaryIO, offset: int | None, tell: Tell) -> None:
-        """As `Far`. Nothing is cut off: another copy of the same bytes may be under way there."""
+        """Nothing is cut off: another copy of the same bytes may be under way there."""
         attributes = asyncssh.SFTPAttrs(permissions=0o600)
         flags = asyncssh.FXF_WRITE | (asyncssh.FXF_CREAT | asyncssh.FXF_EXCL if offset is None else 0)
         at = done = offset or 0
@@ -106,7 +104,7 @@ class BySftp:
             await sftp.in_parallel(write_some, patience, size)
 
     async def read(self, path: str, target: BinaryIO, offset: int, size: int, tell: Tell) -> None:
-        """As `Far`. When it fails, what is in the target is without gaps."""
+        """When it fails, what is in the target is without gaps."""
         async with self._opened(path, asyncssh.FXF_READ) as there:
             reading = _Reading(self._connection, there, path, target, offset, tell)
             await reading.until(size, sftp.piece_of(self._session.limits.max_read_len))
@@ -119,7 +117,7 @@ class BySftp:
                 tell(at)
 
     async def place(self, partial: Partial, target: str, mode: int, sha256: str | None) -> bool:
-        """As `Far`; to be verified, the file travels back, so this is for hosts that have no shell."""
+        """To be verified the file is read back, so this is for hosts without a shell."""
         claimed = partial.file
         if sha256 is not None:
             claimed = partial.claimed()
@@ -142,7 +140,6 @@ class BySftp:
         return digest.hexdigest()
 
     async def discard(self, partial: Partial) -> None:
-        """As `Far`."""
         try:
             folder = await self._entry(partial.folder)
             if not remote_file.is_written_by_us_alone(folder, folder.uid if partial.uid is None else partial.uid):

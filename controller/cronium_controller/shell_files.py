@@ -46,12 +46,10 @@ class ByShell:
         """Nothing is open between commands."""
 
     async def find_source(self, remote: str) -> Found:
-        """As `Far`."""
         absolute = 'case $t in /*) ;; *) t=$(pwd)/$t;; esac; r=$(readlink -f "$t" 2>/dev/null) && t=$r; '
         return await self._find(f"t={remote_shell.path(remote)}; {absolute}{_STAT}", remote)
 
     async def find_target(self, remote: str, name: str) -> Found:
-        """As `Far`."""
         into = f'test -d "$t" -o {int(remote.endswith("/"))} = 1 && t="${{t%/}}"/{shlex.quote(name)}; '
         return await self._find(f"t={remote_shell.path(remote)}; {into}{_TARGET}{_STAT}", remote)
 
@@ -74,7 +72,6 @@ class ByShell:
         return sftp.refused(self._connection, path, "the host's shell did not answer what was asked; try again")
 
     async def begin(self, folder: str) -> Partial:
-        """As `Far`."""
         quoted = shlex.quote(folder)
         said = await self._run(f"umask 077; mkdir -m 700 {quoted} || exit 1; {_LISTED.format(quoted)}", folder)
         uid, made, _ = _listing(said)
@@ -84,13 +81,12 @@ class ByShell:
         return Partial(folder, uid)
 
     async def usable(self, partial: Partial) -> int | None:
-        """As `Far`."""
         script = f"{_LISTED.format(shlex.quote(partial.folder))}; :"
         uid, folder, inside = _listing(await self._run(f"exec 2>/dev/null; {script}", partial.folder))
         return None if folder is None else remote_file.usable_size(folder, inside, uid)
 
     async def write(self, partial: Partial, source: BinaryIO, offset: int | None, tell: Tell) -> None:
-        """As `Far`. At the offset and not at the end: another copy of the same bytes may be under way there."""
+        """At the offset and not at the end: another copy of the same bytes may be under way there."""
         quoted = shlex.quote(partial.file)
         seek = f"dd bs=1 seek={offset} count=0 conv=notrunc 2>/dev/null; "
         script = f"set -C; cat > {quoted}" if offset is None else f"test -f {quoted} && {{ {seek}cat; }} 1<> {quoted}"
@@ -98,7 +94,6 @@ class ByShell:
         await self._run(f"umask 077; {script}", partial.file, pieces)
 
     async def read(self, path: str, target: BinaryIO, offset: int, size: int, tell: Tell) -> None:
-        """As `Far`."""
         at = offset
 
         def put(piece: bytes) -> None:
@@ -112,7 +107,6 @@ class ByShell:
         await shell_command.run(self._connection, f"tail -c +{offset + 1} < {shlex.quote(path)}", path, put)
 
     async def discard(self, partial: Partial) -> None:
-        """As `Far`."""
         quoted, part = shlex.quote(partial.folder), shlex.quote(partial.file)
         is_own = f"test -d {quoted} && test ! -L {quoted}"
         await self._run(f"{{ {is_own} && rm -f {part} {part}.* && rmdir {quoted}; }} 2>/dev/null; :", partial.folder)
@@ -128,7 +122,7 @@ class ByShell:
         return found[1].decode() if found else None
 
     async def place(self, partial: Partial, target: str, mode: int, sha256: str | None, size: int = 0) -> bool | None:
-        """As `Far`. `size` is the file's, which hashing takes time for.
+        """`size` is the file's, in bytes: hashing takes time.
 
         It gets a name that no other copy knows before it is looked at: another copy of the same bytes may be under way
         under the old one. The host goes on with that when the connection is lost meanwhile.

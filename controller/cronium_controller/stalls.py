@@ -1,4 +1,4 @@
-"""Giving up on work that makes no progress, however long it may take while it does."""
+"""Cancels work that makes no progress for some time. Work that progresses may take any time."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 _LOOK_SECONDS: Final = 0.25
 """Between two looks at what waits in a send queue: often enough to see it shrink while it is refilled."""
 _FAREWELL_SECONDS: Final = 5.0
-"""How long work that was given up may clean up. What hangs there too is not waited for."""
+"""Seconds that cancelled work may take to clean up; after that it is left alone."""
 
 _Done = TypeVar("_Done")
 
@@ -18,7 +18,7 @@ class NoProgressError(Exception):
 
 
 class Progress:
-    """When something was acknowledged last. What is noted here is progress of `whole` too."""
+    """Time of the last acknowledgement. What is noted here counts for `whole` as well."""
 
     def __init__(self, whole: "Progress | None" = None) -> None:
         self._whole = whole
@@ -29,13 +29,13 @@ class Progress:
         return f"<Progress {self.quiet_seconds():.1f} s ago>"
 
     def note(self) -> None:
-        """Something was acknowledged just now."""
+        """Notes an acknowledgement."""
         self._at = time.monotonic()
         if self._whole is not None:
             self._whole.note()
 
     def note_waiting(self, count: int) -> None:
-        """So many bytes wait for an acknowledgement; fewer than before are progress."""
+        """Notes how many bytes are unacknowledged; fewer than before count as an acknowledgement."""
         if count < self._waiting:
             self.note()
         self._waiting = count
@@ -48,9 +48,9 @@ class Progress:
 async def while_it_progresses(
     work: Coroutine[Any, Any, _Done], progress: Progress, seconds: float, look: Callable[[], object] = lambda: None
 ) -> _Done:
-    """Does the work, and cancels it when nothing was noted for so many seconds: then raises NoProgressError.
+    """Awaits `work`; cancels it and raises NoProgressError when nothing was noted for so many seconds.
 
-    `look` is called several times a second, to note what can only be asked for.
+    `look` is called several times a second, to note progress that has to be polled.
     """
     doing = asyncio.ensure_future(work)
     doing.add_done_callback(lambda done: done.cancelled() or done.exception())  # so that asyncio does not warn of it

@@ -1,4 +1,4 @@
-"""How the hosts of a run stand, for `cronium status`: what each host says, or what is recorded here of it."""
+"""`cronium status`: the state of each host of a run, as the host says or as it is recorded here."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 async def ask_standing(controller: "Controller", host: RunHost, *, as_json: bool) -> Result | None:
-    """Prints how an execution stands; its result, or None while there is none.
+    """Prints the status of an execution and returns its result, None while there is none.
 
-    A host that can't be reached is no reason to forget a result that was fetched from it. Raises ControllerError.
+    Where the host can't be reached, a result that was fetched before is shown. Raises ControllerError.
     """
     if host.is_waiting and not Runs(controller.store).has_owner(host.run_id):
         host = await wait_begun(Runs(controller.store), host)
@@ -47,7 +47,7 @@ async def ask_standing(controller: "Controller", host: RunHost, *, as_json: bool
 
 
 def print_standings(tally: Tally, total: int, run_id: str | None, *, as_json: bool) -> None:
-    """The line below those of several hosts."""
+    """Prints the summary of several hosts."""
     running = total - tally.succeeded - tally.failed
     if as_json:
         show.print_json({**summary_json(tally, run_id, None), "running": running})
@@ -66,13 +66,13 @@ def _print(status: dict[str, Any], host: RunHost, *, as_json: bool) -> None:
 
 
 def _unreadable(error: dict[str, Any], host: RunHost) -> Result:
-    """What a host makes of an execution whose record it can't read."""
+    """The result of an execution whose record the host can't read."""
     code, message = str(error.get("code")), f"{host.name}: {error.get('message')}"
     return Result(host.execution_id, Outcome.UNKNOWN, host=host.name, error_code=code, error_message=message)
 
 
 def _read(result: Any, host: RunHost) -> Result:
-    """Raises ControllerError for what is no result."""
+    """Reads a result. Raises ControllerError for what is none."""
     try:
         return Result.from_json(result)
     except ValueError as error:

@@ -96,9 +96,9 @@ async def put(connections: Connections, store: Store, host: Host, source: Source
 async def get(
     connections: Connections, store: Store, host: Host, remote: str, local: str, tell: Tell, *, below: str | None = None
 ) -> Copied:
-    """Copies a file from a host, likewise; into `local` where that is a folder or ends in `/`.
+    """Copies a file from a host; into `local` where that is a folder or ends in `/`. Raises as `put` does.
 
-    It is then called as in `remote`, whatever the host says. With `below`, the name of a host, it goes into a folder
+    Its name is then the last part of `remote` as it was typed. With `below`, the name of a host, it goes into a folder
     of that name in `local`. Modes are the host's, without what the umask takes away and without set-id bits.
     """
     wanted = wanted_here(host, remote, local, below)

@@ -39,7 +39,7 @@ class Masker:
         return self._masked(self.held, is_end=True)
 
     def finds_in(self, text: bytes) -> bool:
-        """Whether a secret is in this text, whatever the stream. Other forms are made for secrets that fit in alone."""
+        """Whether a text holds a secret in any form. Forms are made of secrets short enough to fit in it."""
         if self._texts is None:
             self._texts = [secret_forms.texts(secret) for secret in self._secrets]
         fitting = [index for index, own in enumerate(self._texts) if any(len(each) <= len(text) for each in own)]

@@ -32,7 +32,7 @@ HEADER: Final = b"cronium-runner index 1\n"
 MAX_LINE: Final = 16 * 1024
 """Bytes of an entry. A longer record (a very long job id) is read each time."""
 MAX_BYTES: Final = 1 << 30
-"""An index of a million records; a larger file is not ours."""
+"""An index of a million records; a larger file is not read."""
 QUIET_NS: Final = 2_000_000_000
 """Nanoseconds between the last change and the reading. Clocks of file systems tick each 1 to 10 ms, some each 2 s: a
 change within the same tick would leave the stamp as it was."""
@@ -233,7 +233,7 @@ def write(state: StateDirectory, lines: Callable[[int], Iterable[bytes]]) -> Non
 
 
 def _opened(path: str) -> BinaryIO | None:
-    """The index behind its header; None when there is none, or it is not one of ours."""
+    """The index, read up to the end of its header; None when there is none, or its format or owner is another."""
     with contextlib.suppress(OSError, StateDamagedError):
         file = open(open_file(path, os.O_RDONLY), "rb", buffering=BLOCK)  # noqa: SIM115 - the caller closes it
         seen = os.fstat(file.fileno())

@@ -25,7 +25,7 @@ MOST_ENCODED: Final = 16 * 1024
 While the forms are made, which takes about 10 µs for a byte, the script's output isn't read and no time limit is kept.
 """
 MOST_ENCODED_OF_ALL: Final = 64 * 1024
-"""The same of all secrets of an execution; the shortest ones come first."""
+"""Bytes of texts of all secrets of an execution that are looked for in encodings; the shortest secrets come first."""
 MOST_BASE64: Final = 256 * 1024
 """Bytes of a secret that is looked for in base64 as a whole."""
 MAX_JSON: Final = 1 << 20
@@ -284,7 +284,7 @@ def _single_quoted(character: str) -> Unit:
 
 @functools.lru_cache(maxsize=4096)
 def _in_url(character: str) -> Unit:
-    """Percent-encoded, by an encoder that leaves alone whatever it may, or nothing."""
+    """Percent-encoded, with any choice of the characters that an encoder may leave as they are."""
     if character in _UNRESERVED:
         return (character.encode(),)
     raw = _bytes(character)
@@ -347,7 +347,7 @@ def _in_base64(value: bytes) -> Iterator[bytes]:
 
 
 def _joined(units: Iterable[Unit]) -> tuple[Unit, ...]:
-    """The same units, with those that have no choice put together."""
+    """Joins neighbouring units that have one choice each."""
     made: list[Unit] = []
     plain: list[bytes] = []
     for unit in units:

@@ -1,7 +1,7 @@
 """The ids whose scripts were started, remembered apart from their directories: removing one frees no id.
 
-One file of 16 bytes for each id, appended without fsync: it is needed only when a directory has gone, which an accident
-of the same boot does. A housekeeper leaves the ids out whose records are complete, once the file is large.
+One file with 16 bytes for each id, appended without fsync: it matters only where a directory was removed, and a power
+loss removes none. Once the file is large, a collection drops the ids whose records are complete.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from .state_files import open_file, read_file
 _SIZE: Final = 16
 """Bytes of a digest: so many that no two ids will ever have the same."""
 _NONE: Final = bytes(_SIZE)
-"""The record of an id that was taken back."""
+"""Replaces the digest of an id that was taken back."""
 _PIECE: Final = 1 << 16
 """Bytes that are read at a time."""
 _LIMIT: Final = 64 << 20
@@ -64,14 +64,14 @@ class StartedIds:
             return False
 
     def is_large(self) -> bool:
-        """Whether `forget` is worth the trouble."""
+        """Whether the file is large enough for `forget`."""
         try:
             return os.lstat(self.path).st_size > SHRUNK_ABOVE
         except OSError:
             return False
 
     def forget(self, ids: Iterable[str]) -> None:
-        """Leaves ids out that need no remembering. Raises OSError, StateDamagedError."""
+        """Drops ids from the file. Raises OSError, StateDamagedError."""
         gone = {_NONE, *map(_digest, ids)}
         temporary = f"{self.path}.new"
         with self._locked() as opened:
@@ -90,7 +90,7 @@ class StartedIds:
 
     @contextlib.contextmanager
     def _locked(self, create: int = 0) -> Iterator[int]:
-        """The file, which nobody else changes or replaces meanwhile. `create` is O_CREAT where it may be made."""
+        """The open file under an exclusive lock. `create` is O_CREAT where it may be made."""
         while True:
             opened = self._open(create)
             try:

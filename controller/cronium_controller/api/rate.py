@@ -15,7 +15,7 @@ class _Bucket:
 
 
 class RateLimit:
-    """Takes `clock`'s seconds from whoever calls, so that it needs none."""
+    """A token bucket for each execution. The caller passes the time, in seconds of a monotonic clock."""
 
     def __init__(self, per_minute: int) -> None:
         self._most = float(per_minute)

@@ -20,7 +20,7 @@ REPORT: Final[dict[str, type]] = {
     "isDryRun": bool,
 }
 """`collected` are ids, `payloads` digests, `failed` reasons by id; `kept` counts all that have ended, `unacknowledged`
-those of them that nobody has fetched."""
+those of them that were not fetched."""
 
 
 def is_report(value: Any) -> TypeGuard[dict[str, Any]]:

@@ -42,5 +42,5 @@ def as_text(key: str, value: Any) -> str | None:
 
 
 def event_with_texts(event: Mapping[str, Any]) -> dict[str, Any]:
-    """The same event object with its text fields as text. Raises TextError."""
+    """An event object with its text fields as text. Raises TextError."""
     return {key: as_text(key, value) if key in EVENT_FIELDS else value for key, value in event.items()}

@@ -44,7 +44,7 @@ def is_masked_name(name: str, globs: tuple[str, ...] = DEFAULT_NAMES) -> bool:
 
 
 def too_short(secrets: Mapping[str, Any], variables: Mapping[str, Any], globs: tuple[str, ...]) -> list[str]:
-    """The names whose values ask for a mask and are too short for one: to be told to whoever gave them."""
+    """The names whose values ask for a mask and are too short for one: for a warning to the caller."""
     named = {name: value for name, value in variables.items() if is_masked_name(name, globs)}
     return [name for name, value in {**named, **secrets}.items() if len(text_of(value)) < SHORTEST]
 
@@ -92,12 +92,12 @@ def hidden(result: dict[str, Any]) -> dict[str, Any]:
     paths = frozenset(path for path in masked if isinstance(path, str))
     shown = {key: _hidden(key, result[key], paths) for key in ("output", "variables") if result.get(key) is not None}
     if shown.get("variables") == MASK:
-        shown["variables"] = {MASK: MASK}  # a mapping for whoever reads it; a name in it is, or holds, a secret
+        shown["variables"] = {MASK: MASK}  # readers expect a mapping; a name in it is, or holds, a secret
     return {**result, **shown}
 
 
 def hidden_status(status: dict[str, Any]) -> dict[str, Any]:
-    """The same of how an execution stands, which has its result in it."""
+    """The status of an execution with its result as `hidden` shows it."""
     result = status.get("result")
     return {**status, "result": hidden(result)} if isinstance(result, dict) and "masked" in result else status
 

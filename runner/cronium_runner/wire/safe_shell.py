@@ -17,7 +17,7 @@ ABSENT: Final = 127
 WORD: Final = "cronium-unsafe:"
 """Begins the line on standard error that says what is wrong with which directory."""
 
-# Whether group $1 is the account's primary group and has no other member; root counts for nobody.
+# Whether group $1 is the account's primary group and has no other member; root is not counted.
 _PRIVATE_GROUP: Final = (
     "private_group() { "
     "[ $1 = $(id -g) ] || return 1; own=$(id -u); name=$(id -un); found=1; "
