@@ -62,10 +62,11 @@ print(os.WCOREDUMP(os.waitpid(pid, 0)[1]))
 
 @pytest.mark.parametrize("words", [(), ("--limit", "open_files=100")])
 def test_script_keeps_the_limit_of_the_login(limited: Host, words: tuple[str, ...]) -> None:
-    script = limited.script("grep -h '^Max core' /proc/self/limits /proc/$PPID/limits\n")
-    mine, supervisors = limited.run("run", *words, script).stdout.decode().splitlines()
-    assert mine.split()[4] == str(LIMIT)
-    assert supervisors.split()[4] == "0"
+    """Its supervisor and the `run` above that have none."""
+    limits = "/proc/self/limits /proc/$PPID/limits /proc/$run/limits"
+    script = limited.script(f"read -r _ _ _ run _ </proc/$PPID/stat\ngrep -h '^Max core' {limits}\n")
+    seen = [line.split()[4] for line in limited.run("run", *words, script).stdout.decode().splitlines()]
+    assert seen == [str(LIMIT), "0", "0"]
 
 
 def test_agent_and_its_supervisor_forbid_core_files(limited: Host) -> None:
