@@ -67,6 +67,17 @@ class SSHConnection(Connection):
         """Sessions that nobody waits for any more."""
         self._acknowledging: asyncio.Handle | None = None
 
+    @property
+    def server(self) -> dict[str, Any] | None:
+        """With the user and the port that were used where the host leaves them to OpenSSH's configuration."""
+        told = self.ssh.get_extra_info
+        return {
+            "name": self.host.name,
+            "address": self.host.address,
+            "user": self.host.user or told("username"),
+            "port": self.host.port or told("port"),
+        }
+
     def is_closed(self) -> bool:
         """Whether it can be used no longer."""
         return bool(self.ssh.is_closed())

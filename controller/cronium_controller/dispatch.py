@@ -25,7 +25,7 @@ from cronium_runner.wire.frames import Kind, ProtocolError
 from cronium_runner.wire.names import invalid_id_sentence, is_execution_id
 from cronium_runner.wire.results import Result
 
-from . import asking
+from . import asking, host_names
 from .access import Access
 from .connections import Connections, asked_for
 from .deployments import Deployments
@@ -54,6 +54,8 @@ _ACCOUNT: Final = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]{0,255}\$?")
 
 _LONGEST_ACCESS: Final = ApiAccess("x" * LONGEST_SOCKET_PATH, "x" * 8192)
 """As much room as an endpoint and a token of ours can take in a submission."""
+_LONGEST_SERVER: Final = {**dict.fromkeys(("name", "address", "user"), 4 * host_names.LONGEST * "x"), "port": 65535}
+"""As much room as `event.server` can take there."""
 
 
 class Controller:
@@ -163,9 +165,8 @@ class Controller:
             raise ControllerError("execution.id_invalid", invalid_id_sentence(execution_id))
         if job.mode not in MODES:
             raise ControllerError("usage.invalid", f"no mode is called {job.mode!r:.100}; there are {', '.join(MODES)}")
-        submission = job.submission(
-            execution_id, follow=follow, access=None if job.mode == BUNDLED else _LONGEST_ACCESS
-        )
+        access = None if job.mode == BUNDLED else _LONGEST_ACCESS
+        submission = job.submission(execution_id, follow=follow, access=access, server=_LONGEST_SERVER)
         try:
             frames.encode_json(Kind.SUBMIT, 0, submission)
         except (ProtocolError, ValueError, TypeError) as error:
@@ -177,7 +178,7 @@ class Controller:
         run_as = _other_account(host, job.run_as)
         try:
             with self.reachable.kept(host, run_as):
-                execution = await self._submitted(host, job, execution_id, submission, run_as)
+                execution = await self._submitted(host, job, execution_id, run_as, follow=follow)
                 await self._wait_accepted(execution, submitted)
         except ControllerError:
             self.count_unsubmitted()
@@ -187,7 +188,7 @@ class Controller:
         return execution
 
     async def _submitted(
-        self, host: Host, job: Job, execution_id: str, submission: dict[str, Any], run_as: str | None
+        self, host: Host, job: Job, execution_id: str, run_as: str | None, *, follow: bool
     ) -> Execution:
         reached = await self.reachable.reach(host, run_as, is_whole_call=False)
         endpoint, fallback = await self._endpoint(job, reached, run_as)
@@ -201,10 +202,9 @@ class Controller:
             mode=BUNDLED if endpoint is None else API,
             fallback=fallback,
         )
-        if job.mode != BUNDLED:
-            admitted = None if endpoint is None else await self._admit(execution_id, job, host, endpoint, is_new=is_new)
-            submission = job.submission(execution_id, follow=submission["follow"], access=admitted)
-        offsets = (0, 0) if submission["follow"] else None
+        admitted = None if endpoint is None else await self._admit(execution_id, job, host, endpoint, is_new=is_new)
+        submission = job.submission(execution_id, follow=follow, access=admitted, server=reached.connection.server)
+        offsets = (0, 0) if follow else None
         conversation = reached.agent.converse(offsets)
         conversation.send(Kind.SUBMIT, submission)
         execution = Execution(

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -78,12 +79,23 @@ class Job:
         """The input; None also when there is none."""
         return None if self.input is _ABSENT else self.input
 
-    def submission(self, execution_id: str, *, follow: bool, access: Access | None = None) -> dict[str, Any]:
-        """The body of a SUBMIT frame; `access` is what makes it one in API mode."""
+    def submission(
+        self,
+        execution_id: str,
+        *,
+        follow: bool,
+        access: Access | None = None,
+        server: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The body of a SUBMIT frame; `access` is what makes it one in API mode.
+
+        `server` is what `event.server` is where the job itself says nothing about it.
+        """
         body: dict[str, Any] = {"executionId": execution_id, "sha256": self.payload.sha256, "follow": follow}
         if self.input is not _ABSENT:
             body["input"] = self.input
-        mappings = {"variables": self.variables, "secrets": self.secrets, "event": self.event}
+        event = self.event if server is None or self.event.get("server") else {**self.event, "server": server}
+        mappings = {"variables": self.variables, "secrets": self.secrets, "event": event}
         body.update({key: value for key, value in mappings.items() if value})
         args = None if self.args is None else list(self.args)
         optional = {"args": args, "timeout": self.timeout, "jobId": self.job_id}

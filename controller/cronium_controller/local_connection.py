@@ -54,6 +54,10 @@ class LocalConnection(Connection):
         self._channels: set[PipeChannel] = set()
         self._is_closed = False
 
+    @property
+    def server(self) -> None:
+        return None
+
     def is_closed(self) -> bool:
         """Whether it was closed."""
         return self._is_closed

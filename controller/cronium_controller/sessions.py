@@ -241,6 +241,12 @@ class Connection(abc.ABC):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.host} {'closed' if self.is_closed() else 'open'}>"
 
+    @property
+    def server(self) -> dict[str, Any] | None:
+        """The host as scripts see it in `event.server`: name, address, user and port; None for this machine."""
+        host = self.host
+        return {"name": host.name, "address": host.address, "user": host.user, "port": host.port}
+
     @abc.abstractmethod
     def is_closed(self) -> bool:
         """Whether it can be used no longer."""

@@ -32,6 +32,18 @@ def test_ids_and_names_are_sent_as_text(payload: Payload) -> None:
     assert body["event"] == {"id": "1.5", "name": "true", "trigger": None, "version": 2}
 
 
+def test_the_server_is_told_where_the_job_says_nothing_of_it(payload: Payload) -> None:
+    server = {"name": "web01", "address": "10.0.0.5", "user": "deploy", "port": 22}
+    for event, expected in (
+        ({}, {"server": server}),
+        ({"id": "7", "server": None}, {"id": "7", "server": server}),
+        ({"server": {"name": "mine"}}, {"server": {"name": "mine"}}),
+    ):
+        body = Job(payload, event=event).submission("one", follow=True, server=server)
+        assert body["event"] == expected
+    assert "event" not in Job(payload).submission("one", follow=True, server=None)
+
+
 @pytest.mark.parametrize(
     ("given", "code", "told"),
     [

@@ -63,7 +63,10 @@ def session_of(pid: int) -> int:
 
 
 def test_a_job_runs_here_as_anywhere(here: LocalHost) -> None:
-    script = here.script("read -r x; printf 'out\\0\\377'; echo err >&2; cronium.output k v; exit 7")
+    script = here.script(
+        "read -r x; printf 'out\\0\\377'; cronium.event server | grep -qx null && echo err >&2; "
+        "cronium.output k v; exit 7"
+    )
     done = here.run("--execution-id", "one", script)
     assert (done.returncode, done.stdout, done.stderr) == (7, b"out\0\xff", b"err\n")
     assert json.loads(here.cronium("status", "--json", "one").stdout)["state"] == "finished"

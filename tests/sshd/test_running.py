@@ -1,6 +1,7 @@
 """`cronium run` as a person uses it: bytes, exit statuses, words in and results out."""
 
 import contextlib
+import getpass
 import hashlib
 import json
 import os
@@ -64,6 +65,15 @@ def test_what_the_runner_says_by_itself(shared: RemoteHost, tmp_path: Path) -> N
 def test_streams_stay_apart_and_nothing_is_added(shared: RemoteHost) -> None:
     done = shared.run(shared.script("printf 'out\\0\\377'; printf 'err\\n\\200' >&2; exit 3"))
     assert (done.returncode, done.stdout, done.stderr) == (3, b"out\0\xff", b"err\n\x80")
+
+
+def test_a_script_is_told_which_server_it_runs_on(shared: RemoteHost) -> None:
+    """Also what the host leaves to OpenSSH's configuration."""
+    done = shared.run_json(shared.script("cronium.event server"))
+    host = shared.host
+    assert json.loads(done["stdout"]["text"]) == {
+        "name": host.name, "address": host.address, "user": host.user or getpass.getuser(), "port": host.port or 22,
+    }  # fmt: skip
 
 
 def test_output_comes_while_the_script_runs(shared: RemoteHost, tmp_path: Path) -> None:
