@@ -17,7 +17,10 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import unquote
 
+from cronium_runner.wire.changes import ChangeError, appended, incremented
+
 TOKEN = "stub.token.value-0123456789"
+_ABSENT: Final = object()
 
 
 class Seen(NamedTuple):
@@ -98,6 +101,8 @@ class StubPlatform:
         self.output: Any = None
         self.condition: bool | None = None
         self.context: dict[str, Any] = {}
+        self.has_changes = self.tells_values = True
+        """Whether it knows how to delete, increment and append, which the public original doesn't."""
         self.tools: list[Any] = []
         self.tools_answer = threading.Event()
         self.tools_answer.set()
@@ -240,14 +245,23 @@ class StubPlatform:
                 return self._variable(name)
             case ("PUT", "variables"):
                 self.variables[name] = seen.body["value"]
-            case ("DELETE", "variables"):
-                if name not in self.variables:
+            case ("DELETE", "variables") if self.has_changes:
+                if self.variables.pop(name, _ABSENT) is _ABSENT:
                     return _json(404, {"error": "not_found", "message": "none"})
-                del self.variables[name]
-            case ("POST", "variables", "increment"):
-                self.variables[name] = self.variables.get(name, 0) + seen.body["by"]
-            case ("POST", "variables", "append"):
-                self.variables[name] = self.variables.get(name, "") + seen.body["text"]
+            case ("POST", "variables", change) if self.has_changes:
+                before = self.variables.get(name)
+                try:
+                    self.variables[name] = (
+                        incremented(before, seen.body["by"])
+                        if change == "increment"
+                        else appended(before, seen.body["text"])
+                    )
+                except ChangeError as error:
+                    return _json(400, {"error": "invalid_body", "message": f"the variable {error}"})
+                if self.tells_values:
+                    return self._variable(name)
+            case ("DELETE", "variables"):
+                return _json(405, {"error": "method_not_allowed", "message": "no"})
             case ("POST", "output"):
                 self.output = seen.body["data"]
             case ("POST", "condition"):

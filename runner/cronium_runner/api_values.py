@@ -5,18 +5,20 @@ the script has written and the platform doesn't have yet beats both. Secrets sta
 a new value of one goes nowhere else. Reads block, so the supervisor has them done by threads; writes never do.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from . import event as events
 from . import platform_answers as answers
 from .delivery import Delivery
 from .helpers import HelperError, Json, shown
-from .journal import Journal
+from .journal import Journal, Outcome
 from .platform_answers import Answer, Form, LateAnswerError, NoAnswerError
 from .platform_client import PATIENCE, PlatformClient, refused, segment
-from .values import BundledValues
+from .values import APPEND, DELETE, INCREMENT, BundledValues
 from .wire.access import Access
 
 TOOL_SECONDS: Final = 300.0
@@ -24,9 +26,6 @@ TOOL_SECONDS: Final = 300.0
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 1.0
 """Seconds between two tries of a read, doubling."""
-
-_CONTEXT_FIELDS: Final = {"eventId": "id", "eventName": "name", "eventType": "type", "userId": "user"}
-"""What the context (contracts §7) calls an event's fields (§3); the others have the same name in both."""
 
 
 class ApiValues(BundledValues):
@@ -44,6 +43,8 @@ class ApiValues(BundledValues):
         self._execution_id = execution_id
         self._patience = patience
         self._call = threading.local()
+        self._noting = threading.Lock()
+        """Held while a variable is noted: changes are done by threads, writes by the supervisor's own."""
         self._client = PlatformClient(execution_id, access)
         self._journal: Journal | None = None
         self._delivery: Delivery | None = None
@@ -63,9 +64,12 @@ class ApiValues(BundledValues):
         """This thread does a call now that was made at that time (monotonic): from then on its reads' wait counts."""
         self._call.asked_at = asked_at
 
-    def is_at_hand(self, name: str) -> bool:
-        """Whether the variable can be read without the platform."""
-        return name in self._secrets or self._live.newest(name) is not None
+    def is_at_hand(self, name: str, *, to_change: bool = False) -> bool:
+        """Whether the variable can be read, or changed by what it is, without the platform."""
+        if name in self._secret_names or to_change:
+            return name in self._secret_names
+        waiting = self._live.newest(name)
+        return waiting is not None and not waiting.is_change
 
     # What the helpers do.
 
@@ -74,23 +78,83 @@ class ApiValues(BundledValues):
         return super().get_input() if answer is None or answer.data is None else answer.data
 
     def get_variable(self, name: str) -> Json:
-        if name in self._secrets:
+        if name in self._secret_names:
             return super().get_variable(name)
         waiting = self._live.newest(name)
-        if waiting is not None:
+        if waiting is not None and not waiting.is_change:
             return waiting.value
+        if waiting is not None:  # what it comes to only the platform can tell
+            self._live.wait_settled(waiting, self._left())
         answer = self._read(f"/variables/{segment(name)}", f"variable {shown(name)}", answers.variable)
         value = super().get_variable(name) if answer is None else answer.data["value"]
         if self._is_masked(name):
             self._mask(value)
         return value
 
+    def set_variable(self, name: str, value: Json) -> None:
+        with self._noting:
+            super().set_variable(name, value)
+
+    def delete_variable(self, name: str) -> None:
+        if name in self._secret_names:
+            super().delete_variable(name)
+            return
+        if self._changed_there(DELETE, name, None).is_missing:
+            raise KeyError(name)
+        with self._noting:
+            self._variables = {other: value for other, value in self._variables.items() if other != name}
+            self._note_deleted(name)
+            self._show_variables()
+
+    def increment_variable(self, name: str, by: Json) -> Json:
+        if name in self._secret_names:
+            return super().increment_variable(name, by)
+        return self._new_value(name, self._changed_there(INCREMENT, name, by))
+
+    def append_variable(self, name: str, text: str) -> None:
+        if name in self._secret_names:
+            super().append_variable(name, text)
+        else:
+            self._new_value(name, self._changed_there(APPEND, name, text))
+
+    def _changed_there(self, change: str, name: str, value: Json) -> Outcome:
+        """What a change of a variable has come to on the platform. Waits for it; raises HelperError."""
+        assert self._delivery is not None, "go_live comes before the script"
+        entry = self._live.append(change, name, value)
+        self._delivery.notify()
+        outcome = self._live.wait_outcome(entry, self._left())
+        if outcome is None:
+            raise HelperError(
+                "api.unreachable",
+                f"the platform did not confirm the change of variable {shown(name)} within {self._patience:g} s; "
+                "it is kept and delivered later, so do not repeat it",
+            )
+        if outcome.reason is not None:
+            raise HelperError("api.refused", f"the platform did not change {outcome.reason}")
+        return outcome
+
+    def _new_value(self, name: str, outcome: Outcome) -> Json:
+        """The variable's value after the change, noted for the result."""
+        value = self.get_variable(name) if outcome.value is None else outcome.value
+        with self._noting:
+            self._note(name, value)
+            self._show_variables()
+        return value
+
+    def _show_variables(self) -> None:
+        """Writes the file that scripts may look at. The platform has the change, so a full disk is no failure of it."""
+        with contextlib.suppress(HelperError):
+            self._store("variables.json", self._variables)
+
+    def _left(self) -> float:
+        """Seconds that the call of this thread may still wait."""
+        asked_at = getattr(self._call, "asked_at", time.monotonic())
+        return max(0.0, float(asked_at) + self._patience - time.monotonic())
+
     def event(self) -> Mapping[str, Json]:
         answer = self._read("/context", "the context", answers.context)
         told = {} if answer is None else answer.data
-        known = {_CONTEXT_FIELDS.get(name, name): value for name, value in told.items() if value is not None}
-        event = super().event()
-        return {field: known.get(field, value) for field, value in event.items()}
+        return events.spelled_out(events.merged(self._event, told), self._environment)
 
     def execute_tool_action(self, tool: str, action: str, params: Mapping[str, Json]) -> Json:
         body = {"tool": tool, "action": action, "params": params}
@@ -120,7 +184,7 @@ class ApiValues(BundledValues):
 
     def _read(self, path: str, what: str, form: Form) -> Answer | None:
         """The platform's answer, None when it knows nothing of that. Waits for it; raises HelperError."""
-        until = getattr(self._call, "asked_at", time.monotonic()) + self._patience
+        until = time.monotonic() + self._left()
         pause, why = FIRST_PAUSE, ""
         while (left := until - time.monotonic()) > 0:
             try:

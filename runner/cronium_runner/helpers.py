@@ -7,6 +7,7 @@ protocol, so that the same grammar serves every mode. No sockets, no files, no c
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
+from .wire.changes import ChangeError, amount
 from .wire.exactjson import NotJSONError, UnsupportedJSONError, encode, loads_value
 
 Json = Any  # whatever wire.exactjson.loads_value returns
@@ -64,11 +65,24 @@ class Values(Protocol):
     def set_variable(self, name: str, value: Json) -> None:
         """Set a variable, for this script and for the result."""
 
+    def delete_variable(self, name: str) -> None:
+        """Remove a variable. Raises `KeyError` when there is none."""
+
+    def increment_variable(self, name: str, by: Json) -> Json:
+        """Add a number to a variable, which begins at 0, in one step; its new value. Raises `HelperError`."""
+
+    def append_variable(self, name: str, text: str) -> None:
+        """Put a text behind a variable's, which begins empty, in one step. Raises `HelperError`."""
+
     def event(self) -> Mapping[str, Json]:
-        """The event object with all its fields; what is unknown is None."""
+        """The event object with all its fields in all their spellings; what is unknown is None."""
 
     def set_condition(self, condition: bool) -> None:
         """Decide what the workflow does next."""
+
+    @property
+    def condition(self) -> bool | None:
+        """What the script has decided, None when it has not."""
 
     def execute_tool_action(self, tool: str, action: str, params: Mapping[str, Json]) -> Json:
         """Have the platform do something, at most once; what it answers. Raises `HelperError`."""
@@ -85,13 +99,18 @@ class Request(NamedTuple):
 
     @property
     def asks(self) -> bool:
-        """Whether live values may make it wait for an answer; a write never does."""
+        """Whether live values may make it wait for an answer; a plain write never does."""
         return self.verb.name in _ASKING
 
     @property
     def variable(self) -> str | None:
-        """The variable that is asked for."""
-        return self.operands[0] if self.verb.name == "getVariable" else None
+        """The variable that is asked for, or changed by what it is."""
+        return self.operands[0] if self.verb.name in ("getVariable", *_CHANGING) else None
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes a variable by what it is, so that live values have to wait for the outcome."""
+        return self.verb.name in _CHANGING
 
     @property
     def acts(self) -> bool:
@@ -139,8 +158,13 @@ def parse(words: Sequence[bytes]) -> Request:
         raise UsageError(f"{name} takes no argument {shown(operands[at_most])} here", usage)
     if verb.name == "setCondition" and operands[0].lower() not in _CONDITIONS:
         raise UsageError(f"{shown(operands[0])} is neither true nor false", usage)
-    if verb.name == "setVariable" and not operands[0]:
+    if verb.name in ("setVariable", *_CHANGING) and not operands[0]:
         raise UsageError("a variable needs a name", usage)
+    if verb.name == "incrementVariable":
+        try:
+            _amount(operands)
+        except ChangeError as error:
+            raise UsageError(f"{shown(operands[1])} {error}", usage) from None
     return Request(verb, operands, as_json, default, verb.reads_stdin(operands))
 
 
@@ -204,13 +228,36 @@ def _set_variable(request: Request, values: Values, stdin: bytes) -> bytes:
     return b""
 
 
+def _delete_variable(request: Request, values: Values, _stdin: bytes) -> bytes:
+    name = request.operands[0]
+    try:
+        values.delete_variable(name)
+    except KeyError:
+        raise HelperError("variable.not_found", f"variable {shown(name)} not found") from None
+    return b""
+
+
+def _increment_variable(request: Request, values: Values, _stdin: bytes) -> bytes:
+    return _printed(values.increment_variable(request.operands[0], _amount(request.operands)), request.as_json)
+
+
+def _append_variable(request: Request, values: Values, _stdin: bytes) -> bytes:
+    values.append_variable(*request.operands)
+    return b""
+
+
+def _amount(operands: tuple[str, ...]) -> Json:
+    """What to add: N, else 1. Raises ChangeError."""
+    return amount(operands[1]) if len(operands) > 1 else 1
+
+
 def _event(request: Request, values: Values, _stdin: bytes) -> bytes:
     event = values.event()
     if not request.operands:
         return _printed(dict(event), request.as_json)
     field = request.operands[0]
     try:
-        value = _find(event, _EVENT_ALIASES.get(field, field))
+        value = _find(event, field)
     except KeyError:
         raise HelperError("event.field_not_found", f"event field {shown(field)} not found") from None
     return _printed(value, request.as_json)
@@ -219,6 +266,10 @@ def _event(request: Request, values: Values, _stdin: bytes) -> bytes:
 def _set_condition(request: Request, values: Values, _stdin: bytes) -> bytes:
     values.set_condition(_CONDITIONS[request.operands[0].lower()])
     return b""
+
+
+def _get_condition(request: Request, values: Values, _stdin: bytes) -> bytes:
+    return _printed(values.condition, request.as_json)
 
 
 def _execute_tool_action(request: Request, values: Values, stdin: bytes) -> bytes:
@@ -315,9 +366,9 @@ _CONDITIONS: Final = {
     "false": False, "0": False, "no": False, "off": False,
 }  # fmt: skip
 
-_EVENT_ALIASES: Final = {"eventId": "id", "eventName": "name", "eventType": "type"}
+_CHANGING: Final = ("deleteVariable", "incrementVariable", "appendVariable")
 
-_ASKING: Final = ("input", "getVariable", "event", "executeToolAction")
+_ASKING: Final = ("input", "getVariable", *_CHANGING, "event", "executeToolAction")
 
 _JSON: Final = ("--json",)
 _DOTTED: Final[dict[str, _Verb]] = {
@@ -348,8 +399,19 @@ _DOTTED: Final[dict[str, _Verb]] = {
             lambda operands: len(operands) == 1,
             _set_variable,
         ),
+        _Verb("deleteVariable", " [--json] NAME", (1, 1), _JSON, lambda _: False, _delete_variable),
+        _Verb(
+            "incrementVariable",
+            " [--json] NAME [N]; N is a number, 1 when it is not there",
+            (1, 2),
+            _JSON,
+            lambda _: False,
+            _increment_variable,
+        ),
+        _Verb("appendVariable", " [--json] NAME TEXT", (2, 2), _JSON, lambda _: False, _append_variable),
         _Verb("event", " [--json] [FIELD]", (0, 1), _JSON, lambda _: False, _event),
         _Verb("setCondition", " true|false", (1, 1), (), lambda _: False, _set_condition),
+        _Verb("getCondition", " [--json]", (0, 0), _JSON, lambda _: False, _get_condition),
         _Verb(
             "executeToolAction",
             " [--json] TOOL ACTION [PARAMS]; PARAMS is a JSON object, read from standard input when it is -",

@@ -17,8 +17,17 @@ from .errors import RunnerError
 CLIENT_VARIABLE: Final = "CRONIUM_HELPER_CLIENT"
 """Names a compiled helper client for a runner that runs from source, which has none of its own."""
 
-_PYTHON_FILES: Final = ("cronium.py", "sitecustomize.py")
-_NODE_FILES: Final = ("cronium.js", "cronium.d.ts")
+HELPER_FILES: Final = {
+    "bin": ("cronium.sh",),
+    "python": ("cronium.py", "sitecustomize.py"),
+    "node": ("cronium.js", "cronium.d.ts", "package.json"),
+}
+"""What is in the folders of a `HelperFolder`, besides the links in `bin`."""
+
+
+def _helper_files() -> list[tuple[str, str]]:
+    """Folder and name of each."""
+    return [(folder, name) for folder, names in HELPER_FILES.items() for name in names]
 
 
 class HelperFolder(NamedTuple):
@@ -121,9 +130,8 @@ def helper_folder() -> HelperFolder:
 
 def _seen(folder: HelperFolder) -> list[tuple[int, int, int, int]]:
     """What changes when a helper's file does: scripts run them long after the start that has checked them."""
-    files = [os.path.join(os.path.dirname(folder.bin), "client")]
-    files += [os.path.join(folder.python, name) for name in _PYTHON_FILES]
-    files += [os.path.join(folder.node, name) for name in _NODE_FILES]
+    above = os.path.dirname(folder.bin)
+    files = [f"{above}/client", *(f"{above}/{below}/{name}" for below, name in _helper_files())]
     found = map(os.lstat, files)
     return [(one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in found]
 
@@ -147,8 +155,7 @@ def _source_files(client: str | None) -> dict[str, bytes]:
     """The files of a helper folder by their paths in it; `client` names a compiled client for it."""
     from cronium_helpers import FOLDER
 
-    files = {f"python/{name}": (FOLDER / name).read_bytes() for name in _PYTHON_FILES}
-    files |= {f"node/{name}": (FOLDER / name).read_bytes() for name in _NODE_FILES}
+    files = {f"{below}/{name}": (FOLDER / name).read_bytes() for below, name in _helper_files()}
     if not client:
         return files | {"client": _launcher(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))}
     try:
@@ -170,7 +177,7 @@ def _make_from_source(root: str, files: dict[str, bytes]) -> str:
         return directory
     temporary = f"{directory}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
     try:
-        for folder in ("", "bin", "python", "node"):
+        for folder in ("", *HELPER_FILES):
             safe_path.make_one(os.path.join(temporary, folder))
         for name, content in files.items():
             with open(os.path.join(temporary, name), "xb") as file:

@@ -1,7 +1,8 @@
 """What a script in API mode has written and the platform has not confirmed: kept in `api.jsonl` of its execution.
 
     {"sequence": 1, "write": "variable", "key": "X", "value": …}      variable, merge (one key of the output), output,
-                                                                      condition: a write, in the order of the answers
+                                                                      condition, delete, increment (value: by how much),
+                                                                      append: a write, in the order of the answers
     {"delivered": 1}                                                  the platform has it
     {"refused": 2, "reason": "…"}                                     the platform does not want it, and said why
     {"base": 40, "output": …, "refused": 1, "refusal": "…"}           first line: all up to here was settled
@@ -22,7 +23,7 @@ from .errors import StateDamagedError
 from .helpers import HelperError, Json
 from .jobdir import ExecutionDirectory
 from .state_files import JOURNAL_LIMIT, open_file, read_file
-from .values import MERGE, OUTPUT, VARIABLE
+from .values import APPEND, DELETE, INCREMENT, MERGE, OUTPUT, VARIABLE
 from .wire import exactjson
 
 NAME: Final = "api.jsonl"
@@ -32,6 +33,19 @@ COMPACTED_ABOVE: Final = 1 << 20
 """Bytes of settled writes that are kept: small beside the streams, and seldom enough to rewrite."""
 MAX_REASON: Final = 500
 """Characters of a refusal that are kept: a sentence, not the page that some proxy shows."""
+
+
+CHANGES: Final = (DELETE, INCREMENT, APPEND)
+"""Writes whose outcome the script waits for."""
+
+
+class Outcome(NamedTuple):
+    """What became of a write. `reason` is None for one that was applied, and `value` then what the platform told."""
+
+    value: Json = None
+    reason: str | None = None
+    is_missing: bool = False
+    """There was no variable to delete."""
 
 
 class Entry(NamedTuple):
@@ -44,18 +58,27 @@ class Entry(NamedTuple):
     size: int
 
     @property
+    def is_change(self) -> bool:
+        """Whether it depends on what the variable is."""
+        return self.write in CHANGES
+
+    @property
     def shown(self) -> str:
         """The write for a sentence, without its value."""
         name = "" if self.key is None else f" '{self.key[:100]}'"
-        return f"{'output' if self.write == MERGE else self.write}{name}"
+        what = {MERGE: OUTPUT, **dict.fromkeys(CHANGES, VARIABLE)}.get(self.write, self.write)
+        return f"{what}{name}"
 
 
 class Journal:
-    """One execution's journal. `append` is called by one thread, `delivered` and `refused` by one other."""
+    """One execution's journal. `append` is called by any thread, `delivered` and `refused` by one."""
 
     def __init__(self, execution: ExecutionDirectory) -> None:
         self._execution = execution
         self._lock = threading.Lock()
+        self._settled = threading.Condition(self._lock)
+        self._outcomes: dict[int, Outcome | None] = {}
+        """Of writes whose outcome is waited for; None until they are settled."""
         self._file: int | None = None
         self._pending: deque[Entry] = deque()
         self._pending_bytes = 0
@@ -107,26 +130,48 @@ class Journal:
 
     # -- what the script's helpers do ----------------------------------------------------------------------------
 
-    def append(self, write: str, key: str | None, value: Json) -> None:
-        """Writes a write down. Raises HelperError when that is not possible; then it is not there."""
-        line = {"sequence": self._sequence + 1, "write": write, "key": key, "value": value}
-        encoded = exactjson.encode(line) + b"\n"
-        if self._pending_bytes + len(encoded) > MAX_PENDING:
-            raise HelperError(
-                "api.unreachable",
-                f"more than {MAX_PENDING >> 20} MiB wait for the platform, which does not take them; try again later",
-            )
+    def append(self, write: str, key: str | None, value: Json) -> Entry:
+        """Writes a write down. Raises HelperError when that is not possible; then it is not there.
+
+        The outcome of a change has to be asked for, with `wait_outcome`.
+        """
         with self._lock:
+            sequence = self._sequence + 1
+            line = {"sequence": sequence, "write": write, "key": key, "value": value}
+            encoded = exactjson.encode(line) + b"\n"
+            if self._pending_bytes + len(encoded) > MAX_PENDING:
+                raise HelperError(
+                    "api.unreachable",
+                    f"more than {MAX_PENDING >> 20} MiB wait for the platform, which does not take them; "
+                    "try again later",
+                )
             try:
                 self._append_line(encoded)
             except OSError as error:
                 raise HelperError("store.failed", f"{NAME} could not be written: {error.strerror}") from None
             except StateDamagedError as error:
                 raise HelperError("store.failed", f"{NAME} could not be written: {error.what}") from None
-            self._add(Entry(self._sequence + 1, write, key, value, len(encoded)))
+            entry = Entry(sequence, write, key, value, len(encoded))
+            if entry.is_change:
+                self._outcomes[sequence] = None
+            self._add(entry)
+            return entry
+
+    def wait_outcome(self, entry: Entry, seconds: float) -> Outcome | None:
+        """What became of a change that this process has appended; None when it is not settled within that time."""
+        with self._settled:
+            self._settled.wait_for(lambda: self._outcomes[entry.sequence] is not None, seconds)
+            return self._outcomes.pop(entry.sequence)
+
+    def wait_settled(self, entry: Entry, seconds: float) -> bool:
+        """Waits until a write is settled; whether it is."""
+        with self._settled:
+            return self._settled.wait_for(
+                lambda: not self._pending or self._pending[0].sequence > entry.sequence, seconds
+            )
 
     def newest(self, name: str) -> Entry | None:
-        """The last write of a variable that the platform does not have yet."""
+        """The last write or change of a variable that the platform does not have yet."""
         return self._newest.get(name)
 
     # -- what delivering does ------------------------------------------------------------------------------------
@@ -148,10 +193,10 @@ class Journal:
         before = self._output if isinstance(self._output, dict) else {}
         return {**before, entry.key: entry.value}
 
-    def delivered(self) -> None:
+    def delivered(self, outcome: Outcome = Outcome()) -> None:  # noqa: B008 - it is immutable
         """The first write has arrived."""
         with self._lock:
-            entry = self._settle()
+            entry = self._settle(outcome)
             if entry.write in (OUTPUT, MERGE):
                 self._output = self.output_with(entry)
             # Can't be noted down: after a crash it is delivered once more, which its number makes harmless.
@@ -162,7 +207,7 @@ class Journal:
     def refused(self, reason: str) -> None:
         """The first write will never arrive; `reason` is what the platform said."""
         with self._lock:
-            entry = self._settle()
+            entry = self._settle(Outcome(reason=reason))
             self._count_refusal(reason[:MAX_REASON])
             line = {"refused": entry.sequence, "reason": reason[:MAX_REASON]}
             with contextlib.suppress(OSError, StateDamagedError):
@@ -213,7 +258,7 @@ class Journal:
 
     def _take_all(self, content: bytes) -> None:
         for line in content.split(b"\n")[:-1]:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError), self._lock:
                 self._take(exactjson.loads(line.decode()), len(line))
 
     def _take(self, line: Any, size: int) -> None:
@@ -235,12 +280,15 @@ class Journal:
     def _add(self, entry: Entry) -> None:
         self._sequence = entry.sequence
         self._pending_bytes += entry.size
-        if entry.write == VARIABLE and entry.key is not None:
+        if (entry.write == VARIABLE or entry.is_change) and entry.key is not None:
             self._newest[entry.key] = entry
         self._pending.append(entry)
 
-    def _settle(self) -> Entry:
+    def _settle(self, outcome: Outcome = Outcome()) -> Entry:  # noqa: B008 - it is immutable
         entry = self._pending.popleft()
+        if entry.sequence in self._outcomes:
+            self._outcomes[entry.sequence] = outcome
+        self._settled.notify_all()
         self._pending_bytes -= entry.size
         if entry.key is not None and self._newest.get(entry.key) is entry:
             del self._newest[entry.key]

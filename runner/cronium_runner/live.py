@@ -36,7 +36,8 @@ class Live:
 
     def must_wait(self, request: helpers.Request) -> bool:
         """Whether the call needs the platform's answer."""
-        return request.asks and not (request.variable is not None and self._values.is_at_hand(request.variable))
+        name = request.variable
+        return request.asks and not (name is not None and self._values.is_at_hand(name, to_change=request.changes))
 
     def do(self, request: helpers.Request, stdin: bytes | None, done: Callable[[helpers.Answer], None]) -> None:
         """Does a call that may have to wait; `done` is called with its answer, by `hand_back`."""

@@ -174,7 +174,7 @@ def _ask(
 
     headers = {"Authorization": f"Bearer {access.token}"}
     content = None
-    if method != "GET":
+    if method not in ("GET", "DELETE"):
         headers["Content-Type"] = "application/json"
         content = exactjson.encode(body)
     if key is not None:

@@ -20,10 +20,12 @@ from . import (
     install,
     interpreter,
     manifest,
+    node_modules,
     payload,
     process,
     strict_yaml,
 )
+from . import event as events
 from .containment import Containment, contain
 from .digest import sha256
 from .errors import ExecutionError, RunnerError
@@ -40,19 +42,6 @@ UNPACKED_REMEMBERED_BYTES: Final = 1024 * 1024
 
 SET_UP_SECONDS: Final = 300.0
 """How long preparing may take (contracts §8). It is the host's work, not the script's: a disk that hangs, say."""
-
-_EVENT_KEYS: Final = {
-    # The event object's field: what the manifest's metadata, or an event that was handed over, may call it.
-    "id": "eventId",
-    "name": "eventName",
-    "type": "eventType",
-    "trigger": "trigger",
-    "version": "eventVersion",
-    "jobId": "jobId",
-    "server": "server",
-    "user": "user",
-    "metadata": "extra",
-}
 
 
 class Prepared(NamedTuple):
@@ -88,6 +77,7 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
             **_exposed(submission, parsed),
         }
         command, script_environment = _command(stage, parsed, own, submission.secrets)
+        node_modules.link(state.path, install.helper_folder().node)
         is_masked = functools.partial(masks.is_masked_name, globs=submission.masked_names)
         values = _values(submission)(
             os.path.join(stage.work, ".cronium"),
@@ -268,11 +258,9 @@ def _exposed(submission: Submission, parsed: Manifest) -> dict[str, str]:
 
 
 def _event(submission: Submission, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The one event object (contracts §3): what was submitted beats what the manifest says."""
-    told = submission.event
-    event = {field: told.get(field, told.get(key, metadata.get(key))) for field, key in _EVENT_KEYS.items()}
+    """The one event object: what was submitted beats what the manifest says."""
+    event = events.merged(events.from_metadata(metadata), submission.event)
     event["jobId"] = submission.job_id or event["jobId"]
-    event["server"] = event["server"] or os.uname().nodename
     event["executionId"] = submission.execution_id
     event["startTime"] = utc_now()
     return event

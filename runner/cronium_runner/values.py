@@ -9,14 +9,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from . import event as events
 from .errors import StateDamagedError
 from .helpers import HelperError, Json, shown
 from .state_files import open_file
+from .wire.changes import ChangeError, appended, incremented
 from .wire.exactjson import encode
-
-EVENT_FIELDS: Final = (
-    "id", "name", "type", "trigger", "version", "executionId", "jobId", "server", "user", "startTime", "metadata",
-)  # fmt: skip
 
 MASKED: Final = "***"
 
@@ -25,6 +23,10 @@ MERGE: Final = "merge"
 OUTPUT: Final = "output"
 CONDITION: Final = "condition"
 """What a script can write: a variable, one key of the output, the output, the condition."""
+DELETE: Final = "delete"
+INCREMENT: Final = "increment"
+APPEND: Final = "append"
+"""What it can do to a variable that depends on what the variable is."""
 
 MAX_BYTES: Final = 6 << 20
 """Of all variables, and of the output: both together fit into a frame of the channel (16 MiB) as part of the result."""
@@ -53,8 +55,10 @@ class BundledValues:
         self._folder = folder
         self._input = input
         self._secrets = dict(secrets or {})
+        self._secret_names = frozenset(self._secrets)  # a deleted secret that is set again is one
         self._variables = {name: value for name, value in (variables or {}).items() if name not in self._secrets}
-        self._event = dict.fromkeys(EVENT_FIELDS) | dict(event or {})
+        self._handed_over = self._secret_names.union(self._variables)
+        self._event = dict.fromkeys(events.FIELDS) | dict(event or {})
         self._environment = dict(environment or {})
         self._output: Json = None
         self._changed: dict[str, Json] = {}
@@ -119,10 +123,10 @@ class BundledValues:
         self._output = whole
 
     def get_variable(self, name: str) -> Json:
-        return self._secrets[name] if name in self._secrets else self._variables[name]
+        return self._secrets[name] if name in self._secret_names else self._variables[name]
 
     def set_variable(self, name: str, value: Json) -> None:
-        if name in self._secrets:
+        if name in self._secret_names:
             self._secrets[name] = value
             self._mask(value)
             self._changed[name] = MASKED
@@ -130,17 +134,52 @@ class BundledValues:
         variables = {**self._variables, name: value}
         self._store("variables.json", variables)
         self._tell(VARIABLE, name, value)
-        self._variables = variables
+        self._note(name, value)
+
+    def _note(self, name: str, value: Json) -> None:
+        """The script has given a variable this value."""
+        self._variables = {**self._variables, name: value}
         self._changed[name] = value
         if self._is_masked(name):
             self._mask(value)
+
+    def delete_variable(self, name: str) -> None:
+        if name in self._secret_names:
+            del self._secrets[name]
+        else:
+            del (variables := dict(self._variables))[name]
+            self._store("variables.json", variables)
+            self._variables = variables
+        self._note_deleted(name)
+
+    def _note_deleted(self, name: str) -> None:
+        """In the result it is null, as far as anybody else knows of it."""
+        self._changed.pop(name, None)
+        if name in self._handed_over:
+            self._changed[name] = None
+
+    def increment_variable(self, name: str, by: Json) -> Json:
+        return self._change(name, lambda value: incremented(value, by))
+
+    def append_variable(self, name: str, text: str) -> None:
+        self._change(name, lambda value: appended(value, text))
+
+    def _change(self, name: str, change: Callable[[Json], Json]) -> Json:
+        """Makes a variable what `change` makes of it, of None when there is none. Raises HelperError."""
+        values = self._secrets if name in self._secret_names else self._variables
+        try:
+            value = change(values.get(name))
+        except ChangeError as error:
+            raise HelperError("value.invalid", f"variable {shown(name)} {error}") from None
+        self.set_variable(name, value)
+        return value
 
     def _mask(self, value: Json) -> None:
         if value not in self.masked_values:
             self.masked_values.append(value)
 
     def event(self) -> Mapping[str, Json]:
-        return self._event
+        return events.spelled_out(self._event, self._environment)
 
     def set_condition(self, condition: bool) -> None:
         self._tell(CONDITION, None, condition)
@@ -158,7 +197,7 @@ class BundledValues:
 
     def is_secret(self, name: str) -> bool:
         """Whether the values of a variable of this name are secrets."""
-        return name in self._secrets or self._is_masked(name)
+        return name in self._secret_names or self._is_masked(name)
 
     @property
     def output(self) -> Json:

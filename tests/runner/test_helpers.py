@@ -221,7 +221,11 @@ def test_the_whole_event_has_every_field(values: BundledValues) -> None:
     event = loads(printed(values, "cronium.event"))
     assert event == {
         **EVENT,
-        **dict.fromkeys(["trigger", "version", "executionId", "jobId", "server", "user", "startTime"]),
+        **dict.fromkeys(["trigger", "version", "executionId", "jobId", "server", "user", "startTime", "userId"]),
+        "eventId": 7,
+        "eventName": "Nightly",
+        "eventType": "manual",
+        "environment": {},
     }
     assert printed(values, "cronium.event", "--json", "name") == '"Nightly"\n'
     fails(call(values, "cronium.event", "nope"), "event.field_not_found", "event field 'nope' not found")
@@ -233,9 +237,58 @@ def test_the_whole_event_has_every_field(values: BundledValues) -> None:
      ("false", False), ("0", False), ("no", False), ("off", False)],
 )  # fmt: skip
 def test_set_condition(values: BundledValues, word: str, condition: bool) -> None:
-    assert values.condition is None
+    assert printed(values, "cronium.getCondition") == "null\n"
     assert call(values, "cronium.setCondition", word) == Answer(0)
     assert values.condition is condition
+    assert printed(values, "cronium.getCondition") == f"{str(condition).lower()}\n"
+
+
+def test_delete_variable(values: BundledValues) -> None:
+    """A variable that was handed over is null in the result, one of the script's own is not there."""
+    call(values, "cronium.setVariable", "NEW", "x")
+    for name in ("A", "NEW", "PASS"):
+        assert call(values, "cronium.deleteVariable", name) == Answer(0)
+        for verb in ("getVariable", "deleteVariable"):
+            fails(call(values, f"cronium.{verb}", name), "variable.not_found", f"variable '{name}' not found")
+    assert values.changed_variables == {"A": None, "PASS": None}
+
+
+def test_a_deleted_secret_stays_one(values: BundledValues) -> None:
+    call(values, "cronium.deleteVariable", "PASS")
+    call(values, "cronium.appendVariable", "PASS", "another-word")
+    assert printed(values, "cronium.getVariable", "PASS") == "another-word\n"
+    assert values.changed_variables == {"PASS": "***"}
+    assert "another-word" in values.masked_values
+
+
+@pytest.mark.parametrize(
+    ("before", "words", "after"),
+    [(None, [], "1"), ("41", [], "42"), ('"41"', [], "42"), ("null", ["5"], "5"), ("5", ["-7"], "-2"),
+     ("1.50", ["0.25"], "1.75"), ("9007199254740992", ["1"], "9007199254740993"), ("1e2", ["1"], "101")],
+)  # fmt: skip
+def test_increment_variable(values: BundledValues, before: str | None, words: list[str], after: str) -> None:
+    if before is not None:
+        call(values, "cronium.setVariable", "--json", "V", before)
+    assert printed(values, "cronium.incrementVariable", "V", *words) == after + "\n"
+    assert printed(values, "cronium.getVariable", "--json", "V") == after + "\n"
+    assert dumps(values.changed_variables["V"]) == after
+
+
+def test_append_variable(values: BundledValues) -> None:
+    for text in ("a", " b\n", "", "-"):
+        assert call(values, "cronium.appendVariable", "V", text) == Answer(0)
+    assert values.changed_variables == {"V": "a b\n-"}
+
+
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [(["incrementVariable", "A"], "no number"), (["incrementVariable", "a.b"], "no number"),
+     (["appendVariable", "N", "x"], "no text"), (["appendVariable", "a.b", "x"], "no text")],
+)  # fmt: skip
+def test_changes_that_do_not_fit(values: BundledValues, words: list[str], end: str) -> None:
+    answer = call(values, f"cronium.{words[0]}", *words[1:])
+    fails(answer, "value.invalid", f"variable '{words[1]}' is {end}")
+    assert values.changed_variables == {}
 
 
 @pytest.mark.parametrize(
@@ -260,6 +313,16 @@ def test_set_condition(values: BundledValues, word: str, condition: bool) -> Non
         ["cronium.setCondition", "maybe"],
         ["cronium.setCondition", "--json", "true"],
         ["cronium.setCondition", "true", "false"],
+        ["cronium.getCondition", "x"],
+        ["cronium.deleteVariable"],
+        ["cronium.deleteVariable", ""],
+        ["cronium.incrementVariable", "V", "x"],
+        ["cronium.incrementVariable", "V", "01"],
+        ["cronium.incrementVariable", "V", ""],
+        ["cronium.incrementVariable", "V", "9" * 500],
+        ["cronium.incrementVariable", "V", "1", "2"],
+        ["cronium.appendVariable", "V"],
+        ["cronium.appendVariable", "", "x"],
         ["cronium.nothing"],
         ["input"],
         [""],
@@ -304,12 +367,14 @@ def test_values_that_cannot_be_used(values: BundledValues, words: "list[str | by
 
 
 def test_every_spelling(values: BundledValues) -> None:
-    assert len(HELPER_NAMES) == len(set(HELPER_NAMES)) == 18
+    assert len(HELPER_NAMES) == len(set(HELPER_NAMES)) == 30
     for name in ("cronium.getVariable", "cronium_getVariable", "cronium_get_variable"):
         assert name in HELPER_NAMES
         assert printed(values, name, "A") == "x y\n"
         assert f"Usage: {name} ".encode() in call(values, name).stderr
-    for name in ("cronium_input", "cronium_output", "cronium_event", "cronium_set_variable", "cronium_set_condition"):
+    for name in ("cronium_input", "cronium_output", "cronium_event", "cronium_set_variable", "cronium_set_condition",
+                 "cronium_get_condition", "cronium_delete_variable", "cronium_increment_variable",
+                 "cronium_append_variable"):  # fmt: skip
         assert name in HELPER_NAMES
     for name in HELPER_NAMES:
         assert b"is no helper" not in call(values, name, "-x").stderr

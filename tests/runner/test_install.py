@@ -23,9 +23,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_helper_folder_has_every_name_and_both_libraries(root: Path) -> None:
     folder = install.helper_folder()
-    assert set(os.listdir(folder.bin)) == set(HELPER_NAMES)
+    assert set(os.listdir(folder.bin)) == {*HELPER_NAMES, "cronium.sh"}
     assert set(os.listdir(folder.python)) == {"cronium.py", "sitecustomize.py"}
-    assert set(os.listdir(folder.node)) == {"cronium.js", "cronium.d.ts"}
+    assert set(os.listdir(folder.node)) == {"cronium.js", "cronium.d.ts", "package.json"}
     assert os.path.commonpath([*map(str, (folder.bin, folder.python, folder.node)), root]) == str(root)
     assert stat.S_IMODE(root.stat().st_mode) == 0o700
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from cronium_runner import journal as journals
 from cronium_runner.helpers import HelperError
 from cronium_runner.jobdir import ExecutionDirectory, StateDirectory
-from cronium_runner.journal import Journal
-from cronium_runner.values import CONDITION, MERGE, OUTPUT, VARIABLE
+from cronium_runner.journal import Journal, Outcome
+from cronium_runner.values import APPEND, CONDITION, DELETE, INCREMENT, MERGE, OUTPUT, VARIABLE
 
 
 @pytest.fixture
@@ -151,3 +151,23 @@ def test_a_write_that_cannot_be_written_down_is_not_there(
     os.rename(execution.path + "-gone", execution.path)
     assert failed.value.code == "store.failed"
     assert waiting(Journal.read(execution)) == [(1, "variable", "A", 1)]
+
+
+def test_changes_are_read_back_in_order_and_told_to_who_waits(execution: ExecutionDirectory) -> None:
+    journal = Journal(execution)
+    journal.append(VARIABLE, "A", 1)
+    changes = [journal.append(INCREMENT, "A", 2), journal.append(APPEND, "B", "x"), journal.append(DELETE, "C", None)]
+    assert waiting(Journal.read(execution)) == [
+        (1, "variable", "A", 1), (2, "increment", "A", 2), (3, "append", "B", "x"), (4, "delete", "C", None),
+    ]  # fmt: skip
+    assert journal.newest("A") == changes[0]
+    assert journal.wait_outcome(changes[2], 0) is None
+    journal.delivered()
+    assert not journal.wait_settled(changes[0], 0)
+    journal.delivered(Outcome(3))
+    journal.refused("variable 'B': 400 no text")
+    journal.delivered(Outcome(is_missing=True))
+    assert journal.wait_settled(changes[0], 0)
+    assert journal.wait_outcome(changes[0], 0) == Outcome(3)
+    assert journal.wait_outcome(changes[1], 0) == Outcome(reason="variable 'B': 400 no text")
+    assert (journal.newest("A"), journal.undelivered, journal.refusals) == (None, 0, 1)
