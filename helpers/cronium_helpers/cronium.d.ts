@@ -1,5 +1,23 @@
 /** The helpers for Node scripts. A global inside a job, and `require("cronium")`. Calls return at once; `await` is harmless. */
 
+/** `new cronium()` is the module itself. */
+declare class cronium {
+  input: typeof cronium.input;
+  output: typeof cronium.output;
+  getVariable: typeof cronium.getVariable;
+  setVariable: typeof cronium.setVariable;
+  deleteVariable: typeof cronium.deleteVariable;
+  incrementVariable: typeof cronium.incrementVariable;
+  appendVariable: typeof cronium.appendVariable;
+  event: typeof cronium.event;
+  setCondition: typeof cronium.setCondition;
+  getCondition: typeof cronium.getCondition;
+  executeToolAction: typeof cronium.executeToolAction;
+  sendEmail: typeof cronium.sendEmail;
+  sendSlackMessage: typeof cronium.sendSlackMessage;
+  sendDiscordMessage: typeof cronium.sendDiscordMessage;
+}
+
 declare namespace cronium {
   /** What a helper returns. Integers beyond ±(2^53 - 1) are BigInt, so that none loses a digit. */
   type Json = null | boolean | number | bigint | string | Json[] | { [key: string]: Json };
@@ -12,10 +30,20 @@ declare namespace cronium {
     version: Json;
     executionId: Json;
     jobId: Json;
-    server: Json;
+    /** null on the local machine. */
+    server: null | { name: string; address: string; user: Json; port: Json; [key: string]: any };
     user: Json;
     startTime: Json;
     metadata: Json;
+    /** The same as `id`, `name`, `type` and `user`. */
+    eventId: Json;
+    eventName: Json;
+    eventType: Json;
+    userId: Json;
+    /** The manifest's. */
+    environment: { [name: string]: string };
+    /** Whatever else came with the event. */
+    [key: string]: any;
   }
 
   /** A call failed. `code` is stable, for instance `input.key_not_found`; the message is one sentence. */
@@ -39,6 +67,13 @@ declare namespace cronium {
   /** Set a variable for this script, for the result and for the jobs after it. */
   function setVariable(name: string, value: unknown): void;
 
+  /** Remove a variable. Throws when there is none. */
+  function deleteVariable(name: string): void;
+  /** Add a number to a variable, which begins at 0, in one step; its new value. */
+  function incrementVariable(name: string, by?: number | bigint): number | bigint;
+  /** Put a text behind a variable's, which begins empty, in one step. */
+  function appendVariable(name: string, text: string): void;
+
   /** The event that this execution belongs to; what is unknown is null. */
   function event(): Event;
   /** One field of the event, or a path like `metadata.region`. */
@@ -47,13 +82,52 @@ declare namespace cronium {
   /** Decide what the workflow does after this job. */
   function setCondition(condition: boolean): void;
 
+  /** What was decided, null when nothing was. */
+  function getCondition(): boolean | null;
+
   /** Have the platform do something, at most once, and return what it answers. In API mode only. */
   function executeToolAction<T = any>(tool: string, action: string, params?: { [key: string]: unknown }): T;
+
+  function sendEmail<T = any>(message: { to: string | string[]; subject: string; body: string; [key: string]: unknown }): T;
+  function sendSlackMessage<T = any>(message: { channel: string; text: string; [key: string]: unknown }): T;
+  function sendDiscordMessage<T = any>(message: { channelId: string; content: string; [key: string]: unknown }): T;
 
   const execute_tool_action: typeof executeToolAction;
   const get_variable: typeof getVariable;
   const set_variable: typeof setVariable;
+  const delete_variable: typeof deleteVariable;
+  const increment_variable: typeof incrementVariable;
+  const append_variable: typeof appendVariable;
   const set_condition: typeof setCondition;
+  const get_condition: typeof getCondition;
+
+  /** The same functions, returning promises. */
+  namespace promises {
+    function input<T = any>(key?: string): Promise<T>;
+    function output(value: unknown): Promise<void>;
+    function output(key: string, value: unknown): Promise<void>;
+    function getVariable<T = any>(name: string, fallback?: T): Promise<T>;
+    function setVariable(name: string, value: unknown): Promise<void>;
+    function deleteVariable(name: string): Promise<void>;
+    function incrementVariable(name: string, by?: number | bigint): Promise<number | bigint>;
+    function appendVariable(name: string, text: string): Promise<void>;
+    function event<T = Event>(field?: string): Promise<T>;
+    function setCondition(condition: boolean): Promise<void>;
+    function getCondition(): Promise<boolean | null>;
+    function executeToolAction<T = any>(tool: string, action: string, params?: { [key: string]: unknown }): Promise<T>;
+    function sendEmail<T = any>(message: { [key: string]: unknown }): Promise<T>;
+    function sendSlackMessage<T = any>(message: { [key: string]: unknown }): Promise<T>;
+    function sendDiscordMessage<T = any>(message: { [key: string]: unknown }): Promise<T>;
+
+    const execute_tool_action: typeof executeToolAction;
+    const get_variable: typeof getVariable;
+    const set_variable: typeof setVariable;
+    const delete_variable: typeof deleteVariable;
+    const increment_variable: typeof incrementVariable;
+    const append_variable: typeof appendVariable;
+    const set_condition: typeof setCondition;
+    const get_condition: typeof getCondition;
+  }
 }
 
 export = cronium;

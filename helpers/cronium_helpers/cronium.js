@@ -47,6 +47,21 @@ function setVariable(name, value) {
   call("setVariable", ["--", name, stringify(value)]);
 }
 
+/** Remove a variable. Throws when there is none. */
+function deleteVariable(name) {
+  call("deleteVariable", ["--", name]);
+}
+
+/** Add a number to a variable, which begins at 0, in one step; its new value. No parallel change is lost. */
+function incrementVariable(name, by = 1) {
+  return call("incrementVariable", ["--", name, stringify(by)]);
+}
+
+/** Put a text behind a variable's, which begins empty, in one step. No parallel change is lost. */
+function appendVariable(name, text) {
+  call("appendVariable", ["--", name, text]);
+}
+
 /** The event that this execution belongs to; with `field` one field of it, null when it is unknown. */
 function event(field) {
   return call("event", field === undefined ? [] : ["--", field]);
@@ -57,9 +72,29 @@ function setCondition(condition) {
   exchange(["cronium.setCondition", condition ? "true" : "false"]);
 }
 
+/** What was decided, null when nothing was. */
+function getCondition() {
+  return call("getCondition", []);
+}
+
 /** Have the platform do something, at most once, and return what it answers. In API mode only. */
 function executeToolAction(tool, action, params = {}) {
   return call("executeToolAction", ["--", tool, action, stringify(params)]);
+}
+
+/** The action `send_message` of the tool `email`; `to` is one address or a list. */
+function sendEmail({ to, ...message }) {
+  return executeToolAction("email", "send_message", { ...message, to: Array.isArray(to) ? to : [to] });
+}
+
+/** The action `send_message` of the tool `slack`. */
+function sendSlackMessage(message) {
+  return executeToolAction("slack", "send_message", message);
+}
+
+/** The action `send_message` of the tool `discord`. */
+function sendDiscordMessage(message) {
+  return executeToolAction("discord", "send_message", message);
 }
 
 function call(helper, words) {
@@ -232,20 +267,45 @@ function answerRequests() {
   });
 }
 
-module.exports = {
-  CroniumError,
-  input,
-  output,
-  getVariable,
-  get_variable: getVariable,
-  setVariable,
-  set_variable: setVariable,
-  event,
-  executeToolAction,
-  execute_tool_action: executeToolAction,
-  setCondition,
-  set_condition: setCondition,
-};
+/** What `require("cronium")` is: the functions on one object, which `new cronium()` gives as well. */
+function cronium() {
+  return cronium;
+}
+
+module.exports = cronium;
+module.exports.CroniumError = CroniumError;
+module.exports.input = input;
+module.exports.output = output;
+module.exports.getVariable = getVariable;
+module.exports.get_variable = getVariable;
+module.exports.setVariable = setVariable;
+module.exports.set_variable = setVariable;
+module.exports.deleteVariable = deleteVariable;
+module.exports.delete_variable = deleteVariable;
+module.exports.incrementVariable = incrementVariable;
+module.exports.increment_variable = incrementVariable;
+module.exports.appendVariable = appendVariable;
+module.exports.append_variable = appendVariable;
+module.exports.event = event;
+module.exports.executeToolAction = executeToolAction;
+module.exports.execute_tool_action = executeToolAction;
+module.exports.sendEmail = sendEmail;
+module.exports.sendSlackMessage = sendSlackMessage;
+module.exports.sendDiscordMessage = sendDiscordMessage;
+module.exports.getCondition = getCondition;
+module.exports.get_condition = getCondition;
+module.exports.setCondition = setCondition;
+module.exports.set_condition = setCondition;
+module.exports.cronium = cronium; // as a named export, which node finds in this form of assignment only
+
+/* The same functions, returning promises: for scripts that write `.then`. */
+const promises = Object.create(null);
+for (const [name, value] of Object.entries(cronium)) {
+  if (typeof value === "function" && name !== "CroniumError" && name !== "cronium") {
+    promises[name] = async (...words) => value(...words);
+  }
+}
+module.exports.promises = promises;
 
 if (!("cronium" in globalThis)) {
   Object.defineProperty(globalThis, "cronium", { value: module.exports, writable: true, configurable: true });

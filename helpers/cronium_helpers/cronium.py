@@ -15,17 +15,33 @@ import json
 import os
 import socket
 import struct
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, cast
 
 __all__ = [
+    "AsyncCronium",
+    "Cronium",
+    "CroniumAPIError",
     "CroniumError",
+    "CroniumTimeoutError",
+    "appendVariable",
+    "append_variable",
+    "cronium",
+    "deleteVariable",
+    "delete_variable",
     "event",
     "executeToolAction",
     "execute_tool_action",
+    "getCondition",
     "getVariable",
+    "get_condition",
     "get_variable",
+    "incrementVariable",
+    "increment_variable",
     "input",
     "output",
+    "send_discord_message",
+    "send_email",
+    "send_slack_message",
     "setCondition",
     "setVariable",
     "set_condition",
@@ -41,31 +57,71 @@ class CroniumError(Exception):
         self.code = code
 
 
+class CroniumAPIError(CroniumError):
+    """The platform said no, to a read or to a tool's action."""
+
+
+class CroniumTimeoutError(CroniumError):
+    """The platform gave no answer in time."""
+
+
+_ERRORS = {
+    "api.refused": CroniumAPIError,
+    "tool.failed": CroniumAPIError,
+    "api.unreachable": CroniumTimeoutError,
+    "tool.unknown": CroniumTimeoutError,
+}
+_ABSENT = object()  # type: Any
+
+
 def input(key: Optional[str] = None) -> Any:
     """The input, None if there is none; with `key` one value of it: an exact key, else a path like `config.hosts.0`."""
     return _call("input", *([] if key is None else ["--", key]))
 
 
-def output(*arguments: Any) -> None:
-    """`output(value)` sets the whole output; `output(key, value)` sets one key of it and keeps the others."""
-    if not 1 <= len(arguments) <= 2:
+def output(*arguments: Any, **named: Any) -> None:
+    """`output(value)` sets the whole output; `output(key, value)` sets one key of it and keeps the others.
+
+    By name it is `output(data=value)`, and `output(key=key, value=value)`.
+    """
+    words = list(arguments) + [named.pop(name) for name in ("key", "value", "data") if name in named]
+    if named or not 1 <= len(words) <= 2:
         raise TypeError("output() takes a value, or a key and a value")
-    _call("output", "--", *(list(arguments[:-1]) + [_text(arguments[-1])]))
+    _call("output", "--", *(words[:-1] + [_text(words[-1])]))
 
 
-def getVariable(name: str, default: Any = None) -> Any:
-    """A variable's value, `default` when there is no variable of that name."""
+def getVariable(name: str = _ABSENT, default: Any = None, *, key: str = _ABSENT) -> Any:
+    """A variable's value, `default` when there is no variable of that name. Here and below `key` may be said too."""
     try:
-        return _call("getVariable", "--", name)
+        return _call("getVariable", "--", _name(name, key))
     except CroniumError as error:
         if error.code != "variable.not_found":
             raise
         return default
 
 
-def setVariable(name: str, value: Any) -> None:
+def setVariable(name: str = _ABSENT, value: Any = _ABSENT, *, key: str = _ABSENT) -> None:
     """Set a variable for this script, for the result and for the jobs after it."""
-    _call("setVariable", "--", name, _text(value))
+    if value is _ABSENT:
+        raise TypeError("setVariable() takes a name and a value")
+    _call("setVariable", "--", _name(name, key), _text(value))
+
+
+def deleteVariable(name: str = _ABSENT, *, key: str = _ABSENT) -> None:
+    """Remove a variable. Raises CroniumError when there is none."""
+    _call("deleteVariable", "--", _name(name, key))
+
+
+def incrementVariable(name: str = _ABSENT, by: Any = 1, *, key: str = _ABSENT) -> Any:
+    """Add a number to a variable, which begins at 0, in one step; its new value. No parallel change is lost."""
+    return _call("incrementVariable", "--", _name(name, key), _text(by))
+
+
+def appendVariable(name: str = _ABSENT, text: str = _ABSENT, *, key: str = _ABSENT) -> None:
+    """Put a text behind a variable's, which begins empty, in one step. No parallel change is lost."""
+    if text is _ABSENT:
+        raise TypeError("appendVariable() takes a name and a text")
+    _call("appendVariable", "--", _name(name, key), text)
 
 
 def event(field: Optional[str] = None) -> Any:
@@ -78,15 +134,92 @@ def setCondition(condition: bool) -> None:
     _exchange(["cronium.setCondition", "true" if condition else "false"])
 
 
-def executeToolAction(tool: str, action: str, params: Optional[Dict[str, Any]] = None) -> Any:
-    """Have the platform do something, at most once, and return what it answers. In API mode only."""
-    return _call("executeToolAction", "--", tool, action, _text({} if params is None else params))
+def getCondition() -> Optional[bool]:
+    """What was decided, None when nothing was."""
+    return cast(Optional[bool], _call("getCondition"))
+
+
+def executeToolAction(
+    tool: str, action: str, params: Optional[Dict[str, Any]] = None, *, config: Optional[Dict[str, Any]] = None
+) -> Any:
+    """Have the platform do something, at most once, and return what it answers. In API mode only.
+
+    `config` is another name for `params`.
+    """
+    given = config if params is None else params
+    return _call("executeToolAction", "--", tool, action, _text({} if given is None else given))
+
+
+def send_email(to: Any, subject: str, body: str, **more: Any) -> Any:
+    """The action `send_message` of the tool `email`; `to` is one address or a list. `more` goes with it."""
+    to = to if isinstance(to, list) else [to]
+    return executeToolAction("email", "send_message", dict(more, to=to, subject=subject, body=body))
+
+
+def send_slack_message(channel: str, text: str, **more: Any) -> Any:
+    """The action `send_message` of the tool `slack`."""
+    return executeToolAction("slack", "send_message", dict(more, channel=channel, text=text))
+
+
+def send_discord_message(channel_id: str, content: str, **more: Any) -> Any:
+    """The action `send_message` of the tool `discord`."""
+    return executeToolAction("discord", "send_message", dict(more, channelId=channel_id, content=content))
 
 
 execute_tool_action = executeToolAction
 get_variable = getVariable
 set_variable = setVariable
+delete_variable = deleteVariable
+increment_variable = incrementVariable
+append_variable = appendVariable
+get_condition = getCondition
 set_condition = setCondition
+
+_FUNCTIONS = {name: value for name, value in globals().items() if name in __all__ and not isinstance(value, type)}
+
+
+class Cronium:
+    """The same functions as methods, for scripts that make an object of their own or import `cronium.cronium`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _FUNCTIONS:
+            raise AttributeError(name)
+        return _FUNCTIONS[name]
+
+
+class AsyncCronium:
+    """The same functions to await; each call is done in a thread, so that the event loop goes on."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _FUNCTIONS:
+            raise AttributeError(name)
+
+        async def call(*arguments: Any, **named: Any) -> Any:
+            import asyncio
+            import functools
+
+            function = functools.partial(_FUNCTIONS[name], *arguments, **named)
+            return await asyncio.get_event_loop().run_in_executor(None, function)
+
+        return call
+
+    async def __aenter__(self) -> "AsyncCronium":
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        pass
+
+    async def close(self) -> None:
+        """Nothing is open between calls."""
+
+
+cronium = Cronium()
+
+
+def _name(name: str, key: str) -> str:
+    if (name is _ABSENT) == (key is _ABSENT):
+        raise TypeError("a variable's name is needed once, by position, as name or as key")
+    return key if name is _ABSENT else name
 
 
 def _call(helper: str, *words: str) -> Any:
@@ -136,7 +269,8 @@ def _exchange(words: List[str]) -> bytes:
     if status == 0:
         return streams[b"O"]
     message = streams[b"E"].decode("utf-8", "replace").strip().split("\nUsage: ")[0]
-    raise CroniumError(message[len("Error: ") :] if message.startswith("Error: ") else message, code)
+    message = message[len("Error: ") :] if message.startswith("Error: ") else message
+    raise _ERRORS.get(code, CroniumError)(message, code)
 
 
 def _answer(connection: socket.socket) -> Tuple[int, str, Dict[bytes, bytes]]:

@@ -14,8 +14,6 @@ from helper_clients import Client, Run
 
 Step = tuple[Any, ...]  # ("setVariable", "NAME", value)
 
-SNAKE = {"getVariable": "get_variable", "setVariable": "set_variable", "setCondition": "set_condition"}
-
 
 def compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -28,6 +26,8 @@ def shell_step(helper: str, *arguments: Any) -> str:
         words.append("true" if arguments[0] else "false")
         return f"step {shlex.join(words)}"
     words.append("--json")
+    if helper == "incrementVariable" and len(arguments) == 2:
+        return f"step {shlex.join([*words, '--', arguments[0], compact(arguments[1])])}"
     if helper == "output" or helper == "setVariable":
         *key, value = arguments
         words += ["--", *key] + (["-"] if helper == "output" and key else [])
@@ -36,7 +36,7 @@ def shell_step(helper: str, *arguments: Any) -> str:
         return f"step {shlex.join([*words, '--', *arguments[:2], *map(compact, arguments[2:])])}"
     if helper == "getVariable" and len(arguments) == 2:
         words += ["--default", compact(arguments[1])]
-    return f"step {shlex.join([*words, '--', *arguments[:1]])}"
+    return f"step {shlex.join([*words, '--', *arguments[: 2 if helper == 'appendVariable' else 1]])}"
 
 
 SHELL = """
@@ -152,28 +152,55 @@ def test_variables(client: Client, run: Run) -> None:
 
 
 def test_event(client: Client, run: Run) -> None:
-    given = {"id": "e7", "name": "Nightly", "type": "manual", "trigger": "t", "version": 3, "server": "s", "user": "u",
-             "metadata": {"region": "eu"}}  # fmt: skip
-    fields = ["id", "eventId", "name", "eventName", "type", "eventType", "trigger", "version", "server", "user",
-              "metadata", "metadata.region", "nope"]  # fmt: skip
+    given = {"id": "e7", "name": "Nightly", "type": "manual", "trigger": "t", "version": 3, "user": "u",
+             "server": {"name": "s", "port": 22}, "metadata": {"region": "eu"}, "runLocation": "REMOTE"}  # fmt: skip
+    fields = ["id", "eventId", "name", "eventName", "type", "eventType", "trigger", "version", "server.name",
+              "server.port", "user", "userId", "metadata", "metadata.region", "runLocation", "nope"]  # fmt: skip
     result = run(
         client, script(client, [("event",), *(("event", field) for field in fields)]), "--event", compact(given)
     )
     event, *values = lines(result)
-    assert list(event) == ["id", "name", "type", "trigger", "version", "executionId", "jobId", "server", "user",
-                           "startTime", "metadata"]  # fmt: skip
+    assert {"executionId", "jobId", "startTime", "environment"} < set(event)
     assert {**event, **given} == event
-    assert values == ["e7", "e7", "Nightly", "Nightly", "manual", "manual", "t", 3, "s", "u", {"region": "eu"}, "eu",
-                      (1, "Error: event field 'nope' not found")]  # fmt: skip
+    assert {name: event[name] for name in ("eventId", "eventName", "eventType", "userId")} == {
+        "eventId": "e7", "eventName": "Nightly", "eventType": "manual", "userId": "u",
+    }  # fmt: skip
+    assert values == ["e7", "e7", "Nightly", "Nightly", "manual", "manual", "t", 3, "s", 22, "u", "u",
+                      {"region": "eu"}, "eu", "REMOTE", (1, "Error: event field 'nope' not found")]  # fmt: skip
 
 
 @pytest.mark.parametrize("condition", [True, False])
 def test_condition(client: Client, run: Run, condition: bool) -> None:
-    assert (
-        run(client, script(client, [("setCondition", not condition), ("setCondition", condition)]))["condition"]
-        is condition
-    )
-    assert run(client, script(client, []))["condition"] is None
+    steps: list[Step] = [("getCondition",), ("setCondition", not condition), ("setCondition", condition)]
+    result = run(client, script(client, [*steps, ("getCondition",)]))
+    assert (lines(result), result["condition"]) == ([None, None, None, condition], condition)
+
+
+def test_changes_of_a_variable(client: Client, run: Run, mode: str) -> None:
+    if mode == "api":
+        pytest.skip("against a platform of the tests' own, in tests/runner/test_api_changes.py")
+    steps: list[Step] = [
+        ("incrementVariable", "N"), ("incrementVariable", "N", 9007199254740990), ("incrementVariable", "N", -1),
+        ("appendVariable", "T", "a"), ("appendVariable", "T", " -b"), ("getVariable", "T"),
+        ("incrementVariable", "T"), ("appendVariable", "N", "x"), ("incrementVariable", "N", "x"),
+        ("deleteVariable", "GIVEN"), ("getVariable", "GIVEN", 0), ("deleteVariable", "GIVEN"), ("deleteVariable", "T"),
+    ]  # fmt: skip
+    result = run(client, script(client, steps), "--var", "GIVEN=old")
+    assert lines(result) == [
+        1, 9007199254740991, 9007199254740990, None, None, "a -b",
+        (1, "Error: variable 'T' is no number"), (1, "Error: variable 'N' is no text"),
+        (2, "Error: '\"x\"' is no number"), None, 0, (1, "Error: variable 'GIVEN' not found"), None,
+    ]  # fmt: skip
+    assert result["variables"] == {"N": 9007199254740990, "GIVEN": None}
+
+
+def test_parallel_changes_lose_nothing(shell: Client, run: Run, mode: str) -> None:
+    if mode == "api":
+        pytest.skip("against a platform of the tests' own, in tests/runner/test_api_changes.py")
+    calls = "for n in $(seq 50); do cronium.incrementVariable N 2 & cronium_append_variable T x & done; wait"
+    result = run(shell, calls)
+    assert result["variables"] == {"N": 100, "T": "x" * 50}
+    assert sorted(map(int, said(result).split())) == list(range(2, 101, 2))
 
 
 def test_large_values(client: Client, run: Run) -> None:

@@ -172,3 +172,21 @@ def test_options_of_the_script_are_not_options_of_our_worker(tmp_path: Path, fol
     with supervisor(tmp_path, with_grammar(values)) as socket:
         evaluate = ["--input-type=module", "-e", "console.log(cronium.input())"]
         assert went_well(run(folder, "", *evaluate, socket=socket)) == "in\n"
+
+
+def test_promises_return_promises_and_add_nothing_to_values(tmp_path: Path, folder: Path) -> None:
+    script = """
+const { promises } = require("cronium");
+const called = promises.setVariable("V", { a: 1 });
+console.log(called instanceof Promise, Object.keys(promises).includes("get_variable"), promises.CroniumError);
+called.then(() => promises.get_variable("V")).then((value) => {
+  console.log(Object.getOwnPropertyNames(value), typeof value.then, typeof "".then, typeof Object.prototype.then);
+  return promises.input("nope");
+}).catch((error) => console.log(error.code));
+"""
+    values = BundledValues(str(tmp_path))
+    with supervisor(tmp_path, with_grammar(values)) as socket:
+        ran = run(folder, script, socket=socket)
+    assert went_well(ran).splitlines() == [
+        "true true undefined", "[ 'a' ] undefined undefined undefined", "input.key_not_found",
+    ]  # fmt: skip

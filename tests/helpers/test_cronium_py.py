@@ -211,3 +211,41 @@ def test_threads_and_processes_lose_nothing(tmp_path: Path, folder: Path) -> Non
     assert ran.stderr == ""
     assert values.changed_variables == {f"V{i}": i for i in range(50)}
     assert json.loads((tmp_path / "variables.json").read_text()) == values.changed_variables
+
+
+KEYWORDS = """
+import asyncio, cronium
+from cronium import AsyncCronium, Cronium, CroniumAPIError, CroniumError, CroniumTimeoutError
+assert issubclass(CroniumAPIError, CroniumError) and issubclass(CroniumTimeoutError, CroniumError)
+assert cronium.input(key="k") == 7
+cronium.set_variable(key="A", value=[1]); cronium.setVariable(name="B", value=2)
+assert cronium.get_variable(key="A") == [1] and cronium.getVariable(name="B", default=0) == 2
+assert Cronium().get_variable("NOPE", 5) == cronium.cronium.get_variable(key="NOPE", default=5) == 5
+cronium.output(data={"a": 1}); cronium.output(key="b", value=2); cronium.output("c", value=3)
+cronium.set_condition(condition=1)
+assert cronium.get_condition() is True
+for wrong in (lambda: cronium.set_variable("A"), lambda: cronium.get_variable(), lambda: cronium.output(date=1),
+              lambda: cronium.get_variable("A", key="A"), lambda: cronium.append_variable("A")):
+    try:
+        wrong()
+    except TypeError:
+        continue
+    raise AssertionError
+async def asynchronous():
+    async with AsyncCronium() as client:
+        await client.set_variable(key="C", value=3)
+        return await client.increment_variable("C", by=0.5)
+loop = asyncio.new_event_loop()
+assert loop.run_until_complete(asynchronous()) == 3.5
+loop.close()
+print("done")
+"""
+
+
+def test_keywords_and_classes_of_the_public_original(tmp_path: Path, folder: Path, python: str) -> None:
+    values = BundledValues(str(tmp_path), input={"k": 7})
+    with supervisor(tmp_path, with_grammar(values)) as socket:
+        ran = run(python, folder, "-c", KEYWORDS, socket=socket)
+    assert (ran.stdout, ran.stderr) == ("done\n", "")
+    assert (values.output, values.condition) == ({"a": 1, "b": 2, "c": 3}, True)
+    assert values.changed_variables == {"A": [1], "B": 2, "C": 3.5}
