@@ -19,6 +19,7 @@ from cronium_runner.wire.results import Outcome, Result
 from .each import answers
 from .errors import ControllerError
 from .execution import Execution, Piece
+from .outputs import with_output
 from .runs import RunHost, Runs
 from .schedule import FORKS, Tally
 from .store import Record
@@ -91,7 +92,7 @@ class Attached:
         is_over = record.is_acknowledged and record.result is not None and not record.may_write
         try:
             if self.output is None and is_over and record.result is not None:
-                return record.result
+                return with_output(self._controller, record.host, record.result)
             return await self._follow(record)
         finally:
             self._left[record.host] -= 1

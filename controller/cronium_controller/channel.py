@@ -6,7 +6,6 @@ It keeps conversations apart and notices when the channel is gone. What is said 
 import asyncio
 import contextlib
 import itertools
-import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ from cronium_runner.wire.text import last_words
 
 from .errors import ChannelLostError, ControllerError, DeployError, reason
 from .inbox import Inbox, Piece
+from .logs import logger
 from .patience import Patience
 from .sessions import Channel, Connection, Session
 from .ssh_library import asyncssh
@@ -33,7 +33,7 @@ _LAST_WORD: Final = b"last word"
 _GATHERED: Final = 16 * 1024
 """Bytes of frames that wait for others of the same turn of the event loop: a packet less for each."""
 
-_log = logging.getLogger("cronium.channel")
+_log = logger("cronium.channel")
 
 
 class AgentNotStartedError(Exception):

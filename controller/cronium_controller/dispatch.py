@@ -1,7 +1,7 @@
 """The Python API: executions on hosts, submitted, followed and found again.
 
     async with Controller() as controller:
-        execution = await controller.submit(parse_host("web01"), Job(load("backup.sh"), input={"target": "/srv"}))
+        execution = await controller.submit("web01", Job(load("backup.sh"), input={"target": "/srv"}))
         async for piece in execution.pieces():
             ...
         result = await execution.result()
@@ -37,6 +37,7 @@ from .job import MODES, PREFER_API, Job, new_execution_id
 from .live import Live
 from .memory import Memory
 from .metrics import Metrics, Stats
+from .outputs import with_output
 from .reaching import ACKNOWLEDGE_SECONDS, Reachable, Reached, settled
 from .rolling_back import roll_back
 from .runners import Runners
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from .client import SSHClient
     from .doctor import Finding
     from .fanout import FanOut, Output, Target
+    from .names import Names
 
 _ACCOUNT: Final = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]{0,255}\$?")
 """Names of accounts, also of a domain; nothing that any login shell would take for more than a word."""
@@ -90,11 +92,24 @@ class Controller:
         self.reachable = Reachable(self.connections, self._runners, self.deployments, self._metrics)
         """The connections and agents; not for those who only submit."""
         self._executions: weakref.WeakSet[Execution] = weakref.WeakSet()
+        self._names: Names | None = None
 
     @property
     def runner_root(self) -> str:
         """Where on hosts runners are; relative to the home directory unless it is absolute."""
         return self._runners.root
+
+    @property
+    def names(self) -> "Names":
+        """Hosts by name, for calls that are given text."""
+        if self._names is None:
+            from .names import Names  # and with it what reads hosts files
+
+            self._names = Names()
+        return self._names
+
+    def _where(self, host: Host | str) -> Host:
+        return host if isinstance(host, Host) else self.names.one(host)
 
     @property
     def connections_opened(self) -> int:
@@ -151,7 +166,7 @@ class Controller:
                     self.store.close()
 
     async def submit(
-        self, host: Host, job: Job, *, follow: bool = True, submitted: Callable[[Execution], object] | None = None
+        self, host: Host | str, job: Job, *, follow: bool = True, submitted: Callable[[Execution], object] | None = None
     ) -> Execution:
         """Submits a job. It is written down first; when this returns, the host has taken it, or the outcome is unknown.
 
@@ -159,7 +174,9 @@ class Controller:
         and RefusedError: after each of these nothing was started. Left early (a task that is cancelled), it may have
         been started or not, as `unknown` says; with `on_disconnect="cancel"` the host is asked to end it. `submitted`
         is called with the execution before the host has answered, so that it can be cancelled or left already then.
+        A host that is text is a name of the hosts file, else an address.
         """
+        host = self._where(host)
         execution_id = new_execution_id() if job.execution_id is None else job.execution_id
         if not is_execution_id(execution_id):
             raise ControllerError("execution.id_invalid", invalid_id_sentence(execution_id))
@@ -221,6 +238,7 @@ class Controller:
         )
         execution.ended = lambda error: self.memory.note_call(host, error)
         execution.lost = execution.ended
+        execution.read = lambda result: with_output(self, host, result)
         execution.counted = self._count
         execution.unkept = self._tell_unkept
         return execution
@@ -277,12 +295,13 @@ class Controller:
     ) -> "FanOut":
         """The same job on many hosts: `async for result in controller.run_many(…)`, results as hosts end.
 
-        `targets` are hosts, or what `parse_host` reads; the same one twice runs once, and one that is malformed is a
-        failed result of its own. `forks` hosts at once; `serial` (a number, or "30%") in one batch, which ends before
-        the next begins; with more than `max_failures` (a number or "10%") nothing new begins, and `stop_on_failure`
-        is none of them. `output` is awaited with each piece of output; without it none is sent. Connections that this
-        opened are closed as hosts end, unless `keep_connections`. With the job's `execution_id` each host has an id of
-        its own, made from it. Raises ControllerError: no host at all, or numbers and ids that can't be.
+        `targets` are hosts, or text: names, groups and sets of the hosts file, else addresses. The same one twice runs
+        once, and one that is malformed is a failed result of its own. `forks` hosts at once; `serial` (a number, or
+        "30%") in one batch, which ends before the next begins; with more than `max_failures` (a number or "10%")
+        nothing new begins, and `stop_on_failure` is none of them. `output` is awaited with each piece of output;
+        without it none is sent. Connections that this opened are closed as hosts end, unless `keep_connections`. With
+        the job's `execution_id` each host has an id of its own, made from it. Raises ControllerError: no host at all,
+        or numbers and ids that can't be.
         """
         from .fanout import FanOut
 
@@ -301,7 +320,7 @@ class Controller:
     async def attach(
         self,
         execution_id: str,
-        host: Host,
+        host: Host | str,
         *,
         offsets: tuple[int, int] = (0, 0),
         follow: bool = True,
@@ -313,6 +332,7 @@ class Controller:
         it has not delivered. `run_as` is the account that it runs as; without, the one that it was submitted for from
         here. Raises RefusedError when the host knows nothing of it.
         """
+        host = self._where(host)
         account = self._account(execution_id, host, run_as)
         asked: dict[str, Any] = {"executionId": execution_id, "offsets": list(offsets), "follow": follow}
         with self.reachable.kept(host, account), asked_for(host):
@@ -338,7 +358,9 @@ class Controller:
             fallback=fallback,
             offsets=wanted,
         )
-        execution.lost = lambda error: self.memory.note_call(host, error)
+        there = host  # it is a Host by now
+        execution.lost = lambda error: self.memory.note_call(there, error)
+        execution.read = lambda result: with_output(self, there, result)
         execution.counted = self._count
         execution.unkept = self._tell_unkept
         await self._wait_accepted(execution)
@@ -357,16 +379,17 @@ class Controller:
             execution.abandon()
             raise
 
-    async def status(self, execution_id: str, host: Host, *, run_as: str | None = None) -> dict[str, Any]:
+    async def status(self, execution_id: str, host: Host | str, *, run_as: str | None = None) -> dict[str, Any]:
         """How an execution stands on its host; `run_as` as for `attach`.
 
         Raises RefusedError when the host knows nothing of it, and ChannelLostError when it doesn't say.
         """
+        host = self._where(host)
         reached = await self.reachable.reach(host, self._account(execution_id, host, run_as))
         with asked_for(host):
             return await asking.status(reached.agent, execution_id)
 
-    async def wait(self, execution_id: str, host: Host, *, run_as: str | None = None) -> Result:
+    async def wait(self, execution_id: str, host: Host | str, *, run_as: str | None = None) -> Result:
         """Waits for an execution's end, stores the result and lets the host know. No output is sent; the host keeps it.
 
         `unknown` when the channel is lost meanwhile. Raises as `attach` does.
@@ -375,42 +398,46 @@ class Controller:
         return await execution.result()
 
     async def executions(
-        self, host: Host, *, run_as: str | None = None, wants_all: bool = False, is_brief: bool = False
+        self, host: Host | str, *, run_as: str | None = None, wants_all: bool = False, is_brief: bool = False
     ) -> list[dict[str, Any]]:
         """How the executions on a host stand, whoever submitted them, oldest first.
 
         `run_as` is the account whose they are. Results come without output and variables. `wants_all`: also those whose
         record was collected. `is_brief`: only what a table shows, which of thousands is a quarter of the bytes.
         """
+        host = self._where(host)
         reached = await self.reachable.reach(host, _other_account(host, run_as))
         with asked_for(host):
             return await asking.statuses(reached.agent, wants_all=wants_all, is_brief=is_brief)
 
     async def collect(
-        self, host: Host, asked: Mapping[str, Any] | None = None, *, run_as: str | None = None
+        self, host: Host | str, asked: Mapping[str, Any] | None = None, *, run_as: str | None = None
     ) -> dict[str, Any]:
         """Has a host remove old records and payloads now; what it removed and keeps. Ids stay claimed.
 
         `asked` may have `olderThanDays`, `budget` (bytes, or like "10GiB"), `unacknowledgedOlderThanDays` and `dryRun`;
         what it hasn't is as the host is set up. Raises RefusedError.
         """
+        host = self._where(host)
         reached = await self.reachable.reach(host, _other_account(host, run_as))
         with asked_for(host):
             return await asking.collect(reached.agent, asked or {})
 
-    def client(self, host: Host) -> "SSHClient":
+    def client(self, host: Host | str) -> "SSHClient":
         """Raw commands and copies on a host, over the connections that its jobs use."""
         from .client import SSHClient
         from .hosts import SSHConfig
 
+        host = self._where(host)
         config = SSHConfig.from_host(host)
         return SSHClient(config, name=host.name, access=self._access, controller=self, host=host)
 
-    async def deploy(self, host: Host) -> Deployment:
+    async def deploy(self, host: Host | str) -> Deployment:
         """Makes sure that the controller's own runner is on the host, whole, and that jobs use it.
 
         Says where, and how many bytes that took. Raises UnreachableError and DeployError.
         """
+        host = self._where(host)
         connection = await self._connect(host)
 
         async def reconnect() -> Connection:
@@ -425,11 +452,12 @@ class Controller:
             await connection.close()
         return deployment
 
-    async def roll_back(self, host: Host, version: str | None = None) -> Deployment:
+    async def roll_back(self, host: Host | str, version: str | None = None) -> Deployment:
         """Has jobs use another runner on the host, until the next `deploy`: that version, else the one before.
 
         Raises UnreachableError, and DeployError when there is none.
         """
+        host = self._where(host)
         connection = await self._connect(host)
         try:
             return await roll_back(connection, self._runners, self.deployments, version)
@@ -440,11 +468,11 @@ class Controller:
         """A connection of its own, which whoever asks closes."""
         return await self.connections.open(host)
 
-    async def examine(self, host: Host) -> "AsyncIterator[Finding]":
+    async def examine(self, host: Host | str) -> "AsyncIterator[Finding]":
         """What there is to know about a host: `doctor`'s findings as they come. Raises UnreachableError."""
         from . import doctor
 
-        connection = await self._connect(host)
+        connection = await self._connect(self._where(host))
         try:
             async for finding in doctor.examine(connection, self._runners):
                 yield finding

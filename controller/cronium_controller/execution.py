@@ -44,6 +44,11 @@ def _uncounted(_result: Result) -> None:
     """Nobody counts."""
 
 
+def _as_it_is(result: Result) -> Result:
+    """A result whose output is not fetched."""
+    return result
+
+
 def _untold(_execution_id: str, _error: StoreError) -> None:
     """Nobody is told."""
 
@@ -87,6 +92,8 @@ class Execution:
         self.lost: Callable[[str], None] = _nobody
         """Told when the channel is lost."""
         self.counted: Callable[[Result], None] = _uncounted
+        self.read: Callable[[Result], Result] = _as_it_is
+        """What `result` returns of a result: one whose output can be fetched, where the controller has set that."""
         """Told of an end that was not known here, and of a submission whose channel is lost."""
         self.unkept: Callable[[str, StoreError], None] = _untold
         """Told when the result could not be written down here. It is told all the same, and its host keeps it."""
@@ -128,7 +135,7 @@ class Execution:
             pass
         if self._result is None:
             raise ChannelLostError(f"'{self.id}' is not followed any more; attach to it again", host=self.host.name)
-        return self._result
+        return self.read(self._result)
 
     def cancel(self) -> None:
         """Asks the host to end the execution: SIGTERM, grace, SIGKILL. `result` tells when nothing of it is left."""

@@ -13,7 +13,6 @@ with the row that names it, is that host's own result and nobody else's. What is
 import asyncio
 import contextlib
 import hashlib
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -25,8 +24,9 @@ from cronium_runner.wire.text import clean
 from .each import answers
 from .errors import ControllerError
 from .execution import Execution, Piece
-from .hosts import BadTarget, Host, SSHConfig, distinct, parse_host
+from .hosts import BadTarget, Host, SSHConfig, distinct
 from .job import Job, asked_mode, new_execution_id
+from .logs import logger
 from .runs import RunOwner, Runs, outcome_of, result_of
 from .schedule import FORKS, STOPPED, Schedule, Tally, counted
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _SUFFIX_DIGITS: Final = 12
 """Of a host name's SHA-256 in an id (contracts §9): among 10,000 hosts a clash has odds of 1 in 5 million."""
-_log = logging.getLogger("cronium.fanout")
+_log = logger("cronium.fanout")
 
 Target = Host | str | SSHConfig | BadTarget
 Output = Callable[[Host, Piece], Awaitable[None]]
@@ -83,7 +83,7 @@ class FanOut:
         """As `Controller.run_many` says."""
         if forks < 1:
             raise ControllerError("usage.invalid", f"forks: {forks}: write a number from 1 on")
-        hosts = distinct(map(_read, _unrepeated(targets)))
+        hosts = distinct(host for target in _unrepeated(targets) for host in _read(target, controller))
         if not hosts:
             raise ControllerError("hosts.not_found", "there is no host to run on; name one")
         self.id = new_execution_id() if job.execution_id is None else job.execution_id
@@ -335,15 +335,19 @@ def _unrepeated(targets: Iterable[Target]) -> Iterable[Target]:
     return targets
 
 
-def _read(target: Target) -> Host | BadTarget:
-    """The host that a row means. What is wrong with the row is told at its turn."""
+def _read(target: Target, controller: "Controller") -> list[Host | BadTarget]:
+    """The hosts that a row means. What is wrong with the row is told at its turn."""
     try:
         if isinstance(target, (Host, BadTarget)):
-            return target
-        return parse_host(target) if isinstance(target, str) else SSHConfig.from_host_config(target).to_host()
+            return [target]
+        if isinstance(target, str):
+            return controller.names.each(target)
+        return [SSHConfig.from_host_config(target).to_host()]
     except (ControllerError, TypeError, ValueError, AttributeError) as error:
         told = error if isinstance(error, ControllerError) else ControllerError("host.config", f"not a host: {error}")
-        return BadTarget(clean(str(target), 100), told)
+        if told.code in ("hosts.file", "hosts.not_found"):  # what it stands for is not known
+            raise told from None
+        return [BadTarget(clean(str(target), 100), told)]
 
 
 def _too_long(execution_id: str) -> str | None:

@@ -6,7 +6,6 @@ Tried as often as the contract says, with nothing left behind by a try that fail
 
 import asyncio
 import contextlib
-import logging
 import os
 import re
 import shlex
@@ -29,6 +28,7 @@ from .errors import (
     LoginShellError,
     UnreachableError,
 )
+from .logs import logger
 from .runners import RunnerBinary, Runners
 from .sessions import Connection
 from .stalls import NoProgressError, Progress, while_it_progresses
@@ -42,7 +42,7 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _NOT_OURS: Final = "source"
 """Folders of this name and a digest hold the helpers of runners that run from source."""
 
-_log = logging.getLogger("cronium.install")
+_log = logger("cronium.install")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ of ours. Everything heavy (starlette, uvicorn, PyJWT) is loaded with the first j
 
 import asyncio
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from cronium_runner.wire.results import Outcome, Result
 from .errors import ControllerError, StoreError, TunnelError
 from .hosts import LOCALHOST, Host
 from .job import Job
+from .logs import logger
 from .state_path import LIVE_NAME
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ USER: Final = "default"
 """Whose variables executions read and write that are submitted from here, as with `cronium api`."""
 
 _T = TypeVar("_T")
-_log = logging.getLogger("cronium.live")
+_log = logger("cronium.live")
 
 
 class Live:

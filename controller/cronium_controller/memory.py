@@ -4,7 +4,6 @@ Kept in the store where there is one. Nothing here talks to a host; `connections
 went.
 """
 
-import logging
 import random
 import time
 from collections.abc import Callable
@@ -13,13 +12,14 @@ from typing import Final, Protocol
 from .errors import StoreError, UnreachableError
 from .health import HostHealth
 from .hosts import Host
+from .logs import logger
 from .transport import Remembered
 
 WRITTEN_AFTER: Final = 2.0
 """Seconds between two writes of mere counts: a warm job must not pay for a commit each. What the breaker decides is
 written at once, and everything at the end."""
 _LONGEST_ERROR: Final = 500
-_log = logging.getLogger("cronium.health")
+_log = logger("cronium.health")
 
 
 def account(host: Host) -> str:

@@ -4,20 +4,20 @@ Counts in memory, read with `Controller.get_stats()`. What other processes did i
 that from the database (`store_metrics`).
 """
 
-import logging
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from cronium_runner.wire.results import Outcome, Result
 
 from .deployments import FAILED, PRESENT, Made
+from .logs import logger
 
 LOGGED_EVERY: Final = 10
 """Executions between two lines in the log (contracts §8)."""
 _REPLACEABLE: Final = (Outcome.UNKNOWN, Outcome.LOST)
 """Ends that a later answer of the host may put right."""
 
-_log = logging.getLogger("cronium.metrics")
+_log = logger("cronium.metrics")
 
 
 @dataclass(frozen=True, slots=True)

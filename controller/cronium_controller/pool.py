@@ -10,13 +10,13 @@ Numbers are those of contracts §8.
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from .alarm import Alarm
 from .errors import UnreachableError
+from .logs import logger
 
 MAX_CONNECTIONS: Final = 10
 """Open connections to one account over one route: what OpenSSH's MaxStartups lets in at once without refusing any."""
@@ -27,7 +27,7 @@ QUEUE_SECONDS: Final = 1.0
 """How long a full queue may stand still before a further connection is opened: longer than short commands take, and
 little against what a person waits for long ones."""
 
-_log = logging.getLogger("cronium.pool")
+_log = logger("cronium.pool")
 
 
 class Poolable(Protocol):

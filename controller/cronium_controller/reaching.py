@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
@@ -16,13 +15,14 @@ from .deployments import Deployments
 from .errors import ChannelLostError, ControllerError, UnreachableError
 from .hosts import Host
 from .install import Deployment
+from .logs import logger
 from .metrics import Metrics
 from .pool import Lease
 from .runners import Runners
 from .sessions import Connection
 from .starting import start_agent
 
-_log = logging.getLogger("cronium.dispatch")
+_log = logger("cronium.dispatch")
 _Key = tuple[Way, str | None]
 """A host, and the account to run as where it is another."""
 ACKNOWLEDGE_SECONDS: Final = 5.0

@@ -36,11 +36,11 @@ class Received:
             return None
         for stream, summary in ((STDOUT, told.stdout), (STDERR, told.stderr)):
             end = self._first[stream] + self._sizes[stream]
-            if self._first[stream] > summary.bytes and not self._sizes[stream]:
+            if self._first[stream] > summary.size and not self._sizes[stream]:
                 continue  # attached behind its end
             name = STREAM_NAMES[stream]
-            if end != summary.bytes:
-                return f"{end} bytes of {name} have arrived, and its result says {summary.bytes}"
+            if end != summary.size:
+                return f"{end} bytes of {name} have arrived, and its result says {summary.size}"
             has_all = self._first[stream] == 0 and summary.sha256 is not None and end > 0
             if has_all and self._digests[stream].hexdigest() != summary.sha256:
                 return f"the {end} bytes of {name} that have arrived are others than its result says (SHA-256)"

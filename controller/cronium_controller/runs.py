@@ -7,7 +7,6 @@ a later process can tell a host that is still to be begun from one that never wi
 
 import contextlib
 import fcntl
-import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,10 +20,11 @@ from cronium_runner.wire.names import is_execution_id
 from cronium_runner.wire.results import EXIT_UNREACHABLE, Outcome, Result
 
 from .errors import AuthenticationError, ControllerError, HostKeyError, StoreError
+from .logs import logger
 from .schedule import STOPPED
 from .store import NOTHING_STARTED, Record, Store
 
-_log = logging.getLogger("cronium.runs")
+_log = logger("cronium.runs")
 
 _WAITING: Final = "waiting"
 _INTERRUPTED: Final = "interrupted"

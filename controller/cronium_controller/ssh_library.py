@@ -10,6 +10,7 @@ installed gcc and ld: eleven processes for each command of ours. What ldconfig w
 
 import ctypes.util
 import functools
+import logging
 import re
 import sys
 from pathlib import Path
@@ -47,6 +48,8 @@ def _loaded() -> ModuleType:
             import asyncssh as library
         finally:
             ctypes.util.find_library = as_ever
+    if logging.getLogger("asyncssh").level == logging.NOTSET:  # else each connection is ten lines of a program's log
+        library.set_log_level(logging.WARNING)
     ssh_windows.install(library)
     own_files.leave_open_keys_out(library)
     library.sftp.MAX_SFTP_PACKET_LEN = LONGEST_SFTP_PACKET

@@ -6,7 +6,6 @@ checks that no other user could have exchanged the runner (`safe_shell`), and on
 same session.
 """
 
-import logging
 import shlex
 import time
 from collections.abc import Awaitable, Callable
@@ -19,6 +18,7 @@ from .channel import AgentChannel, AgentNotStartedError
 from .deployments import Deployments, Known
 from .errors import DeployError, RefusedError
 from .install import Deployment, Site, put_on, tree_command
+from .logs import logger
 from .runners import RunnerBinary, Runners
 from .sessions import Connection
 from .uploading import excerpt
@@ -28,7 +28,7 @@ HAND_OVER_SECONDS: Final = 180.0
 _CHANGED: Final = 93
 """Exit status of a start that found other files than were installed."""
 
-_log = logging.getLogger("cronium.install")
+_log = logger("cronium.install")
 
 
 async def start_agent(

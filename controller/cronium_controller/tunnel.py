@@ -6,7 +6,6 @@ no socket of this machine is in between that somebody else could reach. Who may 
 
 import asyncio
 import contextlib
-import logging
 import os
 import time
 import weakref
@@ -17,6 +16,7 @@ from cronium_runner.wire.access import LONGEST_SOCKET_PATH
 
 from .connection import SSHConnection
 from .errors import TunnelError, UnreachableError, reason
+from .logs import logger
 from .sessions import Connection
 from .ssh_library import asyncssh
 
@@ -27,7 +27,7 @@ _NAME_BYTES: Final = 4
 Answering = Callable[[], asyncio.Protocol]
 """Makes what answers one connection."""
 
-_log = logging.getLogger("cronium.tunnel")
+_log = logger("cronium.tunnel")
 
 
 class Tunnels:

@@ -57,7 +57,7 @@ def print_end(submission: Submission, result: Result) -> None:
         _row("time", f"{result.duration_ms:.0f} ms{cpu}{memory}")
     _row(
         "streams",
-        f"{readable(result.stdout.bytes)} on standard output, {readable(result.stderr.bytes)} on standard error",
+        f"{readable(result.stdout.size)} on standard output, {readable(result.stderr.size)} on standard error",
     )
     _row(
         "output",

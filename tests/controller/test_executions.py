@@ -68,7 +68,7 @@ def test_wait_fetches_the_result_without_its_output_and_acknowledges_it(remote: 
     record = remote.store().find("one")
     assert record is not None
     assert record.result is not None
-    assert (record.state, record.result.exit_code, record.result.stdout.bytes) == ("failed", 7, len(b"up\ndone\n"))
+    assert (record.state, record.result.exit_code, record.result.stdout.size) == ("failed", 7, len(b"up\ndone\n"))
     done = remote.cronium("wait", "one", "--json")  # again, from a later process
     assert done.returncode == 7
     assert json.loads(done.stdout)["exitCode"] == 7
@@ -237,7 +237,7 @@ async def test_a_collection_while_twenty_jobs_run_touches_none(remote: RemoteHos
         gate.touch()
         results = await asyncio.gather(*(execution.result() for execution in executions))
         assert {result.state for result in results} == {Outcome.SUCCEEDED}
-        assert {result.stdout.bytes for result in results} == {len(b"up\ndone\n")}
+        assert {result.stdout.size for result in results} == {len(b"up\ndone\n")}
         await asyncio.gather(*(execution.wait_acknowledged() for execution in executions))
         # The last supervisors are at their tidying up for a moment.
         while len(await controller.executions(remote.host)) > 0:

@@ -179,8 +179,8 @@ def _check_outcome(
         return
     for (stream, content), first in zip(taken.items(), offsets, strict=True):
         summary = outcome.stdout if stream == 1 else outcome.stderr
-        if content or first <= summary.bytes:
-            assert summary.bytes == first + len(content)
+        if content or first <= summary.size:
+            assert summary.size == first + len(content)
         if content and first == 0 and summary.sha256 is not None:
             assert summary.sha256 == hashlib.sha256(content).hexdigest()
 

@@ -531,7 +531,7 @@ def results(data: bytes) -> None:
         exactjson.encode(again)
     assert Result.from_json(again) == result
     assert 0 <= exit_status(result) <= 255
-    assert isinstance(result.stdout.bytes, int)
+    assert isinstance(result.stdout.size, int)
     assert result.error_code is None or isinstance(result.error_code, str)
 
 

@@ -30,7 +30,7 @@ def test_the_head_is_kept_exactly_and_anything_more_is_flagged(tmp_path: Path, p
     summary = spool.close()
     content = b"".join(pieces)
     assert (path.read_bytes() if path.exists() else b"") == content[:cap]
-    assert summary.bytes == min(len(content), cap)
+    assert summary.size == min(len(content), cap)
     assert summary.sha256 == sha256(content[:cap])
     assert summary.truncated == (len(content) > cap)
     assert (tmp_path / "stdout.tail").exists() == (len(content) > cap)
@@ -41,7 +41,7 @@ def test_the_head_is_kept_exactly_and_anything_more_is_flagged(tmp_path: Path, p
 def test_an_empty_stream_costs_no_file(tmp_path: Path) -> None:
     summary = Spool(str(tmp_path / "stdout")).close()
     assert list(tmp_path.iterdir()) == []
-    assert (summary.bytes, summary.truncated, summary.sha256) == (0, False, sha256(b""))
+    assert (summary.size, summary.truncated, summary.sha256) == (0, False, sha256(b""))
 
 
 def test_the_last_64_kib_of_a_truncated_stream_are_kept(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_disk_that_refuses_never_raises_and_what_was_kept_is_described(tmp_pat
         spool.write(content[9000:])
         summary = spool.close()
     assert path.read_bytes() == content[:4096]
-    assert (summary.bytes, summary.truncated, summary.sha256) == (4096, True, sha256(content[:4096]))
+    assert (summary.size, summary.truncated, summary.sha256) == (4096, True, sha256(content[:4096]))
     assert spool.error is not None
 
 
@@ -98,7 +98,7 @@ def test_a_directory_that_is_gone_is_flagged_as_a_loss(tmp_path: Path) -> None:
     spool = Spool(str(tmp_path / "gone" / "stdout"))
     spool.write(b"abc")
     summary = spool.close()
-    assert (summary.bytes, summary.truncated, summary.sha256) == (0, True, sha256(b""))
+    assert (summary.size, summary.truncated, summary.sha256) == (0, True, sha256(b""))
 
 
 def test_a_link_in_place_of_the_spool_is_not_followed(tmp_path: Path) -> None:

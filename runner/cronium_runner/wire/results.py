@@ -45,7 +45,7 @@ _UNSTARTED: Final = frozenset({Outcome.REFUSED, Outcome.UNREACHABLE, Outcome.SKI
 class StreamSummary(NamedTuple):
     """What the spool of one stream holds: bytes kept, whether some are missing, and their SHA-256 in hex."""
 
-    bytes: int = 0
+    size: int = 0
     truncated: bool = False
     sha256: str | None = None
 
@@ -215,13 +215,13 @@ def _reason(code: str | None, message: str | None) -> dict[str, Any] | None:
 
 
 def _summary_to_json(summary: StreamSummary) -> dict[str, Any]:
-    return {"bytes": summary.bytes, "truncated": summary.truncated, "sha256": summary.sha256}
+    return {"bytes": summary.size, "truncated": summary.truncated, "sha256": summary.sha256}
 
 
 def _summary_from_json(value: Any) -> StreamSummary:
     summary = _object(value, "stream")
     return StreamSummary(
-        bytes=_checked(summary.get("bytes"), "bytes", _integer) or 0,
+        size=_checked(summary.get("bytes"), "bytes", _integer) or 0,
         truncated=_checked(summary.get("truncated"), "truncated", _truth) or False,
         sha256=_checked(summary.get("sha256"), "sha256", _text),
     )
