@@ -31,6 +31,8 @@ SPELLINGS: Final[dict[str, tuple[str, ...]]] = {
     "key_path": ("key_path", "ssh_key", "ssh_key_path", "identity"),
 }
 """What the fields of `SSHConfig` are also called, in hosts files and in other people's objects; the first is ours."""
+SHARED_SPELLINGS: Final[dict[str, tuple[str, ...]]] = {"work_dir": ("work_dir", "ringrift_path")}
+"""The same in hosts files that another program reads too, and in its objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ class Host:
         for address in (self.address, self.tailscale_ip, self.cloudflare_tunnel):
             if address:
                 _refuse(address, "the address of a host", host_names.wrong_with_host)
+        if self.tailscale_ip:
+            split_port(self.tailscale_ip, self.tailscale_ip)
         if self.user is not None:
             _refuse(self.user, "the name of a user", host_names.wrong_with_user)
         _refuse(self.name, "what a host is called", host_names.wrong_with_label)
@@ -149,7 +153,7 @@ class SSHConfig:
         given = host_config if isinstance(host_config, Mapping) else _Attributes(host_config)
         found: dict[str, Any] = {}
         for name in cls.__dataclass_fields__:
-            for spelling in SPELLINGS.get(name, (name,)):
+            for spelling in {**SPELLINGS, **SHARED_SPELLINGS}.get(name, (name,)):
                 value = given.get(spelling)
                 if value is not None and value != "":
                     found.setdefault(name, value)
@@ -157,6 +161,18 @@ class SSHConfig:
         if not found["host"]:
             raise ControllerError("host.config", "the host configuration names no host; give it ssh_host")
         return cls(**found)
+
+    @classmethod
+    def from_cluster_node(cls, node_id: str) -> "SSHConfig | None":
+        """The settings of a host of the hosts file; None when it isn't there. Raises ControllerError for a bad row."""
+        from . import inventory
+
+        found = inventory.load_for_one()
+        if found is None or node_id not in found.entries:
+            return None
+        config = found.config(node_id)
+        known = {name: getattr(config, name) for name in SSHConfig.__dataclass_fields__}
+        return cls(**{name: value for name, value in known.items() if value is not None})
 
     @classmethod
     def from_host(cls, host: Host) -> "SSHConfig":
@@ -244,13 +260,14 @@ def parse_host(text: str, *, identity: str | None = None) -> Host:
         if at:
             raise ControllerError("host.config", f"{text[:_SHOWN]!r}: {LOCAL} is this account; see --run-as for others")
         return LOCAL_HOST
-    address, port = _split_port(rest, text)
+    address, port = split_port(rest, text)
     if not address or (at and not user):
         raise ControllerError("host.config", f"{text[:_SHOWN]!r} is not a host; write [user@]address[:port]")
     return Host(name=rest, address=address, port=port, user=user or None, identity=identity)
 
 
-def _split_port(rest: str, text: str) -> tuple[str, int | None]:
+def split_port(rest: str, text: str) -> tuple[str, int | None]:
+    """The parts of `address[:port]`. Raises ControllerError about `text`."""
     if rest.startswith("["):
         address, bracket, port = rest[1:].partition("]")
         if not bracket or (port and not port.startswith(":")):

@@ -1,5 +1,7 @@
 """What a hosts file says, with lines: YAML text in, hosts and groups out. Opens nothing and asks nobody.
 
+Files that other programs read too (`shared`) may hold what is not ours: unknown keys and sections are noted and left
+out, merge keys and aliases are followed. In our own each of them is a mistake.
 Every mistake is one sentence with file, line and key in front. Values may hold secrets that came from the environment,
 so an error repeats what was written, never what a variable held, and nothing at all of keys that are secret.
 """
@@ -13,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from . import host_names, node_sets
 from .errors import ControllerError
-from .hosts import LOCAL, LOCALHOST, OPENSSH, SPELLINGS, SSH, SSHConfig, parse_host
+from .hosts import LOCAL, LOCALHOST, OPENSSH, SHARED_SPELLINGS, SPELLINGS, SSH, SSHConfig, parse_host
 
 MAX_BYTES: Final = 1 << 20
 """Some 10,000 hosts. PyYAML takes seconds for more; a larger estate has node sets."""
@@ -22,7 +24,10 @@ _NAME: Final = re.compile(r"\w[\w.-]{0,252}")
 _VARIABLE: Final = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_]\w*)(:-([^}]*))?\})?", re.ASCII)
 _SECRET_KEYS: Final = ("cloudflare_service_token_secret", "cloudflare_service_token_id")
 _SHOWN: Final = 60
+_MOST_MERGES: Final = 10_000
+"""Merge keys that are followed in one file: each may hold others twice."""
 
+_NO_ADDRESSES: Final = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp"))
 _WORDS: Final = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -59,16 +64,27 @@ class HostsFile:
     hosts: dict[str, HostEntry] = field(default_factory=dict)
     groups: dict[str, list[Members]] = field(default_factory=dict)
     secret_line: int | None = None
+    unread: dict[str, int] = field(default_factory=dict)
+    """Keys and sections of a shared file that mean nothing here, with the first line of each."""
 
 
-def parse(content: bytes, path: str, environment: Mapping[str, str], *, keeps_bad_rows: bool = False) -> HostsFile:
+def parse(
+    content: bytes,
+    path: str,
+    environment: Mapping[str, str],
+    *,
+    keeps_bad_rows: bool = False,
+    for_one: bool = False,
+    shared: bool = False,
+) -> HostsFile:
     """Reads a hosts file's content. `path` is for messages, and relative key paths begin at its folder.
 
     Raises ControllerError (`hosts.file`). With `keeps_bad_rows`, a host under `hosts:` whose settings are wrong is an
     entry with its `mistake`, where its name and groups can be told. Otherwise, and for all else, the file is refused as
-    a whole: a group must never be short of a host in silence.
+    a whole: a group must never be short of a host in silence. With `for_one` groups do not count, and any row may be
+    bad. `shared` is a file that other programs read too.
     """
-    return _Reader(path, environment, keeps_bad_rows=keeps_bad_rows).read(content)
+    return _Reader(path, environment, keeps_bad_rows=keeps_bad_rows, for_one=for_one, shared=shared).read(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +98,14 @@ class _Value:
 
 
 class _Reader:
-    def __init__(self, path: str, environment: Mapping[str, str], *, keeps_bad_rows: bool) -> None:
+    def __init__(
+        self, path: str, environment: Mapping[str, str], *, keeps_bad_rows: bool, for_one: bool, shared: bool
+    ) -> None:
         self._path = path
-        self._keeps_bad_rows = keeps_bad_rows
+        self._keeps_bad_rows = keeps_bad_rows or for_one
+        self._for_one = for_one
+        self._is_shared = shared
+        self._merges = 0
         self._environment = environment
         self._file = HostsFile(path)
         self._defaults: dict[str, Any] = {}
@@ -98,18 +119,37 @@ class _Reader:
         top = self._mapping(root, "the file")
         if "hosts" in top:
             hosts = top["hosts"]
-            self._refuse_unknown(top, ("hosts", "groups", "defaults"), "")
+            top = self._known(top, ("hosts", "groups", "defaults"), "")
             if "defaults" in top:
                 self._read_defaults(top["defaults"])
             self._read_hosts(self._mapping(hosts, "hosts") if not _is_null(hosts) else {})
         else:  # any key is a host here, also a misspelled `groups`: then nothing is certain
-            self._keeps_bad_rows = False
+            self._keeps_bad_rows = self._for_one
             if "defaults" in top:
                 self._read_defaults(top["defaults"])
-            self._read_hosts({key: node for key, node in top.items() if key not in ("groups", "defaults")})
+            rows = {key: node for key, node in top.items() if key not in ("groups", "defaults")}
+            self._read_hosts(self._only_hosts(rows) if self._is_shared else rows)
         if "groups" in top and not _is_null(top["groups"]):
             self._read_groups(self._mapping(top["groups"], "groups"))
         return self._file
+
+    def _only_hosts(self, rows: dict[str, Any]) -> dict[str, Any]:
+        """Without the sections of a shared file in which no key is ours."""
+        known = {*SSHConfig.__dataclass_fields__, *_OWN}
+        for spellings in (*SPELLINGS.values(), *SHARED_SPELLINGS.values()):
+            known.update(spellings)
+        found: dict[str, Any] = {}
+        for key, node in rows.items():
+            is_section = (
+                not known & {word.value for word, _ in node.value if word.id == "scalar"}
+                if node.id == "mapping" and node.value
+                else node.id == "sequence" or (node.id == "scalar" and node.tag in _NO_ADDRESSES)
+            )
+            if is_section:
+                self._file.unread.setdefault(key, _line(node))
+            else:
+                found[key] = node
+        return found
 
     # -- YAML --------------------------------------------------------------------------------------------------------
 
@@ -137,11 +177,15 @@ class _Reader:
             raise self._mistake(_line(node), f"{key}: must be a mapping of names to settings")
         found: dict[str, Any] = {}
         lines: dict[str, int] = {}
+        merged: list[Any] = []
         for key_node, value in node.value:
             line = _line(key_node)
             if key_node.id != "scalar":
                 raise self._mistake(line, f"{key}: a list or mapping as a key; a key is a single word")
             word = key_node.value
+            if word == "<<" and self._is_shared:
+                merged.append(value)
+                continue
             if word == "<<":
                 raise self._mistake(line, f"{key}: merge keys ('<<') are not read; put what is common under defaults:")
             if word in found:
@@ -149,6 +193,12 @@ class _Reader:
             self._refuse_alias(value, word, line)
             value.key_line = line
             found[word], lines[word] = value, line
+        for value in merged:
+            for each in value.value if value.id == "sequence" else [value]:
+                self._merges += 1
+                if self._merges > _MOST_MERGES:
+                    raise self._mistake(_line(node), f"{key}: more than {_MOST_MERGES} merge keys; write values out")
+                found = {**self._mapping(each, key), **found}
         return found
 
     def _items(self, node: Any, key: str) -> list[_Value]:
@@ -160,7 +210,7 @@ class _Reader:
         return [self._value(item, key) for item in node.value]
 
     def _refuse_alias(self, node: Any, key: str, line: int) -> None:
-        if id(node) in self._seen:
+        if id(node) in self._seen and not self._is_shared:
             raise self._mistake(line, f"{key}: an alias; write the value out, or put what is common under defaults:")
         self._seen.add(id(node))
 
@@ -223,7 +273,7 @@ class _Reader:
 
     def _groups_of_bad(self, node: Any, key: str, error: ControllerError) -> tuple[str, ...]:
         """The groups that a malformed row says it is in. Raises its error where that can't be told for certain."""
-        if node.id == "scalar":
+        if node.id == "scalar" or self._for_one:
             return ()
         if node.id != "mapping":
             raise error
@@ -329,14 +379,15 @@ class _Reader:
         self, nodes: Mapping[str, Any], where: str, left_out: Mapping[str, None] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """SSHConfig's fields, and what is ours alone (max_age, groups and so on); absent and null ones left out."""
+        spellings = {**SPELLINGS, **SHARED_SPELLINGS} if self._is_shared else SPELLINGS
         fields = {
             spelling: name
             for name in SSHConfig.__dataclass_fields__
-            for spelling in SPELLINGS.get(name, (name,))
+            for spelling in spellings.get(name, (name,))
             if name not in (left_out or {})
         }
         extra = _OF_DEFAULTS if left_out else tuple(_OWN)
-        self._refuse_unknown(nodes, (*fields, *extra), f"{where}: ")
+        nodes = self._known(nodes, (*fields, *extra), f"{where}: ")
         settings: dict[str, Any] = {}
         spelled: dict[str, str] = {}
         own: dict[str, Any] = {}
@@ -408,11 +459,16 @@ class _Reader:
         if not _NAME.fullmatch(name):
             raise self._mistake(line, f"{name!r:.{_SHOWN}}: not a {what} name; write letters, digits, '.', '_' and '-'")
 
-    def _refuse_unknown(self, nodes: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    def _known(self, nodes: Mapping[str, Any], known: tuple[str, ...], where: str) -> dict[str, Any]:
+        """The nodes whose keys are known. Others are noted in a shared file, and a mistake in ours."""
         for key, node in nodes.items():
-            if key not in known:
+            if key in known:
+                continue
+            if not self._is_shared:
                 near = node_sets.nearest(key, known) or "; what we should not read goes under labels:"
                 raise self._mistake(_line(node), f"{where}{key[:_SHOWN]}: an unknown key{near}")
+            self._file.unread.setdefault(key, _line(node))
+        return {key: node for key, node in nodes.items() if key in known}
 
     def _mistake(self, line: int, sentence: str) -> ControllerError:
         return ControllerError("hosts.file", f"{self._path}:{line}: {sentence}")

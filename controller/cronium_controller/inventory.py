@@ -1,8 +1,10 @@
 """The hosts that a person has written down: which file, which hosts it names, which of them are meant.
 
 The first of these is read, and no other (contracts §9): the file given by option, by CRONIUM_HOSTS, hosts.yaml,
-cluster_hosts.yaml or distributed_hosts.yaml in the current directory, one of the three in the user's configuration
-folder ($XDG_CONFIG_HOME/cronium). What a file says is `hosts_file`'s, what an expression stands for `node_sets`'s.
+cluster_hosts.yaml or distributed_hosts.yaml in the current directory, one of the last two in its `config` folder, one
+of the three in the user's configuration folder ($XDG_CONFIG_HOME/cronium). What a file says is `hosts_file`'s, what an
+expression stands for `node_sets`'s. The last two names are those of a file that another program reads too: what is not
+ours in it is warned about and left out.
 """
 
 import glob
@@ -19,7 +21,13 @@ from .hosts import BadTarget, Host, SSHConfig
 from .hosts_file import HostEntry, HostsFile, parse
 from .own_files import stranger
 
-FILE_NAMES: Final = ("hosts.yaml", "cluster_hosts.yaml", "distributed_hosts.yaml")
+SHARED_NAMES: Final = ("cluster_hosts.yaml", "distributed_hosts.yaml")
+FILE_NAMES: Final = ("hosts.yaml", *SHARED_NAMES)
+_MOST_NAMED: Final = 12
+"""Unread keys that a warning names."""
+
+
+_warned: Final[set[str]] = set()
 
 
 class Inventory:
@@ -121,11 +129,16 @@ class Inventory:
 
 
 def load(
-    chosen: str | None = None, *, environment: Mapping[str, str] | None = None, keeps_bad_rows: bool = False
+    chosen: str | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    keeps_bad_rows: bool = False,
+    for_one: bool = False,
 ) -> Inventory:
     """The inventory of the hosts file that counts; `chosen` is the option's. Raises ControllerError.
 
-    With `keeps_bad_rows` a malformed row keeps nobody from the other hosts, where it is certain which host it is.
+    With `keeps_bad_rows` a malformed row keeps nobody from the other hosts, where it is certain which host it is; with
+    `for_one` never, as only one host is asked for and no group.
     """
     environment = os.environ if environment is None else environment
     path = find(chosen, environment=environment)
@@ -141,8 +154,19 @@ def load(
             is_shared = bool(stat.S_IMODE(found.st_mode) & 0o077)
     except OSError as error:
         raise ControllerError("hosts.file", f"{path}: cannot be read: {error.strerror}") from None
-    parsed = parse(content, str(path), environment, keeps_bad_rows=keeps_bad_rows)
+    parsed = parse(
+        content,
+        str(path),
+        environment,
+        keeps_bad_rows=keeps_bad_rows,
+        for_one=for_one,
+        shared=path.name in SHARED_NAMES,
+    )
     inventory = Inventory(parsed)
+    if parsed.unread:
+        named = ", ".join(f"{key[:40]} (line {line})" for key, line in list(parsed.unread.items())[:_MOST_NAMED])
+        more = f" and {len(parsed.unread) - _MOST_NAMED} more" if len(parsed.unread) > _MOST_NAMED else ""
+        inventory.warnings.append(f"{path}: keys and sections that mean nothing here are left out: {named}{more}")
     is_named = bool(chosen or environment.get("CRONIUM_HOSTS"))  # `find` has refused what was only found
     if is_named and (why := stranger(found)) is not None:
         inventory.warnings.append(f"{path} {why}, who can have your commands and keys sent elsewhere")
@@ -151,6 +175,24 @@ def load(
             f"{path}:{parsed.secret_line}: a secret that other users can read; write ${{VARIABLE}}, or: chmod 600"
         )
     return inventory
+
+
+def load_for_one() -> Inventory | None:
+    """The inventory in which one host is looked for by a program; None when there is no hosts file.
+
+    What it warns about is logged, once for each file. Raises ControllerError.
+    """
+    path = find()
+    if path is None:
+        return None
+    found = load(for_one=True)
+    if (absolute := os.path.abspath(path)) not in _warned:
+        from .logs import logger  # no command of ours needs it
+
+        _warned.add(absolute)
+        for sentence in found.warnings:
+            logger("cronium.hosts").warning(sentence)
+    return found
 
 
 def find(chosen: str | None = None, *, environment: Mapping[str, str] | None = None) -> Path | None:
@@ -163,11 +205,14 @@ def find(chosen: str | None = None, *, environment: Mapping[str, str] | None = N
             where = "--hosts" if chosen else "CRONIUM_HOSTS"
             raise _not_found(f"no hosts file at {named}; correct {where}")
         return path
-    for folder in (Path(), _user_folder(environment)):
-        for name in FILE_NAMES:
-            if (folder / name).is_file():
-                _refuse_strangers(folder / name)
-                return folder / name
+    here, ours = Path(), _user_folder(environment)
+    places = [here / name for name in FILE_NAMES]
+    places += [here / "config" / name for name in SHARED_NAMES]
+    places += [ours / name for name in FILE_NAMES]
+    for path in places:
+        if path.is_file():
+            _refuse_strangers(path)
+            return path
     return None
 
 
