@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from cronium_runner import __version__
     from cronium_runner.wire.results import Outcome, Result
 
-    from .access import Access
+    from .access import Access, HostKeyPolicy
     from .attached import Attached
     from .blocking import BlockingController, BlockingResult
     from .client import SSHClient, SSHResult
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     )
     from .fanout import FanOut
     from .health import SSHHealth
-    from .hostkeys import HostKeyPolicy
     from .hosts import Host, SSHConfig, parse_host
     from .inventory import Inventory
     from .job import Job
@@ -66,7 +65,7 @@ _MODULES = {
         "SSHClient",
         "SSHResult",
     ),
-    ".access": ("Access",),
+    ".access": ("Access", "HostKeyPolicy"),
     ".dispatch": ("Controller",),
     ".errors": (
         "ChannelLostError",
@@ -95,7 +94,6 @@ _MODULES = {
     ),
     ".fanout": ("FanOut",),
     ".health": ("SSHHealth",),
-    ".hostkeys": ("HostKeyPolicy",),
     ".hosts": (
         "Host",
         "SSHConfig",

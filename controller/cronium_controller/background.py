@@ -5,7 +5,6 @@ an id, so that `cronium logs`, `status` and `cancel` work from any process; ever
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -15,8 +14,9 @@ from cronium_runner.wire.results import Outcome
 
 from . import remote_shell
 from .errors import ControllerError, RefusedError, UnreachableError
-from .executing import CHECK_SECONDS, Executed, HostCommands
+from .executing import Executed, HostCommands
 from .hosts import Host
+from .logs import logger
 
 if TYPE_CHECKING:
     from .dispatch import Controller
@@ -28,7 +28,7 @@ LONGEST_SECONDS: Final = 24 * 3600.0
 _STARTING_SECONDS: Final = 60.0
 """From being accepted to running takes milliseconds, and where the disk stalls many seconds."""
 _PAUSE: Final = 0.02
-_log = logging.getLogger("cronium.client")
+_log = logger("cronium.client")
 
 _SCRIPT: Final = """\
 # $1: sh for folder, environment and `log`; $2: the command, for the login shell. Its process is this one, so that
@@ -76,7 +76,7 @@ async def start(
         return executed, None
     if _last_word(executed) == _HAS_RUNNER:
         async with controller() as controlling:
-            started = await _submit(controlling, host, wanted)
+            started = await _submit(controlling, host, wanted, expands=commands.expands)
         if started is not None:
             return executed, started
         executed = await _execute(commands, wanted, None)
@@ -89,13 +89,14 @@ async def start(
 
 
 async def _execute(commands: HostCommands, wanted: Wanted, runner_root: str | None) -> Executed:
-    start = remote_shell.in_background(wanted.command, wanted.log_file)
+    expands = commands.expands
+    start = remote_shell.in_background(wanted.command, wanted.log_file, expands=expands)
     if runner_root is not None:
         root = remote_shell.path(runner_root)
         look = f'(cd; for r in {root}/*/cronium-runner; do test -x "$r" && exit 0; done; exit 1)'
-        log = remote_shell.log_made(wanted.log_file)
+        log = remote_shell.log_made(wanted.log_file, expands=expands)
         start = f"{log}if {look}; then echo {_HAS_RUNNER}; exit 0; fi; {start}"
-    return await commands.execute(start, CHECK_SECONDS, cwd=wanted.cwd, env=wanted.env, in_sh=True)
+    return await commands.execute(start, cwd=wanted.cwd, env=wanted.env, in_sh=True)
 
 
 def _last_word(executed: Executed) -> str:
@@ -104,13 +105,14 @@ def _last_word(executed: Executed) -> str:
     return words[-1] if words else ""
 
 
-async def _submit(controller: "Controller", host: Host, wanted: Wanted) -> Started | None:
+async def _submit(controller: "Controller", host: Host, wanted: Wanted, *, expands: bool) -> Started | None:
     """Starts a command as a job; None when the runner can't be used, and nothing was started."""
     from .job import Job
     from .payloads import of_text
 
-    log = "log=" if wanted.log_file is None else f"log={remote_shell.path(wanted.log_file)}"
-    before = remote_shell.prepared(wanted.cwd or "~", wanted.venv, wanted.env, None)
+    word = remote_shell.expanded if expands else remote_shell.path
+    log = "log=" if wanted.log_file is None else f"log={word(wanted.log_file)}"
+    before = remote_shell.prepared(wanted.cwd or "~", wanted.venv, wanted.env, None, expands=expands)
     payload = of_text("background.sh", _SCRIPT, {"interpreter": "sh"})
     job = Job(payload, args=(f"{before}; {log}", wanted.command), timeout=LONGEST_SECONDS)
     try:

@@ -208,7 +208,8 @@ def _health_row(known: "HostHealth | None") -> tuple[str, ...]:
     left = known.breaker.wait(time.time())
     state = f"paused {left:.0f} s" if left else "healthy" if known.calls.is_healthy else "unhealthy"
     error = "-" if known.last_error is None else known.last_error[:_SHOWN]
-    return (state, known.transport or "-", f"{known.calls.success_rate:.0%}", error)
+    has_calls = known.calls.total_successes + known.calls.total_failures > 0
+    return (state, known.transport or "-", f"{known.calls.success_rate:.0%}" if has_calls else "-", error)
 
 
 def _as_json(host: "Host", inventory: "Inventory") -> dict[str, Any]:

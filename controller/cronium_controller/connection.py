@@ -305,7 +305,8 @@ async def _log_in(
         ) from None
     except (TimeoutError, asyncssh.Error, OSError, UnicodeError, asyncssh.packet.PacketDecodeError) as error:
         said = "; ".join(getattr(error, "__notes__", ()))
-        told = f"cannot connect to {host.address}: {reason(error)}; check the address, and that SSH answers there"
+        dialled = over.address if isinstance(over, Route) else host.address
+        told = f"cannot connect to {dialled}: {reason(error)}; check the address, and that SSH answers there"
         raise UnreachableError("host.unreachable", said or told, host=host.name) from None
     except ValueError as error:  # settings that contradict each other, an account without a name
         raise ControllerError("host.config", f"cannot prepare a connection: {error}", host=host.name) from None

@@ -5,7 +5,6 @@ The one way to a connection, for jobs, raw commands and copies alike, so that th
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -15,11 +14,12 @@ from typing import Final
 from .access import Access
 from .errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError
 from .hosts import OPENSSH, Host
+from .logs import logger
 from .memory import Memory
 from .pool import Lease, Limits, Pool
 from .sessions import Connection
 
-_log = logging.getLogger("cronium.connections")
+_log = logger("cronium.connections")
 REFUSALS: Final = 5
 """Times that a server may have no room for another session: each teaches the pool how many it has room for."""
 
@@ -148,6 +148,10 @@ class Connections:
     async def leave(self, host: Host) -> None:
         """Closes one host's connections, those that somebody uses excepted."""
         await self._pool.close_idle_connections(way_to(host))
+
+    async def close(self, way: Way) -> None:
+        """Closes the connections of one way, in use or not."""
+        await self._pool.close_connections(way)
 
     def _limits_of(self, way: Way) -> Limits:
         host, limits = way.host, self._limits

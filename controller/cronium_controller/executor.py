@@ -5,9 +5,9 @@ host.
 """
 
 import builtins
-import logging
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,14 +15,16 @@ from . import errors
 from .access import Access
 from .client import SSHClient
 from .errors import ControllerError, UnreachableError
-from .executing import Executed, timeout_sentence
+from .executing import COMMAND, Executed, timeout_sentence
 from .hosts import LOCAL, Host, SSHConfig
+from .logs import logger
+from .remote_shell import Folder, Variables
 
 COMMAND_SECONDS: Final = 30.0
 IDLE_SECONDS: Final = 300.0
 """How long a connection is kept for the next command (seed 002: five minutes)."""
 
-_log = logging.getLogger("cronium.executor")
+_log = logger("cronium.executor")
 
 
 class ConnectionError(UnreachableError, builtins.ConnectionError):
@@ -67,9 +69,11 @@ class CommandResult:
 class SSHExecutor:
     """Commands on many hosts, each over one connection that is kept for five minutes.
 
-    A machine is a `Host`, an `SSHConfig`, a name or address, or any object with a `tailscale_hostname`; `username` and
-    `key_path` count for those that name none themselves.
+    A machine is a `Host`, an `SSHConfig`, a name or address, or any object with a `tailscale_hostname` and perhaps an
+    `ssh_username`; `username` and `key_path` count for those that name none themselves.
     """
+
+    _client_class = SSHClient
 
     def __init__(
         self,
@@ -92,24 +96,30 @@ class SSHExecutor:
 
     async def execute(
         self,
-        machine: Any,
-        command: str,
+        machine: Any = None,
+        command: str = "",
         timeout: float | None = None,
         *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
+        server: Any = None,
+        cwd: Folder | None = None,
+        env: Variables | None = None,
+        kill: str = COMMAND,
     ) -> CommandResult:
-        """Runs a command and waits for its end, whatever its exit status.
+        """Runs a command and waits for its end, whatever its exit status. `server` is another word for `machine`.
 
-        Raises ValueError for an empty command and for a machine without an address, ConnectionError after three
-        attempts, AuthenticationError, ConfigurationError, and CommandTimeoutError with what the command had written.
+        `timeout` and `kill` are as for `SSHClient.run_async`. Raises ValueError for an empty command and for a machine
+        without an address, ConnectionError after three attempts or when the time is up before there is a connection,
+        AuthenticationError, ConfigurationError, and CommandTimeoutError with what the command had written.
         """
+        if (machine is None) == (server is None):
+            raise TypeError("execute() takes a machine, or server=, and not both")
         if not command.strip():
             raise ValueError("Command cannot be empty")
-        client = self._client(machine)
+        client = self._client(server if machine is None else machine)
         limit = self._timeout if timeout is None else timeout
+        _check_key(client)
         try:
-            executed = await self._executed(client, command, limit, cwd, env)
+            executed = await self._executed(client, command, limit, cwd, env, kill)
         except errors.AuthenticationError as error:
             raise _as(AuthenticationError, error) from None
         except UnreachableError as error:
@@ -157,25 +167,31 @@ class SSHExecutor:
         await self.close_all_connections()
 
     async def _executed(
-        self, client: SSHClient, command: str, limit: float, cwd: str | None, env: Mapping[str, str] | None
+        self,
+        client: SSHClient,
+        command: str,
+        limit: float,
+        cwd: Folder | None,
+        env: Variables | None,
+        kill: str,
     ) -> Executed:
         try:
-            return await client.execute(command, limit, cwd=cwd, env=env)
+            return await client.execute(command, limit, cwd=cwd, env=env, kill=kill)
         except UnreachableError as error:
             if error.code != "channel.lost" or not self._retry_on_drop:
                 raise
-        return await client.execute(command, limit, cwd=cwd, env=env)
+        return await client.execute(command, limit, cwd=cwd, env=env, kill=kill)
 
     def _client(self, machine: Any) -> SSHClient:
         config, name = self._config(machine)
         key = (name, config.host, config.port, config.user, config.key_path)
         if key not in self._clients:
-            self._clients[key] = SSHClient(config, name=name, access=self._access)
+            self._clients[key] = self._client_class(config, name=name, access=self._access)
         return self._clients[key]
 
     def _config(self, machine: Any) -> tuple[SSHConfig, str]:
         """How the machine is reached, and what it is called. Raises ValueError when it has no address."""
-        address = _address(machine)
+        address = self._address(machine)
         if not address:
             raise ValueError(f"Machine {_name(machine)!r} has no tailscale_hostname; set it")
         known = machine if isinstance(machine, SSHConfig) else None
@@ -186,20 +202,27 @@ class SSHExecutor:
             config.cloudflare_service_token_id = machine.cloudflare_service_token_id
             config.cloudflare_service_token_secret = machine.cloudflare_service_token_secret
         if known is None:
-            config.user = config.user or self._username
+            config.user = config.user or getattr(machine, "ssh_username", None) or self._username
             config.key_path = config.key_path or self._key_path
         return config, _name(machine)
 
+    def _address(self, machine: Any) -> str | None:
+        """Where a machine is; None when it doesn't say."""
+        if isinstance(machine, str):
+            return machine
+        if isinstance(machine, SSHConfig):
+            return machine.host
+        if isinstance(machine, Host):
+            return LOCAL if machine.is_local else machine.address
+        found = getattr(machine, "tailscale_hostname", None)
+        return None if found is None else str(found)
 
-def _address(machine: Any) -> str | None:
-    if isinstance(machine, str):
-        return machine
-    if isinstance(machine, SSHConfig):
-        return machine.host
-    if isinstance(machine, Host):
-        return LOCAL if machine.is_local else machine.address
-    found = getattr(machine, "tailscale_hostname", None)
-    return None if found is None else str(found)
+
+def _check_key(client: SSHClient) -> None:
+    """Raises ConfigurationError for a private key that isn't there: `ssh`, and the client, go on without it."""
+    key = client.config.key_path
+    if key and not os.path.isfile(os.path.expanduser(key)):
+        raise ConfigurationError("host.config", f"no private key at {key}; correct its path", host=client.name)
 
 
 def _name(machine: Any) -> str:

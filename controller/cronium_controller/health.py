@@ -40,9 +40,9 @@ class SSHHealth:
 
     @property
     def success_rate(self) -> float:
-        """Between 0 and 1; 1 while nothing has been tried."""
+        """Between 0 and 1; 0 while nothing has been tried."""
         calls = self.total_successes + self.total_failures
-        return self.total_successes / calls if calls else 1.0
+        return self.total_successes / calls if calls else 0.0
 
     def record_success(self, now: float) -> None:
         """A call went well."""

@@ -7,7 +7,7 @@ from typing import Any
 from . import inventory, node_sets
 from .client import SSHClient, SSHResult, default_access
 from .errors import ControllerError
-from .hosts import Host, SSHConfig
+from .hosts import SSH, Host, SSHConfig
 from .logs import logger
 
 _log = logger("cronium.client")
@@ -81,7 +81,9 @@ class KnownClients:
 
     def _made(self, name: str, user: str | None = None) -> SSHClient:
         config, host = self._known(name)
-        access = replace(default_access(), connection=host.connection, persist=host.persist)
+        # What is usual is left out, so that clients with equal access share connections.
+        connection = None if host.connection == SSH else host.connection
+        access = replace(default_access(), connection=connection, persist=host.persist)
         config = config if user is None else replace(config, user=user)
         return self._client(config, name=name, access=access, max_age=host.max_age)
 

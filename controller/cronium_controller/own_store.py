@@ -5,15 +5,14 @@ be used is no reason for a command to fail: then nothing is remembered, and that
 """
 
 import atexit
-import logging
 import os
 import threading
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from .errors import StoreError
+from .logs import logger
 
 if TYPE_CHECKING:
     from .health import HostHealth
@@ -21,17 +20,17 @@ if TYPE_CHECKING:
     from .store import Store
 
 _T = TypeVar("_T")
-_log = logging.getLogger("cronium.health")
+_log = logger("cronium.health")
 
 
 class OwnStore:
-    """Health of hosts in the default database, whichever that is at the first call.
+    """Health of hosts in one database.
 
     Its calls are made inline and take well under a millisecond. They raise StoreError.
     """
 
-    def __init__(self) -> None:
-        self._path: Path | None = None
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     def health(self, account: str) -> "HostHealth | None":
         """As `Store.health`."""
@@ -42,10 +41,6 @@ class OwnStore:
         self._on(lambda store: store.note_health(account, known, successes, failures))
 
     def _on(self, call: "Callable[[Store], _T]") -> _T | None:
-        if self._path is None:
-            from .state_path import default_path
-
-            self._path = default_path()
         return _open.on(self._path, call)
 
 
@@ -56,7 +51,8 @@ class _Open:
         self._lock = threading.Lock()
         self._stores: dict[tuple[int, Path], Store | None] = {}
         """By process, as a child must not use its parent's, and by path; None where it can't be used."""
-        self._memories: weakref.WeakSet[Memory] = weakref.WeakSet()
+        self._memories: dict[tuple[int, Path], Memory] = {}
+        """By process and path, too: clients of one database have one memory."""
         atexit.register(self._end)
 
     def on(self, path: Path, call: "Callable[[Store], _T]") -> _T | None:
@@ -64,8 +60,11 @@ class _Open:
             store = self._store(path)
             return None if store is None else call(store)
 
-    def remember(self, memory: "Memory") -> None:
-        self._memories.add(memory)
+    def memory(self, path: Path) -> "Memory":
+        from .memory import Memory
+
+        with self._lock:
+            return self._memories.setdefault((os.getpid(), path), Memory(OwnStore(path)))
 
     def _store(self, path: Path) -> "Store | None":
         from .store import Store
@@ -80,8 +79,9 @@ class _Open:
         return self._stores[key]
 
     def _end(self) -> None:
-        for memory in list(self._memories):
-            memory.save()
+        for (process, _), memory in list(self._memories.items()):
+            if process == os.getpid():
+                memory.save()
         with self._lock:
             for (process, _), store in self._stores.items():
                 if store is not None and process == os.getpid():
@@ -93,9 +93,10 @@ _open: Final = _Open()
 
 
 def own_memory() -> "Memory":
-    """What the calls of all processes have shown of hosts; what is not yet written is when this process ends."""
-    from .memory import Memory
+    """What the calls of all processes have shown of hosts; what is not yet written is when this process ends.
 
-    memory = Memory(OwnStore())
-    _open.remember(memory)
-    return memory
+    The same one for each database, which is the default one, whichever that is now.
+    """
+    from .state_path import default_path
+
+    return _open.memory(default_path())

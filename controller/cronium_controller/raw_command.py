@@ -227,7 +227,10 @@ async def asked(connection: Connection, text: str, timeout: float) -> Completed:
         running.close()
 
 
-async def end_tree(connection: Connection, command_id: str) -> bool:
-    """Ends every process of a command on its host. Whether none is left. Raises asyncssh's errors."""
-    text = remote_shell.in_sh(remote_shell.ending(command_id, GRACE_SECONDS))
+async def end(connection: Connection, command_id: str, *, tree: bool = False) -> bool:
+    """Ends a command's processes on its host, those that go on by themselves excepted unless `tree`.
+
+    Whether none is left. Raises asyncssh's errors.
+    """
+    text = remote_shell.in_sh(remote_shell.ending(command_id, GRACE_SECONDS, tree=tree))
     return (await asked(connection, text, ENDING_SECONDS)).exit_status == 0

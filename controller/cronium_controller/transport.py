@@ -20,6 +20,7 @@ from cronium_runner.wire.text import last_words
 
 from .addresses import connected
 from .errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError, reason
+from .hosts import split_port
 from .ssh_settings import SSHSettings
 
 TAILSCALE: Final = "tailscale"
@@ -34,6 +35,8 @@ ATTEMPT_SECONDS: Final = 30.0
 REMEMBERED_SECONDS: Final = 600.0
 """How long the way that worked is tried first: a dead first way is not paid for on every call, and a better one that
 came back is found within ten minutes."""
+SSH_PORT: Final = 22
+"""Where a Tailscale address that names no port is dialled: a port of the host's public address is another machine's."""
 CLOUDFLARED: Final = "cloudflared"
 LAST_WORDS_SECONDS: Final = 1.0
 """How long a program that carries a route may take to end once its socket is closed, before its words are given up."""
@@ -193,8 +196,9 @@ async def opened(way: Route, host: Routed, settings: SSHSettings, timeout: float
 
 
 async def _connected(way: Route, host: Routed, settings: SSHSettings) -> socket.socket:
-    if way.transport != DIRECT:  # an address of its own, for the same port
-        return await connected(host.name, way.address, settings.port)
+    if way.transport != DIRECT:
+        address, port = split_port(way.address, way.address)
+        return await connected(host.name, address, port or SSH_PORT)
     return await connected(
         host.name,
         settings.host_name,

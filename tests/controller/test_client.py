@@ -4,15 +4,18 @@ import ast
 import asyncio
 import builtins
 import functools
+import gc
 import logging
 import os
 import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import FunctionType
@@ -34,6 +37,9 @@ from cronium_controller import (
     connection,
     get_ssh_client,
     raw_command,
+    run_ssh_command,
+    run_ssh_command_async,
+    run_ssh_command_sync,
     transport,
 )
 from cronium_controller.access import Access
@@ -152,7 +158,9 @@ async def test_folder_variables_and_environment_apply_to_a_compound_command(serv
         async with SSHClient(config) as client:
             for _ in range(3):
                 assert (await client.run_async(command, env=given)).stdout == wanted
-            assert (await client.run_async("pwd", cwd="/")).stderr.strip() == "cannot read venv/activate"
+            refused = await client.run_async("pwd", cwd="/")
+            assert (refused.returncode, refused.error_code) == (255, "host.config")
+            assert "cannot read venv/activate there, which venv_activate names" in (refused.error or "")
 
 
 async def test_a_folder_that_is_not_there_keeps_the_command_from_running(client: SSHClient) -> None:
@@ -177,7 +185,7 @@ async def test_what_no_shell_could_be_told_is_refused_before_a_byte_is_sent(
     server: OpenSSHServer, client: SSHClient, command: str, how: dict[str, Any], said: str
 ) -> None:
     result = await client.run_async(command, **how)
-    assert (result.success, result.returncode, result.transport_used) == (False, -1, None)
+    assert (result.success, result.returncode, result.transport_used) == (False, 255, None)
     assert said in (result.error or "")
     assert server.count_in_log("Connection from") == 1, "only the probe of the fixture"
 
@@ -206,7 +214,7 @@ async def test_every_login_shell_gets_the_same(serve: Callable[..., OpenSSHServe
     "command",
     [
         "echo partial; echo words >&2; sleep 4711",
-        "echo partial; echo words >&2; (setsid sleep 4711 &) ; sleep 4711 | cat",
+        "echo partial; echo words >&2; (sleep 4711 &) ; sleep 4711 | cat",
         "echo partial; echo words >&2; trap '' TERM; while :; do sleep 4711; done",
         "echo partial; echo words >&2; exec >/dev/null 2>&1; while :; do sleep 4711; done; true",
     ],
@@ -219,13 +227,69 @@ async def test_a_timeout_returns_in_time_with_what_was_written_and_leaves_nothin
     began = time.monotonic()
     result = await client.run_async(command, timeout=3)
     assert (result.success, result.returncode, result.timed_out) == (False, -1, True)
-    assert (result.stdout, result.stderr) == ("partial\n", "words\n")
+    assert (result.stdout, result.stderr[:30]) == ("partial\n", "words\nCommand timed out after ")
     assert "was ended" in (result.error or "")
     assert time.monotonic() - began < LONG
     assert not leftovers(server, "4711")
-    [record] = [record for record in caplog.records if record.message == "command_timeout"]
+    [record] = [record for record in caplog.records if record.message.startswith("command_timeout host=web01 ")]
     assert (record.host, record.was_ended) == ("web01", True)  # type: ignore[attr-defined]
     assert (await client.run_async("echo still")).stdout == "still\n"
+
+
+_BACKGROUND = (
+    ("nohup sleep {0} >/dev/null 2>&1 &", True),
+    ("setsid sleep {0} &", True),
+    ("nohup sh -c 'sleep {0}; true' >log 2>&1 &", True),  # with what it has started
+    ("sleep {0} >/dev/null 2>&1 &", False),  # a hang-up ends it
+    ("nohup sleep {0} &", False),  # it holds the command's output
+)
+
+
+async def test_what_was_put_into_the_background_outlives_a_timeout(
+    server: OpenSSHServer, client: SSHClient, home: Path
+) -> None:
+    for is_posix in (False, True):
+        client._commands.is_posix = is_posix
+        started = " ".join(text.format(5000 + number) for number, (text, _) in enumerate(_BACKGROUND))
+        for kill in ("command", "tree"):
+            result = await client.run_async(f"{started} echo up; sleep 5099", timeout=3, cwd="~", kill=kill)
+            assert (result.stdout, result.timed_out) == ("up\n", True)
+            assert "was ended" in (result.error or "")
+            assert not leftovers(server, "5099")
+            left = [bool(leftovers(server, str(5000 + number))) for number in range(len(_BACKGROUND))]
+            assert left == [goes_on and kill == "command" for _, goes_on in _BACKGROUND], (is_posix, kill)
+            for number in range(len(_BACKGROUND)):
+                for pid in leftovers(server, str(5000 + number)):
+                    os.kill(pid, 9)
+    refused = await client.run_async("true", kill="all")
+    assert refused.error_code == "usage.invalid"
+
+
+async def test_a_timeout_bounds_connecting_too(home: Path) -> None:
+    """A server that takes connections and says nothing: three attempts of ten seconds, were there time."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        config = SSHConfig(f"127.0.0.1:{listening.getsockname()[1]}")
+        async with SSHClient(config, name="web01", access=Access(known_hosts=str(home / "known"))) as client:
+            for result in (
+                await client.run_async("true", timeout=0.3),
+                await client.scp_from_async("/etc/hostname", "x", timeout=0.3),
+            ):
+                assert (result.success, result.returncode, result.timed_out) == (False, -1, True)
+                assert "timed out" in result.stderr
+        async with SSHExecutor(timeout=0.3) as executor:
+            with pytest.raises(ConnectionError, match=r"no connection to 127\.0\.0\.1 within 0\.3 s"):
+                await executor.execute(config, "true")
+
+
+async def test_values_that_are_not_text_are_taken(client: SSHClient, home: Path) -> None:
+    given = {"A": 1, "B": True, "C": Path("/x"), "D": 2.5, "E": None}
+    result = await client.run_async("pwd; echo $A $B $C $D ${E-unset}", cwd=home, env=given)
+    assert result
+    assert result.output == f"{home}\n1 True /x 2.5 unset"
+    assert not await client.run_async("false")
+    assert (await client.scp_to_async(Path("/etc/hostname"), home / "there")).success
 
 
 async def test_a_timeout_where_the_server_allows_one_session(serve: Callable[..., OpenSSHServer]) -> None:
@@ -294,11 +358,50 @@ async def test_parallel_first_calls_share_one_connection(
     calls = [client.run_async(("sleep 0.1; echo log", "false", "echo x")[number % 3]) for number in range(24)]
     results = await asyncio.gather(*calls)
     assert [result.returncode for result in results] == [0, 1, 0] * 8
-    events = [record.message for record in caplog.records]
+    events = [getattr(record, "event", record.message) for record in caplog.records]
     assert events.count("command_executed") == 24
     assert server.count_in_log("Accepted publickey") == events.count("ssh_connection_established")
     assert events.count("ssh_connection_established") <= 3  # OpenSSH lets ten sessions on one connection
     assert events.count("reusing_ssh_connection") >= 24
+
+
+async def test_twenty_clients_of_an_account_share(server: OpenSSHServer) -> None:
+    clients = [SSHClient(settings(server), name=f"web{number}") for number in range(20)]
+    for client in clients:
+        assert (await client.run_async("true")).success
+    assert server.count_in_log("Accepted publickey") == 1
+    for client in clients[:-1]:
+        await client.close()
+    assert (await clients[-1].run_async("true")).success
+    assert server.count_in_log("Accepted publickey") == 1, "one that another client uses was closed"
+    await clients[-1].close()
+    async with asyncio.timeout(LONG):
+        while server.session_pids():
+            await asyncio.sleep(0.02)
+
+
+def test_event_loops_leave_no_descriptor_behind(server: OpenSSHServer) -> None:
+    client = SSHClient(settings(server))
+    client._commands.is_posix = True
+
+    def open_files() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    assert asyncio.run(client.run_async("true")).success
+    before = open_files()
+    for _ in range(60):
+        assert asyncio.run(client.run_async("true")).success
+    assert open_files() <= before
+    wait_until(lambda: not server.session_pids(), "the connections' end")
+    loop = asyncio.new_event_loop()  # one that says nothing of its end
+    assert loop.run_until_complete(client.run_async("true")).success
+    loop.close()
+    del loop
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        assert asyncio.run(client.run_async("true")).success
+        gc.collect()
+    wait_until(lambda: not server.session_pids(), "the connections' end")
 
 
 async def test_sequential_calls_reuse_one_connection(client: SSHClient, server: OpenSSHServer) -> None:
@@ -393,7 +496,7 @@ async def test_a_connection_lost_under_a_command_is_said_not_guessed(client: SSH
         for pid in server.session_pids():
             os.kill(pid, 9)
         result = await call
-    assert (result.success, result.returncode, result.timed_out) == (False, -1, False)
+    assert (result.success, result.returncode, result.timed_out) == (False, 255, False)
     assert "the connection ended while the command ran" in (result.error or "")
 
 
@@ -402,7 +505,8 @@ async def test_a_host_that_is_away_is_a_result(home: Path, serve: Callable[..., 
     server.stop()
     client = SSHClient(settings(server), name="web01")
     result = await client.run_async("true")
-    assert (result.success, result.returncode, result.transport_used) == (False, -1, None)
+    assert (result.success, result.returncode, result.transport_used) == (False, 255, None)
+    assert f"ssh: connect to host 127.0.0.1 port {server.port}: Connection refused" in result.stderr
     assert (result.error or "").startswith("web01: cannot connect to 127.0.0.1: Connection refused")
     alive, why = await client.check_connectivity()
     assert not alive
@@ -429,9 +533,9 @@ while piece := there.recv(65536):
 @pytest.mark.parametrize(
     ("ways", "used"),
     [
-        ({"tailscale_ip": "127.0.0.1"}, "tailscale"),
+        ({"tailscale_ip": "127.0.0.1:PORT"}, "tailscale"),
         ({"tailscale_ip": "127.0.0.9"}, "direct"),
-        ({"tailscale_ip": "127.0.0.1", "host": "127.0.0.9"}, "tailscale"),
+        ({"tailscale_ip": "127.0.0.1:PORT", "host": "127.0.0.9"}, "tailscale"),
         ({"tailscale_ip": "127.0.0.9", "host": "127.0.0.9"}, "cloudflare"),
     ],
 )
@@ -445,7 +549,8 @@ async def test_the_way_that_was_taken_is_told(
     program.chmod(0o700)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     config = settings(
-        server, **ways, cloudflare_tunnel="ssh.example.com",
+        server, **{key: value.replace("PORT", str(server.port)) for key, value in ways.items()},
+        cloudflare_tunnel="ssh.example.com",
         cloudflare_service_token_id="the-id", cloudflare_service_token_secret="the-secret",
     )  # fmt: skip
     async with SSHClient(config) as client:
@@ -457,11 +562,55 @@ async def test_the_way_that_was_taken_is_told(
     assert server.count_in_log("Accepted publickey") == 1
 
 
+async def test_a_failure_names_the_address_that_was_dialled(home: Path) -> None:
+    access = Access(known_hosts=str(home / "known"), attempts=1)
+    config = SSHConfig("127.0.0.1", port=1, tailscale_ip="127.0.0.9:2", connect_timeout=5)
+    async with SSHClient(config, name="web01", access=access) as client:
+        result = await client.run_async("true")
+    assert "tailscale: cannot connect to 127.0.0.9:2: Connection refused" in result.stderr
+    assert "direct: cannot connect to 127.0.0.1: Connection refused" in result.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["Subsystem sftp /bin/false"]], ids=["sftp", "shell"])
+async def test_patterns_stand_for_files_on_both_sides(
+    serve: Callable[..., OpenSSHServer], home: Path, options: list[str]
+) -> None:
+    for name, mode in (("a 1.txt", 0o640), ("b[2].txt", 0o755), ("c.log", 0o600), (".hidden.txt", 0o600)):
+        (home / name).write_text(name)
+        (home / name).chmod(mode)
+    (home / "there").mkdir()
+    async with SSHClient(settings(serve(options=options))) as client:
+        assert (await client.scp_to_async("*.txt", "~/there")).success
+        assert sorted(os.listdir(home / "there")) == ["a 1.txt", "b[2].txt"]
+        assert (await client.scp_to_async("b[2].txt", "~/there/one")).success, "a file of that name is no pattern"
+        assert (await client.scp_from_async("~/there/*[tx]", "back")).success
+        assert {name: (home / "back" / name).stat().st_mode & 0o777 for name in os.listdir(home / "back")} == {
+            "a 1.txt": 0o640,
+            "b[2].txt": 0o755,
+        }
+        assert (await client.scp_from_async("~/there/b[2].txt", "one")).success
+        assert (home / "one").read_text() == "b[2].txt"
+        for copying, said in (
+            (client.scp_to_async("*.nope", "~/there"), "No such file"),
+            (client.scp_from_async("~/there/*.nope", "x"), "No such file"),
+            (client.scp_from_async("~/*/a", "x"), "No such file"),
+            (client.scp_from_async("~/*/a*", "x"), "only its last part"),
+        ):
+            result = await copying
+            assert not result.success
+            assert said in result.stderr
+        (home / "links").mkdir()
+        (home / "links/a 1.txt").symlink_to(home / "c.log")
+        refused = await client.scp_from_async("~/there/a*", "links/")
+        assert "it is a link" in refused.stderr
+        assert (home / "c.log").read_text() == "c.log"
+
+
 async def test_health_counts_every_path(client: SSHClient, server: OpenSSHServer, home: Path) -> None:
     def is_healthy() -> bool:
         return client.health.is_healthy
 
-    assert client.health.success_rate == 1.0
+    assert client.health.success_rate == 0.0
     await client.run_async("true")
     await client.scp_to_async("/etc/hostname", "copy")
     assert (client.health.total_successes, client.health.consecutive_successes) == (2, 2)
@@ -554,7 +703,9 @@ async def test_files_go_there_and_back(serve: Callable[..., OpenSSHServer], home
 # -- one client for each name ----------------------------------------------------------------------------------------
 
 
-async def test_a_client_comes_by_its_name_in_the_hosts_file(server: OpenSSHServer, home: Path) -> None:
+async def test_a_client_comes_by_its_name_in_the_hosts_file(
+    server: OpenSSHServer, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (home / "cluster_hosts.yaml").write_text(
         f"runpod-h100: {{ssh_host: 127.0.0.1, ssh_port: {server.port}, ssh_key: {server.identity}}}\n"
     )
@@ -564,20 +715,43 @@ async def test_a_client_comes_by_its_name_in_the_hosts_file(server: OpenSSHServe
         assert get_ssh_client("runpod-h100") is client
         assert (await client.run_async("echo hello")).host == "runpod-h100"
         assert get_ssh_client("alias").config == SSHConfig("alias")
-        with pytest.raises(ControllerError, match="did you mean 'runpod-h100'") as refused:
-            get_ssh_client("runpod-h10")
-        assert refused.value.code == "hosts.not_found"
-        with pytest.raises(ControllerError, match="'all' is not the name of one host"):
+        assert get_ssh_client("runpod-h10").config == SSHConfig("runpod-h10")
+        assert "did you mean 'runpod-h100'? Taken as a host name" in caplog.text
+        with pytest.raises(ControllerError, match="'all' is not the name of one host") as refused:
             get_ssh_client("all")
+        assert refused.value.code == "hosts.not_found"
     finally:
         await close_all_clients()
     assert get_ssh_client("runpod-h100") is not client
     await close_all_clients()
 
 
-def test_without_a_hosts_file_an_unknown_name_is_refused(home: Path) -> None:
-    with pytest.raises(ControllerError, match="no host 'nope': there is no hosts file"):
-        get_ssh_client("nope")
+async def test_another_row_that_is_wrong_refuses_no_host(home: Path) -> None:
+    (home / "hosts.yaml").write_text("hosts:\n  bad: {user: '${UNSET_4711}'}\n  odd: {prot: 2}\n  good: {port: 2200}\n")
+    try:
+        assert get_ssh_client("good").config == SSHConfig("good", port=2200)
+        with pytest.raises(ControllerError, match="UNSET_4711 is not set"):
+            get_ssh_client("bad")
+        with pytest.raises(ControllerError, match="did you mean 'port'"):
+            get_ssh_client("odd")
+    finally:
+        await close_all_clients()
+
+
+async def test_commands_by_name_need_no_client(server: OpenSSHServer, home: Path) -> None:
+    (home / "hosts.yaml").write_text(f"web01: {{host: {server.target}, key_path: {server.identity}}}\n")
+    try:
+        assert (await run_ssh_command("web01", "echo hello", timeout=LONG)).output == "hello"
+        tried = await run_ssh_command_async(
+            "web01", "cd; echo x >> tries; test -s nope", max_retries=2, retry_delay=0.01
+        )
+        assert (tried.success, (home / "tries").read_text()) == (False, "x\nx\n")
+        here = await asyncio.to_thread(
+            run_ssh_command_sync, "127.0.0.1", "echo $A", port=server.port, key_path=str(server.identity), env={"A": 1}
+        )
+        assert here.stdout == "1\n"
+    finally:
+        await close_all_clients()
 
 
 # -- the executor (seed 002) -----------------------------------------------------------------------------------------
@@ -705,7 +879,7 @@ async def test_a_batch_stops_at_the_first_failure(
     caplog.set_level(logging.INFO, "cronium")
     results = await executor.execute_commands(machine(server), ["echo 1", "exit 3", "echo 3"])
     assert [result.exit_code for result in results] == [0, 3]
-    [record] = [record for record in caplog.records if record.message == "command_batch_completed"]
+    [record] = [record for record in caplog.records if record.message.startswith("command_batch_completed ")]
     assert (record.commands, record.completed, record.success) == (3, 2, False)  # type: ignore[attr-defined]
     assert record.duration_seconds >= 0  # type: ignore[attr-defined]
 

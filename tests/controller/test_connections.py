@@ -42,10 +42,10 @@ async def test_calls_of_every_kind_at_once_share_one_connection(
         client._commands.is_posix = True  # else the client would ask once more which shell it is
         told = await asyncio.wait_for(asyncio.gather(*[(fetch_log, ask, run)[n % 3]() for n in range(24)]), 60)
         assert told == [b"logged\n"] * 24
-        events = [record.message for record in caplog.records]
+        events = [getattr(record, "event", record.message) for record in caplog.records]
         assert events.count("ssh_connection_established") == controller.connections_opened == 1
         assert events.count("reusing_ssh_connection") == 23
-        reuse = next(record for record in caplog.records if record.message == "reusing_ssh_connection")
+        reuse = next(record for record in caplog.records if record.message.startswith("reusing_ssh_connection "))
         assert reuse.__dict__["host"] == remote.host.name
         assert reuse.__dict__["duration"] >= 0
     assert remote.server.count_in_log("Accepted publickey") == accepted + 1

@@ -80,7 +80,7 @@ def is_idle(pid: int) -> bool:
 
 
 def test_a_timeout_is_124_with_what_was_written_and_leaves_nothing(remote: RemoteHost) -> None:
-    done = execute(remote, "--timeout", "3", "--", "echo partial; (setsid sleep 5711 &); sleep 5711")
+    done = execute(remote, "--timeout", "3", "--", "echo partial; (sleep 5711 &); sleep 5711")
     assert (done.returncode, done.stdout) == (124, b"partial\n")
     assert b"[command.timeout]" in done.stderr
     assert not running(remote, "5711")
@@ -132,7 +132,7 @@ def test_an_ended_command_has_its_grace_by_the_clock_also_where_looking_takes_lo
         assert process.stdout.readline() == b"up\n"
         monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
         began = time.monotonic()
-        assert subprocess.run(["sh", "-c", remote_shell.ending(command_id, 2)], timeout=60).returncode == 0
+        assert subprocess.run(["sh", "-c", remote_shell.ending(command_id, 2, tree=True)], timeout=60).returncode == 0
         took = time.monotonic() - began
     assert process.returncode == -signal.SIGKILL
     assert 2 <= took < 40, "2 s of grace and some looks of a second, not the 40 looks that fit into 2 s elsewhere"

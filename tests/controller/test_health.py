@@ -14,7 +14,7 @@ def half() -> float:
 
 def test_three_failures_in_a_row_are_unhealthy_and_one_success_mends() -> None:
     seen = SSHHealth()
-    assert (seen.is_healthy, seen.success_rate) == (True, 1.0)
+    assert (seen.is_healthy, seen.success_rate) == (True, 0.0)
     for now in (1.0, 2.0):
         seen.record_failure(now)
         assert seen.is_healthy

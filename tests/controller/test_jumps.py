@@ -214,7 +214,7 @@ async def test_a_cancelled_call_leaves_no_jump_host_connected(way: Way) -> None:
 
 async def test_another_route_needs_no_jump_host(way: Way) -> None:
     way.configure(CHAIN)
-    host = Host("inner", "inner", port=way.remote.server.port, tailscale_ip="127.0.0.1")
+    host = Host("inner", "inner", port=way.remote.server.port, tailscale_ip=f"127.0.0.1:{way.remote.server.port}")
     way.outer.stop()
     connections = Connections(way.remote.access(), Memory())
     connection = await connections.open(host)

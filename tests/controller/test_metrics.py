@@ -115,7 +115,7 @@ def test_every_ten_executions_are_one_line_of_the_log(caplog: pytest.LogCaptureF
         metrics.note_end(Result(str(number), Outcome.SUCCEEDED if number % 2 else Outcome.FAILED, duration_ms=10.0))
         metrics.log_sometimes(opened=1, reused=number)
     lines = [vars(record) for record in caplog.records]
-    assert [line["msg"] for line in lines] == ["execution_metrics"] * 2
+    assert [line["event"] for line in lines] == ["execution_metrics"] * 2
     assert [line["total_executions"] for line in lines] == [10, 20]
     assert (lines[1]["failed_executions"], lines[1]["connections_reused"], lines[1]["execution_seconds"]) == (
         10,

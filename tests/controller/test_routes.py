@@ -55,7 +55,7 @@ def install_cloudflared(remote: RemoteHost, monkeypatch: pytest.MonkeyPatch, *, 
 def with_routes(remote: RemoteHost, tailscale: bool, direct: bool) -> Host:
     return replace(
         remote.host,
-        tailscale_ip=UP if tailscale else DOWN,
+        tailscale_ip=f"{UP}:{remote.server.port}" if tailscale else DOWN,
         address=UP if direct else DOWN,
         cloudflare_tunnel="ssh.example.org",
         cloudflare_service_token_id="id",
@@ -89,7 +89,7 @@ async def test_the_first_route_that_is_up_is_taken(
 
 @pytest.mark.parametrize("trouble", ["key", "login"])
 async def test_a_refusal_is_met_once_whatever_routes_there_are(remote: RemoteHost, trouble: str) -> None:
-    host = replace(remote.host, tailscale_ip=UP)
+    host = replace(remote.host, tailscale_ip=f"{UP}:{remote.server.port}")
     connections = Connections(remote.access(), Memory())
     await (await connections.open(host)).close()
     expected: type[UnreachableError] = AuthenticationError
@@ -225,7 +225,7 @@ async def test_a_later_process_finds_the_service_token_again(
 
 
 async def test_a_later_process_attaches_over_tailscale(remote: RemoteHost) -> None:
-    host = replace(remote.host, name="inside", tailscale_ip=UP, address=DOWN)
+    host = replace(remote.host, name="inside", tailscale_ip=f"{UP}:{remote.server.port}", address=DOWN)
     async with remote.controller() as controller:
         await (await controller.submit(host, Job(load(remote.script("echo far")), execution_id="far"))).result()
     async with remote.controller() as controller:

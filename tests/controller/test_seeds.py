@@ -215,7 +215,7 @@ async def test_every_execution_is_logged(server: OpenSSHServer, caplog: pytest.L
     caplog.set_level(logging.INFO, "cronium")
     async with SSHExecutor(key_path=str(server.identity)) as executor:
         await executor.execute(machine(server), "exit 3")
-    [record] = [record for record in caplog.records if record.message == "command_executed"]
+    [record] = [record for record in caplog.records if record.message.startswith("command_executed ")]
     told = record.__dict__
     assert (told["command"], told["host"], told["exit_status"]) == ("exit 3", machine(server).tailscale_hostname, 3)
     assert told["duration"] > 0
@@ -312,7 +312,7 @@ print(f"{cmd} using {memory_mb}MB")
 open_gate()
 # From cluster_hosts.yaml
 client = get_ssh_client("node-id")
-assert client.config.tailscale_ip == "127.0.0.1"
+assert client.config.tailscale_ip == TAILSCALE
 # Manual Configuration
 from cronium_controller import SSHClient, SSHConfig
 config = SSHConfig(
@@ -320,7 +320,7 @@ config = SSHConfig(
     port=PORT,
     user=USER,
     key_path=KEY,
-    tailscale_ip="127.0.0.1",
+    tailscale_ip=TAILSCALE,
     cloudflare_tunnel="ssh.example.com",
     cloudflare_service_token_id="token",
     cloudflare_service_token_secret="secret"
@@ -454,7 +454,7 @@ async def test_every_example_of_the_reference(
     where = f"ssh_port: {server.port}, ssh_key: {server.identity}"
     (home / "distributed_hosts.yaml").write_text(
         f"runpod-h100: {{ssh_host: 127.0.0.1, {where}}}\n"
-        f"node-id: {{ssh_host: 127.0.0.1, tailscale_ip: 127.0.0.1, {where}}}\n"
+        f"node-id: {{ssh_host: 127.0.0.1, tailscale_ip: '127.0.0.1:{server.port}', {where}}}\n"
         f"internal-server: {{ssh_host: 127.0.0.9, {where}, cloudflare_tunnel: ssh.example.com,\n"
         "  cloudflare_service_token_id: '${CF_TOKEN_ID}', cloudflare_service_token_secret: '${CF_TOKEN_SECRET}'}\n"
     )
@@ -473,7 +473,8 @@ async def test_every_example_of_the_reference(
         gate.unlink()
 
     known: dict[str, Any] = {
-        "HOST": "127.0.0.1", "PORT": server.port, "USER": None, "KEY": str(server.identity), "FOLDER": str(home),
+        "HOST": "127.0.0.1", "TAILSCALE": f"127.0.0.1:{server.port}", "PORT": server.port, "USER": None,
+        "KEY": str(server.identity), "FOLDER": str(home),
         "asyncio": SimpleNamespace(sleep=sleep), "open_gate": open_gate, "print": lambda *_: None,
     }  # fmt: skip
     try:

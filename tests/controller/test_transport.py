@@ -191,7 +191,7 @@ async def exchange(sock: socket.socket) -> bytes:
 
 
 async def test_tailscale_is_a_connection_to_its_address(echo: int) -> None:
-    async with opened(Route("tailscale", "127.0.0.1"), Somewhere(), settings(echo), 5) as sock:
+    async with opened(Route("tailscale", f"127.0.0.1:{echo}"), Somewhere(), settings(22), 5) as sock:
         assert await exchange(sock) == b"hello"
     sock.close()
 
@@ -255,8 +255,9 @@ async def test_a_missing_cloudflared_and_a_refusing_port_are_told(
             pass
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        with pytest.raises(UnreachableError, match=r"127\.0\.0\.1: .*refused"):
-            async with opened(Route("tailscale", "127.0.0.1"), Somewhere(), settings(unused.getsockname()[1]), 5):
+        way = Route("tailscale", f"127.0.0.1:{unused.getsockname()[1]}")
+        with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:\d+: .*refused"):
+            async with opened(way, Somewhere(), settings(22), 5):
                 pass
 
 
@@ -305,7 +306,7 @@ async def test_the_last_words_of_a_proxy_command_are_in_the_error(
 
 async def test_other_routes_go_past_a_proxy_command(echo: int) -> None:
     shut = settings(echo, proxy_command="exit 3")
-    async with opened(Route("tailscale", "127.0.0.1"), Somewhere(), shut, 5) as sock:
+    async with opened(Route("tailscale", f"127.0.0.1:{echo}"), Somewhere(), shut, 5) as sock:
         assert await exchange(sock) == b"hello"
     sock.close()
 
