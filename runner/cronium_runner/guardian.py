@@ -162,13 +162,30 @@ def _start(prepared: "Prepared", submission: Submission, guardian: socket.socket
     except (RunnerError, OSError) as error:
         if supervisor is not None and supervisor.has_started:
             raise
-        with contextlib.suppress(OSError, StateDamagedError):  # then the id stays taken
-            prepared.execution.state_directory.started.take_back(prepared.execution.id)
-        prepared.execution.release()
+        if not _give_back(prepared):
+            raise
         guardian.setblocking(True)
         _tell_rejection(submission, guardian, _as_rejection(prepared.execution.state_directory, error))
         return None
     return supervisor
+
+
+def _give_back(prepared: "Prepared") -> bool:
+    """Frees the id. False where the disk refuses that, twice: then the directory stays, and the execution is `lost`.
+
+    A remembered id without a directory would pass for one whose record was removed while its script ran.
+    """
+    execution = prepared.execution
+    for _ in range(2):
+        try:
+            execution.state_directory.started.take_back(execution.id)
+        except (FileNotFoundError, StateDamagedError):
+            pass  # nothing is remembered there
+        except OSError:
+            continue
+        execution.release()
+        return True
+    return False
 
 
 def _as_rejection(state: StateDirectory, error: RunnerError | OSError) -> RunnerError:

@@ -50,6 +50,7 @@ ONCE_WRONG: Final = {
     ("run/guardian", "openat", "EIO"),
     ("run/guardian", "clone", "EAGAIN"),
     ("agent/guardian", "fcntl", "EMFILE"),
+    ("give-back/supervisor", "pwrite64", "EIO"),
 }
 
 

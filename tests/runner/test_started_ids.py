@@ -1,5 +1,6 @@
 """The ids that were started: each one kept under contention, and left out only where its record is complete."""
 
+import errno
 import fcntl
 import os
 import resource
@@ -10,10 +11,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from cronium_runner import started_ids
+from cronium_runner import guardian, started_ids
 from cronium_runner.jobdir import AlreadyClaimedError, StateDirectory
 from cronium_runner.started_ids import StartedIds
 from runner_process import PATIENCE, Host, open_files, wait_until
@@ -119,6 +122,30 @@ def test_id_started_while_another_claim_was_prepared_is_taken(tmp_path: Path) ->
         late.claim("job", {})
     assert os.listdir(state.executions) == []
     started.let_go()
+
+
+@pytest.mark.parametrize(("refusals", "is_free"), [(1, True), (2, False)])
+def test_id_that_the_disk_keeps_stays_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusals: int, is_free: bool
+) -> None:
+    """With its directory: an id that is remembered without one passes for a record that was removed."""
+    state = StateDirectory.open(str(tmp_path / "state"))
+    stage = state.stage()
+    os.mkdir(stage.work)
+    execution = stage.claim("job", {})
+    state.started.add("job")
+    real, left = StartedIds.take_back, [OSError(errno.EIO, "refused")] * refusals
+
+    def take_back(started: StartedIds, execution_id: str) -> None:
+        if left:
+            raise left.pop()
+        real(started, execution_id)
+
+    monkeypatch.setattr(StartedIds, "take_back", take_back)
+    prepared: Any = SimpleNamespace(execution=execution)
+    assert guardian._give_back(prepared) is is_free
+    assert (state.is_claimed("job"), os.path.isdir(execution.path)) == (not is_free, not is_free)
+    execution.let_go()
 
 
 def test_id_is_remembered_before_its_script_starts(host: Host) -> None:

@@ -64,6 +64,8 @@ def test_reading_what_is_no_small_file_raises(tmp_path: Path, harm: Harm) -> Non
     with pytest.raises(StateDamagedError, match=str(tmp_path / "file")) as caught:
         read_file(str(tmp_path / "file"), 1000)
     assert caught.value.code == "state.damaged"
+    if harm is as_gigabyte:
+        assert f"has {GIGABYTE} bytes" in caught.value.message, "its size is looked at, and nothing of it read"
 
 
 @pytest.mark.parametrize("harm", HARM[:3])
