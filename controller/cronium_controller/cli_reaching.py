@@ -79,7 +79,8 @@ def tunnelling(function: Any) -> Any:
         "--allow-tcp-tunnel",
         is_flag=True,
         envvar="CRONIUM_ALLOW_TCP_TUNNEL",
-        help="In API mode, where the host forwards no socket: a port that every account there can connect to.",
+        help="In API mode, where the host forwards no socket, and for scripts with expose_api: a port that every "
+        "account there can connect to.",
     )(function)
 
 

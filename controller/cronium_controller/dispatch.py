@@ -72,14 +72,15 @@ class Controller:
         allow_tcp_tunnel: bool = False,
         connections: Connections | None = None,
     ) -> None:
-        """`allow_tcp_tunnel`: in API mode, a port of the host's loopback interface where it forwards no socket.
+        """`allow_tcp_tunnel`: in API mode, a port of the host's loopback interface where it forwards no socket, and for
+        scripts whose manifest says `expose_api: true`.
 
         With `connections` those are used, and left open at the end.
         """
-        self.store = store or Store()
-        self._live = Live(self.store.path.parent, allow_tcp_tunnel=allow_tcp_tunnel)
-        self._owns_store = store is None
         self._access = access or Access()
+        self.store = store or Store()
+        self._live = Live(self.store.path.parent, allow_tcp_tunnel=allow_tcp_tunnel, warn=self._access.warn)
+        self._owns_store = store is None
         self._runners = runners or Runners()
         self.memory = Memory(self.store) if connections is None else connections.memory
         self._owns_connections = connections is None
@@ -209,6 +210,7 @@ class Controller:
     ) -> Execution:
         reached = await self.reachable.reach(host, run_as, is_whole_call=False)
         endpoint, fallback = await self._endpoint(job, reached, run_as)
+        script_endpoint = None if endpoint is None else await self._live.script_endpoint(reached, job.payload, endpoint)
         is_new = self.store.record(
             execution_id,
             host,
@@ -220,7 +222,13 @@ class Controller:
             fallback=fallback,
         )
         admitted = None if endpoint is None else await self._admit(execution_id, job, host, endpoint, is_new=is_new)
-        submission = job.submission(execution_id, follow=follow, access=admitted, server=reached.connection.server)
+        submission = job.submission(
+            execution_id,
+            follow=follow,
+            access=admitted,
+            script_endpoint=script_endpoint,
+            server=reached.connection.server,
+        )
         offsets = (0, 0) if follow else None
         conversation = reached.agent.converse(offsets)
         conversation.send(Kind.SUBMIT, submission)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cronium_runner.wire import exactjson, fields, masks
-from cronium_runner.wire.access import API, BUNDLED, Access
+from cronium_runner.wire.access import API, BUNDLED, SCRIPT_ENDPOINT, Access
 from cronium_runner.wire.limits import Limits
 from cronium_runner.wire.names import execution_id_from
 
@@ -85,10 +85,12 @@ class Job:
         *,
         follow: bool,
         access: Access | None = None,
+        script_endpoint: str | None = None,
         server: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """The body of a SUBMIT frame; `access` is what makes it one in API mode.
 
+        `script_endpoint` is what a script that may see the runtime API finds it at, where that is another place.
         `server` is what `event.server` is where the job itself says nothing about it.
         """
         body: dict[str, Any] = {"executionId": execution_id, "sha256": self.payload.sha256, "follow": follow}
@@ -108,6 +110,8 @@ class Job:
             body["limits"] = self.limits.to_json()
         if access is not None:
             body["api"] = access.to_json()
+        if script_endpoint is not None:
+            body[SCRIPT_ENDPOINT] = script_endpoint
         return body
 
 

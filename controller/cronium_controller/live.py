@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from cronium_runner.wire.access import API, Access, AccessError, from_environment
+from cronium_runner.wire.access import API, SCRIPT_ENDPOINT, Access, AccessError, from_environment
 from cronium_runner.wire.results import Outcome, Result
 
 from .errors import ControllerError, StoreError, TunnelError
 from .hosts import LOCALHOST, Host
 from .job import Job
 from .logs import logger
+from .payloads import Payload
 from .state_path import LIVE_NAME
 
 if TYPE_CHECKING:
@@ -42,11 +43,17 @@ class Live:
     """The live data of one controller's executions."""
 
     def __init__(
-        self, folder: Path, *, allow_tcp_tunnel: bool = False, environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        *,
+        allow_tcp_tunnel: bool = False,
+        environment: Mapping[str, str] | None = None,
+        warn: Callable[[str], None] = _log.warning,
     ) -> None:
         """`folder` is the controller's: its database and key are there unless the environment names others.
 
-        `allow_tcp_tunnel`: where a host refuses to forward a socket, a port of its loopback interface will do.
+        `allow_tcp_tunnel`: where a host refuses to forward a socket, a port of its loopback interface will do, and
+        scripts with `expose_api` get one.
         """
         self._folder = folder
         self._allow_tcp_tunnel = allow_tcp_tunnel
@@ -54,6 +61,10 @@ class Live:
         self._service: _Service | None = None
         self._opening = asyncio.Lock()
         self._tunnels: Tunnels | None = None
+        self._warn = warn
+        self._exposing: dict[str, bool] = {}
+        """Whether a payload's script is to see the runtime API, by the payload's SHA-256."""
+        self._has_told_exposed = False
 
     def __repr__(self) -> str:
         return f"<Live {'closed' if self._service is None else 'open'}>"
@@ -93,6 +104,59 @@ class Live:
             self._tunnels = Tunnels(allow_tcp=self._allow_tcp_tunnel)
         assert isinstance(connection, SSHConnection), "every host that is not this machine"
         return await self._tunnels.endpoint(connection, sockets, service.answering, is_other_account=is_other_account)
+
+    async def script_endpoint(self, reached: "Reached", payload: Payload, endpoint: str) -> str | None:
+        """Where a script on the host finds the runtime API by a port, None unless it is to and that is allowed.
+
+        `endpoint` is its runner's, which goes on using the socket. Raises UnreachableError.
+        """
+        if not self._allow_tcp_tunnel or self._foreign() is not None or not self._is_exposing(payload):
+            return None
+        if not endpoint.startswith("unix://"):
+            self._tell_exposed()
+            return None
+        try:
+            if SCRIPT_ENDPOINT not in (reached.agent.agent.get("knows") or ()):
+                raise TunnelError(
+                    "channel.version",
+                    "the runner there is older than this controller; `cronium deploy` brings the new one",
+                    host=reached.agent.host_name,
+                )
+            port = await self._port(reached)
+        except TunnelError as error:
+            told = error.about(reached.agent.host_name, "the script finds the runtime API at a socket, not at a port: ")
+            self._warn(told.message)
+            return None
+        self._tell_exposed()
+        return port
+
+    def _is_exposing(self, payload: Payload) -> bool:
+        from .payload_manifest import exposes_api
+
+        if payload.sha256 not in self._exposing:
+            self._exposing[payload.sha256] = exposes_api(payload)
+        return self._exposing[payload.sha256]
+
+    def _tell_exposed(self) -> None:
+        """Says it once: of many hosts each would say the same."""
+        if not self._has_told_exposed:
+            self._has_told_exposed = True
+            self._warn(
+                "expose_api with --allow-tcp-tunnel: the script finds the runtime API at a port of its host's loopback "
+                "interface; every account there can connect to it, and needs the token to get anything"
+            )
+
+    async def _port(self, reached: "Reached") -> str:
+        service = await self._opened()
+        connection = reached.connection
+        if connection.host.is_local:
+            async with self._opening:
+                return await service.listen_at_port()
+        from .connection import SSHConnection
+
+        assert isinstance(connection, SSHConnection), "every host that is not this machine"
+        assert self._tunnels is not None, "its socket was forwarded before"
+        return await self._tunnels.port(connection, service.answering)
 
     async def admit(self, execution_id: str, job: Job, host: Host, endpoint: str) -> Access:
         """Makes an execution known to the platform, with what is handed over for it, and gives it a token.
@@ -167,6 +231,7 @@ class _Service:
         self.store = store
         self.answering: Answering
         self._local: str | None = None
+        self._local_port: str | None = None
         self._tokens = tokens
         self._actor = actor
         self._open = contextlib.AsyncExitStack()
@@ -210,6 +275,17 @@ class _Service:
             await self._open.enter_async_context(listening(self.answering, unix_listener(path)))
             self._local = f"unix://{path}"
         return self._local
+
+    async def listen_at_port(self) -> str:
+        """The endpoint for scripts on this machine that ask for one: a port that every account here can connect to."""
+        from .api.serve import listening, tcp_listener
+        from .tunnel import LOOPBACK
+
+        if self._local_port is None:
+            listener = tcp_listener(LOOPBACK, 0)
+            await self._open.enter_async_context(listening(self.answering, listener))
+            self._local_port = f"http://{LOOPBACK}:{listener.getsockname()[1]}"
+        return self._local_port
 
     async def close(self) -> None:
         await self._open.aclose()

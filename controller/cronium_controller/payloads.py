@@ -28,7 +28,7 @@ IN_MEMORY: Final = 8 * 1024 * 1024
 """A payload up to this size is built in memory, a larger one in a temporary file."""
 _COMPRESSION: Final = 6
 """gzip's own default: level 9 takes twice the time for a percent or two."""
-_MANIFESTS: Final = ("manifest.yaml", "manifest.yml")
+MANIFESTS: Final = ("manifest.yaml", "manifest.yml")
 _LEFT_BY_A_LOCAL_RUN: Final = ("output.json", "variables.json")
 
 
@@ -148,7 +148,7 @@ def _manifest(entrypoint: str, fields: Mapping[str, Any]) -> bytes:
 
 
 def _from_script(path: Path, fields: Mapping[str, Any]) -> Payload:
-    if path.name in _MANIFESTS:
+    if path.name in MANIFESTS:
         raise PayloadError("payload.not_found", f"{path} is a manifest, not a script; give its directory instead")
     if not path.name.isprintable():
         raise PayloadError("payload.unsafe_name", f"{str(path)!a:.200} has a name that no manifest can hold; rename it")
@@ -163,7 +163,7 @@ def _of_script(name: str, content: bytes | Path, fields: Mapping[str, Any]) -> P
 
 
 def _from_directory(path: Path) -> Payload:
-    if not any((path / name).is_file() for name in _MANIFESTS):
+    if not any((path / name).is_file() for name in MANIFESTS):
         raise PayloadError("manifest.missing", f"{path} has no manifest.yaml; write one, or give the script itself")
     members: list[tuple[str, bytes | Path]] = []
     for folder, folders, files in os.walk(path, onerror=_raise):

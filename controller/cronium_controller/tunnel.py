@@ -56,6 +56,21 @@ class Tunnels:
         except TunnelError:
             if not self._allow_tcp:
                 raise
+        try:
+            return await self.port(connection, answering)
+        except TunnelError:
+            raise TunnelError(
+                "api.tunnel_refused",
+                "sshd there forwards neither a socket nor a port (AllowTcpForwarding, DisableForwarding); "
+                "allow one of them, or see --mode prefer-api",
+                host=host,
+            ) from None
+
+    async def port(self, connection: SSHConnection, answering: Answering) -> str:
+        """The service at a port of the host's loopback interface, which every account there can connect to.
+
+        Raises TunnelError where the host forwards none, and UnreachableError when the connection is lost.
+        """
         return await _shared(self._by_port, connection, lambda: _forward_port(connection, answering))
 
 
@@ -127,8 +142,7 @@ async def _forward_port(connection: SSHConnection, answering: Answering) -> str:
     except asyncssh.ChannelListenError:
         raise TunnelError(
             "api.tunnel_refused",
-            "sshd there forwards neither a socket nor a port (AllowTcpForwarding, DisableForwarding); "
-            "allow one of them, or see --mode prefer-api",
+            "sshd there forwards no port (AllowTcpForwarding, PermitListen, DisableForwarding); allow it there",
             host=host,
         ) from None
     except (asyncssh.Error, OSError) as error:

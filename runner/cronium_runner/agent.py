@@ -33,6 +33,7 @@ from .jobdir import ExecutionDirectory, StateDirectory
 from .payload_cache import PayloadCache
 from .submission import Submission, access_in, from_frame
 from .wire import exactjson, frames
+from .wire.access import SCRIPT_ENDPOINT
 from .wire.frames import Frame, Kind, ProtocolError
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Agent:
             "maxFrame": frames.MAX_BODY,
             "credit": frames.CREDIT,
             "hostname": os.uname().nodename,
-            "knows": ["gc", "api"],
+            "knows": ["gc", "api", SCRIPT_ENDPOINT],
             **self._sockets(),
         }
 

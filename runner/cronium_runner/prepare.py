@@ -254,7 +254,8 @@ def _exposed(submission: Submission, parsed: Manifest) -> dict[str, str]:
     """Endpoint and token, for a script that asks for them."""
     if submission.api is None or not parsed.expose_api:
         return {}
-    return {access.ENDPOINT_NAME: submission.api.endpoint, access.TOKEN_NAME: submission.api.token}
+    endpoint = submission.script_endpoint or submission.api.endpoint
+    return {access.ENDPOINT_NAME: endpoint, access.TOKEN_NAME: submission.api.token}
 
 
 def _event(submission: Submission, metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from .archive import shown
 from .digest import sha256
 from .errors import ExecutionError, InputError
 from .wire import exactjson, fields, masks
-from .wire.access import API, BUNDLED, Access, AccessError
+from .wire.access import API, BUNDLED, SCRIPT_ENDPOINT, Access, AccessError, checked_endpoint
 from .wire.limits import LimitError, Limits, from_mapping
 from .wire.names import execution_id_from, invalid_id_sentence, is_execution_id, is_sha256
 
@@ -76,6 +76,8 @@ class Submission(NamedTuple):
     """They beat the manifest's, key by key."""
     api: Access | None = None
     """With it the execution is in API mode. It is no part of what tells two submissions apart, and is kept nowhere."""
+    script_endpoint: str | None = None
+    """The endpoint that a script with `expose_api` sees; None: the same as its runner."""
 
     def __repr__(self) -> str:
         return f"<Submission {self.execution_id} {self.source!r}>"  # never the secrets
@@ -137,6 +139,7 @@ _FRAME_KEYS: Final = {
     "offsets": list,
     "follow": bool,
     "api": dict,
+    SCRIPT_ENDPOINT: str,
 }
 
 
@@ -188,6 +191,7 @@ def from_frame(body: dict[str, Any], payload_path: Callable[[str], str]) -> Subm
         limits=limits,
         keep_work=body.get("keepWork", False),
         api=access_in(body),
+        script_endpoint=_script_endpoint(body),
     ).checked()
 
 
@@ -195,6 +199,13 @@ def access_in(body: dict[str, Any]) -> Access | None:
     """What a SUBMIT or ATTACH frame says about the runtime API. Raises InputError, which never holds the token."""
     try:
         return Access.from_json(body["api"]) if "api" in body else None
+    except AccessError as error:
+        raise InputError(str(error), "api.config") from None
+
+
+def _script_endpoint(body: dict[str, Any]) -> str | None:
+    try:
+        return checked_endpoint(body[SCRIPT_ENDPOINT]) if SCRIPT_ENDPOINT in body else None
     except AccessError as error:
         raise InputError(str(error), "api.config") from None
 
@@ -218,6 +229,8 @@ def to_frame(submission: Submission, sha256: str) -> dict[str, Any]:
         body["input"] = submission.input
     if submission.api is not None:
         body["api"] = submission.api.to_json()
+    if submission.script_endpoint is not None:
+        body[SCRIPT_ENDPOINT] = submission.script_endpoint
     if submission.args is not None:
         body["args"] = list(submission.args)
     return body

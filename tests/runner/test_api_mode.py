@@ -13,7 +13,7 @@ import pytest
 
 from cronium_runner.wire.frames import Kind
 from runner_process import AgentProcess, Host, is_running, wait_until
-from stub_platform import TOKEN, Seen, StubPlatform, Upset
+from stub_platform import FOREIGN, TOKEN, Seen, StubPlatform, Upset
 
 PATIENCE = "10"
 """Seconds that a read waits for its platform here, and that undelivered writes are waited for."""
@@ -128,6 +128,17 @@ def test_the_script_sees_the_token_only_when_its_manifest_asks_and_nobody_sees_i
             with contextlib.suppress(FileNotFoundError):  # the last supervisor tidies up after its result
                 assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
     assert TOKEN.encode() not in agent.host.command_lines()
+
+
+def test_a_script_may_see_another_endpoint_than_its_runner_uses(agent: AgentProcess, stub: StubPlatform) -> None:
+    script = 'echo "$CRONIUM_API_ENDPOINT"; cronium.getVariable V\n'
+    stub.variables["V"] = "read"
+    port = "http://127.0.0.1:9"
+    shown = run(agent, stub, script, "shown", manifest="expose_api: true\n", scriptEndpoint=port)
+    assert shown["out"] == f"{port}\nread\n"
+    assert run(agent, stub, script, "hidden", scriptEndpoint=port)["out"] == "\nread\n"
+    wrong = agent.submit(agent.host.payload("true\n"), "e", api=stub.api(), scriptEndpoint="http://203.0.113.1")
+    assert agent.expect(wrong, Kind.REFUSED).json()["code"] == "api.config"
 
 
 def test_a_read_sees_what_was_written_before_the_platform_does(agent: AgentProcess, stub: StubPlatform) -> None:
@@ -245,7 +256,8 @@ def test_a_read_that_waits_is_answered_when_the_platform_comes_back(agent: Agent
 def test_what_was_not_delivered_is_counted_and_delivered_by_the_next_contact(
     agent: AgentProcess, stub: StubPlatform
 ) -> None:
-    stub.upset = lambda seen: Upset(503) if is_write(seen) else None
+    page = FOREIGN["a page"][0]
+    stub.upset = lambda seen: (page if len(stub.asked) % 2 else Upset(503)) if is_write(seen) else None
     script = "for n in 1 2 3; do cronium.setVariable A $n; done; cronium.output --json k '[1]'; cronium.output l 2\n"
     channel = agent.start(agent.host.payload(script), "e", api=stub.api())
     wait_until(lambda: len(journal(agent.host)) == 5, "the writes")

@@ -205,6 +205,22 @@ def test_a_port_where_that_is_allowed(new_host: NewHost) -> None:
     assert (result["mode"], result["stdout"]["text"]) == ("api", "1\n")
 
 
+def test_a_script_that_is_to_see_the_api_asks_it_by_a_port(shared: RemoteHost) -> None:
+    folder = shared.folder / "by-port"
+    folder.mkdir()
+    (folder / "manifest.yaml").write_text("version: v1\nentrypoint: s.sh\ninterpreter: bash\nexpose_api: true\n")
+    (folder / "s.sh").write_text(
+        f"cronium.setVariable X 1 && cronium.getVariable X\n{sys.executable} -c '\n"
+        "import os, urllib.request\n"
+        'path = "{CRONIUM_API_ENDPOINT}/executions/{CRONIUM_EXECUTION_ID}/input".format(**os.environ)\n'
+        'headers = {"Authorization": "Bearer " + os.environ["CRONIUM_API_TOKEN"]}\n'
+        "print(urllib.request.urlopen(urllib.request.Request(path, headers=headers)).read().decode())'\n"
+    )
+    result = shared.run_json("--mode", "api", "--allow-tcp-tunnel", "--input", "7", folder)
+    assert result["stdout"]["text"] == '1\n{"success":true,"data":7}\n'
+    assert b"every account there can connect to it" in result["on stderr"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("useradd") is None, reason="needs root, to make accounts")
 def test_another_account_has_no_part_in_the_socket(shared: RemoteHost) -> None:
     script = shared.script("id -un; cronium.setVariable X 1 && cronium.getVariable X")

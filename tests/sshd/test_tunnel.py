@@ -52,13 +52,27 @@ def sockets() -> Iterator[Path]:
 class Way:
     """A connection to a server, and a live service behind it."""
 
-    def __init__(self, connection: SSHConnection, live: Live, sockets: object, folder: Path) -> None:
+    def __init__(
+        self, connection: SSHConnection, live: Live, sockets: object, folder: Path, warnings: list[str]
+    ) -> None:
         self.connection = connection
+        self.warnings = warnings
         self.live = live
         self.script = folder / "script.sh"
         self.script.write_text("#!/bin/sh\n")
-        agent = SimpleNamespace(agent={"knows": ["api"], "sockets": sockets}, host_name=connection.host.name)
+        self.exposing = folder / "exposing"
+        self.exposing.mkdir(exist_ok=True)
+        (self.exposing / "manifest.yaml").write_text("version: v1\nentrypoint: s.sh\nexpose_api: true\n")
+        (self.exposing / "s.sh").write_text("true\n")
+        agent = SimpleNamespace(
+            agent={"knows": ["api", "scriptEndpoint"], "sockets": sockets}, host_name=connection.host.name
+        )
         self.reached: Any = SimpleNamespace(connection=connection, agent=agent)
+
+    async def script_endpoint(self, job: Path) -> str | None:
+        """What a script of this job is told, beside the endpoint of its runner."""
+        endpoint = await self.live.endpoint(self.reached)
+        return await self.live.script_endpoint(self.reached, load(job), endpoint)
 
     async def client(self, execution: str, **job: Any) -> Client:
         """A client on the host, with the token of an execution."""
@@ -80,9 +94,10 @@ async def way(
     with OpenSSHServer(folder / "sshd", options=options) as server:
         host = parse_host(server.target, identity=str(server.identity))
         connection = await connect(host, Access(known_hosts=str(server.known_hosts)), Remembered())
-        live = Live(folder / "controller", allow_tcp_tunnel=allow_tcp_tunnel, environment={})
+        warnings: list[str] = []
+        live = Live(folder / "controller", allow_tcp_tunnel=allow_tcp_tunnel, environment={}, warn=warnings.append)
         try:
-            yield Way(connection, live, sockets, folder)
+            yield Way(connection, live, sockets, folder, warnings)
         finally:
             await connection.close()
             await live.close()
@@ -176,6 +191,50 @@ async def test_another_account_cannot_use_the_socket(tmp_path: Path, sockets: Pa
         assert (await through.live.endpoint(through.reached)).startswith("unix://")  # those who can still have it
 
 
+async def test_a_script_that_is_to_see_the_api_gets_a_port(tmp_path: Path, sockets: Path) -> None:
+    async with way(tmp_path, str(sockets), allow_tcp_tunnel=True) as through:
+        assert await through.script_endpoint(through.script) is None
+        assert through.live._tunnels is not None
+        assert not through.live._tunnels._by_port, "no port without need"
+        port = await through.script_endpoint(through.exposing)
+        assert port is not None
+        assert port.startswith("http://127.0.0.1:")
+        assert await through.script_endpoint(through.exposing) == port
+        assert ["every account there can connect to it" in each for each in through.warnings] == [True]
+        with await through.client("one", input=1) as client, Client(port, client.token, "one") as script:
+            assert (await through.live.endpoint(through.reached)).startswith("unix://"), "the runner's stays the socket"
+            assert (await ask(script, script.get, "input"))[1]["data"] == 1
+            script.token = None
+            assert (await ask(script, script.get, "input"))[0] == 401
+    async with way(tmp_path, str(sockets)) as through:
+        assert (await through.script_endpoint(through.exposing), through.warnings) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "knows", "said"),
+    [
+        (["PermitListen none"], ["api", "scriptEndpoint"], "sshd there forwards no port"),
+        ([], ["api"], "the runner there is older"),
+    ],
+)
+async def test_where_a_script_can_have_no_port(
+    tmp_path: Path, sockets: Path, options: list[str], knows: list[str], said: str
+) -> None:
+    async with way(tmp_path, str(sockets), allow_tcp_tunnel=True, options=options) as through:
+        through.reached.agent.agent["knows"] = knows
+        assert await through.script_endpoint(through.exposing) is None
+        [warning] = through.warnings
+        assert "the script finds the runtime API at a socket, not at a port" in warning
+        assert said in warning
+
+
+async def test_a_port_for_all_is_warned_of_too(tmp_path: Path, sockets: Path) -> None:
+    options = ["AllowStreamLocalForwarding no"]
+    async with way(tmp_path, str(sockets), allow_tcp_tunnel=True, options=options) as through:
+        assert await through.script_endpoint(through.exposing) is None, "it is the runner's"
+        assert len(through.warnings) == 1
+
+
 @pytest.mark.parametrize("folder", [None, "relative", "/" + "x" * 100])
 async def test_a_folder_that_cannot_be_used(tmp_path: Path, folder: str | None) -> None:
     async with way(tmp_path, folder) as through:
@@ -219,15 +278,19 @@ async def test_a_client_that_knows_only_the_contract_by_a_port(tmp_path: Path, s
 
 
 async def test_this_machine_needs_no_tunnel(tmp_path: Path, sockets: Path) -> None:
-    live = Live(tmp_path / "controller", environment={})
+    live = Live(tmp_path / "controller", allow_tcp_tunnel=True, environment={}, warn=lambda _: None)
     local = SimpleNamespace(host=Host("localhost", "localhost", is_local=True))
-    through = Way(local, live, str(sockets), tmp_path)  # type: ignore[arg-type]
+    through = Way(local, live, str(sockets), tmp_path, [])  # type: ignore[arg-type]
     first, second = await asyncio.gather(through.client("one", input=1), through.client("two", input=2))
     [made] = sockets.iterdir()
     assert made.stat().st_mode & 0o777 == 0o600
     for client, value in ((first, 1), (second, 2)):
         with client:
             assert (await ask(client, client.get, "input"))[1]["data"] == value
+            port = await through.script_endpoint(through.exposing)
+            assert port is not None
+            with Client(port, client.token, client.execution) as script:
+                assert (await ask(script, script.get, "input"))[1]["data"] == value
     await live.close()
     assert list(sockets.iterdir()) == []
 

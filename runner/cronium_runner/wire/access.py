@@ -11,6 +11,10 @@ ENDPOINT_NAME: Final = "CRONIUM_API_ENDPOINT"
 TOKEN_NAME: Final = "CRONIUM_API_TOKEN"  # noqa: S105 - a name
 """The environment of `cronium-runner run`, and the script's when its manifest says `expose_api: true`."""
 
+SCRIPT_ENDPOINT: Final = "scriptEndpoint"
+"""What an agent knows that takes this key of a submission: the endpoint that such a script sees, where it is to see
+another than its runner."""
+
 BUNDLED: Final = "bundled"
 API: Final = "api"
 """The modes, as results and CRONIUM_HELPER_MODE name them."""
@@ -54,7 +58,7 @@ class Access(NamedTuple):
             raise AccessError("the runtime API's endpoint and token are texts")
         if not re.fullmatch(_TOKEN, token) or len(token) > LONGEST_TOKEN:
             raise AccessError("the runtime API's token is empty, too long, or has characters that no token has")
-        return cls(_checked_endpoint(endpoint), token)
+        return cls(checked_endpoint(endpoint), token)
 
     @classmethod
     def from_json(cls, value: object) -> "Access":
@@ -75,7 +79,8 @@ def from_environment(environment: Mapping[str, str]) -> "Access | None":
     return Access.checked(endpoint, token)
 
 
-def _checked_endpoint(endpoint: str) -> str:
+def checked_endpoint(endpoint: str) -> str:
+    """The endpoint without a slash at its end. Raises AccessError for one that can't be used."""
     shown = repr(endpoint[:200])
     if endpoint.startswith(_UNIX):
         path = endpoint.removeprefix(_UNIX)
