@@ -18,7 +18,7 @@ MAX_WORDS_BYTES: Final = 16 * 1024 * 1024
 MAX_STDIN: Final = 8 * 1024 * 1024
 """More than any value may have (`values.MAX_BYTES`), so more is refused without being kept."""
 MAX_DISCARDED: Final = 64 * 1024 * 1024
-"""A client is heard out up to here, so that it can be told; then its connection ends."""
+"""Standard input is heard out up to here, so that the client can be told; what comes then is not read."""
 MAX_CHUNK: Final = 1024 * 1024
 BACKLOG: Final = 256
 """Connections that may wait while the supervisor is busy: 8 processes × 20 helpers at once fit."""
@@ -27,9 +27,11 @@ Execute = Callable[["Connection", helpers.Request, bytes | None], helpers.Answer
 """Does a call for a connection. None: `Connection.answer` is given what it comes to, later."""
 
 
-_TOO_LARGE: Final = helpers.HelperError(
-    "value.too_large", f"standard input is larger than {MAX_STDIN >> 20} MiB; write a file instead"
-)
+_TOO_LARGE: Final = "value.too_large"
+
+
+class _ExcessError(Exception):
+    """A request that is larger than any may be."""
 
 
 class _BrokenError(Exception):
@@ -41,6 +43,8 @@ class _Phase(Enum):
     STDIN = auto()
     WAITING = auto()
     ANSWER = auto()
+    EXCESS = auto()
+    """As ANSWER, to a client that may still be sending what was too large: libraries read when they have sent all."""
     WATCH = auto()
 
 
@@ -104,11 +108,15 @@ class Connection:
             return self._phase is _Phase.WAITING and not was_deaf
         if self._phase is _Phase.WAITING:
             return True  # what comes after the request is nobody's
-        if self._phase is _Phase.ANSWER:
+        if self._phase in (_Phase.ANSWER, _Phase.EXCESS):
             return self.send()
         self._received += piece
         try:
             self._advance()
+        except _ExcessError as error:
+            self._received.clear()
+            self.answer(helpers.HelperError(_TOO_LARGE, str(error)).answer)
+            self._phase = _Phase.EXCESS
         except _BrokenError:
             return False
         return self.send()
@@ -132,6 +140,8 @@ class Connection:
         try:
             while self._unsent:
                 del self._unsent[: self.socket.send(self._unsent)]
+            if self._phase is _Phase.EXCESS:
+                self.socket.shutdown(socket.SHUT_WR)  # that was all; the client closes when it is ready
         except BlockingIOError:
             pass
         except OSError:
@@ -160,7 +170,8 @@ class Connection:
         if self._phase is _Phase.STDIN and self._take_stdin():
             assert self._request is not None
             if self._stdin_size > MAX_STDIN:
-                self.answer(_TOO_LARGE.answer)
+                too_large = f"standard input is larger than {MAX_STDIN >> 20} MiB; write a file instead"
+                self.answer(helpers.HelperError(_TOO_LARGE, too_large).answer)
             else:
                 self._do(self._request, bytes(self._stdin))
 
@@ -171,15 +182,15 @@ class Connection:
             self.answer(answer)
 
     def _take_stdin(self) -> bool:
-        """Collects chunks of standard input; True once the empty one has come."""
+        """Collects chunks of standard input; True once the empty one has come, or so much that nothing more is read."""
         received = self._received
         start = 0
         try:
             while len(received) - start >= 4:
                 length = int.from_bytes(received[start : start + 4])
-                if length > MAX_CHUNK or self._stdin_size + length > MAX_DISCARDED:
+                if length > MAX_CHUNK:
                     raise _BrokenError
-                if length == 0:
+                if length == 0 or self._stdin_size > MAX_DISCARDED:
                     return True
                 if len(received) - start - 4 < length:
                     return False
@@ -197,14 +208,16 @@ def _record(kind: bytes, body: bytes) -> bytes:
 
 
 def _take_words(received: bytearray) -> list[bytes] | None:
-    """The request's words once all have arrived; None until then. Raises _BrokenError."""
+    """The request's words once all have arrived; None until then. Raises _BrokenError and _ExcessError."""
     if not received.startswith(MAGIC[: len(received)]):
         raise _BrokenError
     if len(received) < 8:
         return None
     count = int.from_bytes(received[4:8])
-    if not 1 <= count <= MAX_WORDS:
+    if count < 1:
         raise _BrokenError
+    if count > MAX_WORDS:
+        raise _ExcessError(f"a call has {MAX_WORDS} words at most, and this one {count}; write a file instead")
     words: list[bytes] = []
     start, total = 8, 0
     for _ in range(count):
@@ -213,7 +226,7 @@ def _take_words(received: bytearray) -> list[bytes] | None:
         length = int.from_bytes(received[start : start + 4])
         total += length
         if total > MAX_WORDS_BYTES:
-            raise _BrokenError
+            raise _ExcessError(f"the value is larger than {MAX_WORDS_BYTES >> 20} MiB; write a file instead")
         if len(received) < start + 4 + length:
             return None
         words.append(bytes(memoryview(received)[start + 4 : start + 4 + length]))

@@ -5,6 +5,7 @@ The supervisor is the only writer, so no lock is needed and no update is lost. M
 under a temporary name first, without fsync: what has to survive is in the result, which is durable.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -222,11 +223,25 @@ class BundledValues:
                 f"{name} would be larger than {MAX_BYTES >> 20} MiB; write a file, or to standard output, instead",
             )
         try:
-            self._write(name, encoded)
+            try:
+                self._write(name, encoded)
+            except FileNotFoundError:
+                self._write_again(name, encoded)
         except OSError as error:
             raise HelperError("store.failed", f"{name} could not be written: {error.strerror}") from None
         except StateDamagedError as error:
             raise HelperError("store.failed", f"{name} could not be written: {error.what}") from None
+
+    def _write_again(self, name: str, content: bytes) -> None:
+        """Makes the folder and its files again after the script has emptied its work directory.
+
+        Where that directory itself is gone there is no place for them, and the values are in memory alone.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self.create_files()
+            if self._output is not None:
+                self._write("output.json", encode({"data": self._output}))
+            self._write(name, content)
 
     def _write(self, name: str, content: bytes) -> None:
         path = f"{self._folder}/{name}"

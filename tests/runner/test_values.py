@@ -115,9 +115,26 @@ print(values.changed_variables, values.output)
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
-def test_a_folder_that_went_away_is_a_failed_write(tmp_path: Path) -> None:
-    values = BundledValues(str(tmp_path / "gone"))
-    with pytest.raises(HelperError, match="No such file") as caught:
+def test_a_folder_that_went_away_is_made_again(tmp_path: Path) -> None:
+    values = BundledValues(str(tmp_path / "gone"), input=[1], variables={"A": "0"})
+    values.set_variable("A", "1")
+    files = {name: loads((tmp_path / "gone" / name).read_bytes()) for name in os.listdir(tmp_path / "gone")}
+    assert (files["input.json"], files["variables.json"]) == ({"data": [1]}, {"A": "1"})
+    assert set(files) == {"input.json", "variables.json", "context.json"}
+
+
+def test_without_a_place_for_them_values_are_in_memory_alone(tmp_path: Path) -> None:
+    values = BundledValues(str(tmp_path / "gone" / ".cronium"))
+    values.set_variable("A", "1")
+    values.merge_output("k", 1)
+    assert (values.changed_variables, values.output) == ({"A": "1"}, {"k": 1})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_in_the_place_of_the_folder_is_a_failed_write(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    values = BundledValues(str(tmp_path / "file"))
+    with pytest.raises(HelperError, match="Not a directory") as caught:
         values.set_variable("A", "1")
     assert caught.value.code == "store.failed"
     assert values.changed_variables == {}

@@ -43,6 +43,7 @@ CODES: Final[dict[str, str]] = {
     "execution.lost": "the supervisor died without a result; how far the script came is not known",
     "execution.elsewhere": "the execution belongs to another machine or container; its state cannot be told from here",
     "execution.set_up_timeout": "the payload could not be unpacked in time; nothing was started",
+    "execution.too_large": "the script's arguments or environment are larger than Linux takes; nothing was started",
     "execution.timeout": "the script ran longer than its timeout and was ended",
     "execution.cancelled": "the execution was cancelled and the script was ended",
     "fanout.stopped": "a run on many hosts had ended, or was interrupted, before this host's turn; nothing was started",
