@@ -13,7 +13,7 @@ import stat
 import tarfile
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -30,6 +30,9 @@ _COMPRESSION: Final = 6
 """gzip's own default: level 9 takes twice the time for a percent or two."""
 MANIFESTS: Final = ("manifest.yaml", "manifest.yml")
 _LEFT_BY_A_LOCAL_RUN: Final = ("output.json", "variables.json")
+
+_Member = tuple[str, bytes | Path | None]
+"""A name in the archive, and its content: bytes, a file of it, or None for a folder that is empty."""
 
 
 class Payload:
@@ -165,9 +168,12 @@ def _of_script(name: str, content: bytes | Path, fields: Mapping[str, Any]) -> P
 def _from_directory(path: Path) -> Payload:
     if not any((path / name).is_file() for name in MANIFESTS):
         raise PayloadError("manifest.missing", f"{path} has no manifest.yaml; write one, or give the script itself")
-    members: list[tuple[str, bytes | Path]] = []
+    members: list[_Member] = []
     for folder, folders, files in os.walk(path, onerror=_raise):
         folders.sort()
+        # Only a folder that no file's name implies has a member of its own. Macintosh members are no files to a runner.
+        if not folders and all(name.startswith("._") for name in files) and not path.samefile(folder):
+            members.append((Path(folder).relative_to(path).as_posix(), None))
         for name in sorted([*files, *(each for each in folders if os.path.islink(os.path.join(folder, each)))]):
             file = Path(folder, name)
             member = file.relative_to(path).as_posix()
@@ -180,7 +186,7 @@ def _from_directory(path: Path) -> Payload:
     return _build(path.resolve().name, members)
 
 
-def _build(label: str, members: list[tuple[str, bytes | Path]]) -> Payload:
+def _build(label: str, members: Sequence[_Member]) -> Payload:
     """The archive of the members: sorted, no times, no owners, so that only names, content and the x bit count."""
     target: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - the payload owns it
     try:
@@ -196,8 +202,12 @@ def _build(label: str, members: list[tuple[str, bytes | Path]]) -> Payload:
     return Payload(label, target)
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes | Path) -> None:
+def _add(archive: tarfile.TarFile, name: str, content: bytes | Path | None) -> None:
     entry = tarfile.TarInfo(name)
+    if content is None:
+        entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+        archive.addfile(entry)
+        return
     entry.mode = 0o644
     if isinstance(content, bytes):
         entry.size = len(content)

@@ -21,8 +21,10 @@ __all__ = [
     "copy_directory",
     "copy_script",
     "digest_of",
+    "empty_folders",
     "member_name",
     "open_payload",
+    "remove_byte_order_mark",
     "remove_tree",
     "sidecar_digest",
     "unpack",
@@ -40,6 +42,7 @@ MAX_DEPTH: Final = 32
 MAX_SIDECAR_BYTES: Final = 64 << 10
 
 _CHUNK: Final = 64 << 10
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 # Digests
@@ -240,12 +243,36 @@ def copy_directory(source: str, directory: int | str) -> list[str]:
         return sorted(tree.files)
 
 
+def empty_folders(directory: str) -> list[str]:
+    """The folders below `directory` with nothing in them, which no file's name implies; relative, in sorted order."""
+    found = (folder for folder, folders, files in os.walk(directory) if not folders and not files)
+    return sorted(os.path.relpath(folder, directory) for folder in found if folder != directory)
+
+
 def copy_script(source: str, directory: int | str) -> str:
     """Copy one script (or what a link to one names) into `directory`; answers its name there. Raises PayloadError."""
     name = member_name(os.fsencode(os.path.basename(source)))
     with Tree(directory) as tree, tree.new_file(name, os.access(source, os.X_OK)) as file:
         _copy_file(os.path.realpath(source), file)
     return name
+
+
+def remove_byte_order_mark(path: str) -> None:
+    """Take the UTF-8 byte order mark off the file at `path`, if it begins with one. Raises OSError.
+
+    Some editors put one there, invisibly: neither the kernel nor a shell then sees the `#!` line.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        size = len(_BYTE_ORDER_MARK)
+        if os.read(descriptor, size) != _BYTE_ORDER_MARK:
+            return
+        at = 0
+        while piece := os.pread(descriptor, _CHUNK, at + size):
+            at += os.pwrite(descriptor, piece, at)
+        os.ftruncate(descriptor, at)
+    finally:
+        os.close(descriptor)
 
 
 def _listing(source: str, folder: str) -> list[tuple[str, os.stat_result]]:

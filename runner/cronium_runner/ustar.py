@@ -1,7 +1,7 @@
 """Writes tar archives: headers in, bytes out. No I/O.
 
 The standard library's tarfile is not in the binary, which needs next to nothing of it. What we write is what every
-tar reads: regular files and symbolic links, no owners and no times, so that equal content gives equal bytes.
+tar reads: regular files, folders and symbolic links, no owners and no times, so that equal content gives equal bytes.
 Reading foreign archives is `archive`'s, and much stricter.
 """
 
@@ -18,6 +18,11 @@ _NAME_BYTES: Final = 100
 def file_header(name: str, size: int, mode: int) -> bytes:
     """What stands in front of a file's `size` bytes; `padding` goes behind them."""
     return _long_name(name) + _header(name, b"0", size, mode)
+
+
+def folder(name: str) -> bytes:
+    """A folder, whole: what a file's name implies needs none."""
+    return _long_name(f"{name}/") + _header(f"{name}/", b"5", 0, 0o755)
 
 
 def link(name: str, target: str) -> bytes:

@@ -18,6 +18,7 @@ import pytest
 from cronium_controller import payloads
 from cronium_controller.errors import PayloadError
 from cronium_controller.payloads import Payload, load
+from cronium_runner import payload as runner_payload
 from cronium_runner.wire.frames import DATA_PIECE
 from remote_host import resident_memory_growth
 
@@ -59,6 +60,29 @@ def refusal(path: Path) -> PayloadError:
     assert "\n" not in refused.value.message
     assert refused.value.exit_status == 125
     return refused.value
+
+
+def test_empty_folders_arrive(tmp_path: Path) -> None:
+    plain = make_directory(tmp_path / "plain", FILES)
+    before = load(plain).sha256
+    made = make_directory(tmp_path / "made", FILES)
+    for name in ("logs", "a/b/c", "lib/empty", "\u00e4" * 120, "mac"):
+        (made / name).mkdir(parents=True)
+    (made / "mac" / "._x").touch()
+    packed = load(made)
+    target = tmp_path / "target"
+    target.mkdir()
+    unpacked = runner_payload.unpack(io.BytesIO(content(packed)), str(target))
+    assert sorted(unpacked) == sorted(os.fsdecode(name.encode("latin-1")) for name in FILES)
+    assert {name for name in ("logs", "a/b/c", "lib/empty", "\u00e4" * 120, "mac") if (target / name).is_dir()} == {
+        "logs", "a/b/c", "lib/empty", "\u00e4" * 120, "mac",
+    }  # fmt: skip
+    assert load(made).sha256 == packed.sha256
+    shutil.rmtree(made / "logs")
+    assert load(made).sha256 != packed.sha256
+    for name in ("a", "lib/empty", "\u00e4" * 120, "mac"):
+        shutil.rmtree(made / name)
+    assert load(made).sha256 == before, "folders that files imply are no members, so payloads stay the same bytes"
 
 
 def test_equal_content_is_an_equal_payload(tmp_path: Path) -> None:

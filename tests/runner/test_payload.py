@@ -735,3 +735,13 @@ def test_removal_does_not_enter_a_mount(tmp_path: Path) -> None:
     assert b"StateDirectoryError" in done.stderr
     assert (outside / "kept").exists()
     assert not (work / "file").exists()
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 200_000])
+def test_a_byte_order_mark_is_taken_off(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "script"
+    content = bytes(number * number % 251 for number in range(size))
+    for mark in (b"\xef\xbb\xbf", b""):
+        path.write_bytes(mark + content)
+        payload.remove_byte_order_mark(str(path))
+        assert path.read_bytes() == content
