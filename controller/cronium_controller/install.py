@@ -184,6 +184,8 @@ async def look(site: Site) -> tuple[str, list[str]]:
     )
     ours = f"rm -f {' '.join(map(remote_shell.path, site.left))}; " if site.left else ""
     make = f"{safe_shell.FUNCTIONS}make_safe {remote_shell.path(site.runners.root)}"
+    if not site.runners.root.startswith("/"):  # without a home directory, sshd starts us in /
+        make = f"{_HOME_IS_THERE}{make}"
     script = f"{make} || exit {safe_shell.UNSAFE}; echo {MARK}; uname -sm; {ours}{sweep}; ls -t {root}"
     try:
         looked = await shell(site.connection, script)
@@ -197,6 +199,12 @@ async def look(site: Site) -> tuple[str, list[str]]:
             "deploy.unsupported", f"runners exist for Linux only; the host says {words!r}", host=site.host
         )
     return machine, [name for name in listing.split("\n") if _is_runner(name)]
+
+
+_HOME_IS_THERE: Final = (
+    f"[ -d ~/. ] || {{ echo {safe_shell.WORD} the home directory $HOME of $(id -un) is not there, or closed to it >&2; "
+    f"exit {safe_shell.UNSAFE}; }}; "
+)
 
 
 def _unsafe(site: Site, error: DeployError) -> FinalDeployError:

@@ -25,6 +25,7 @@ from .uploading import excerpt
 
 HAND_OVER_SECONDS: Final = 180.0
 """For an agent of another account, whose first one also waits for sudo and for a runner to be installed there."""
+_NO_PLACE: Final = "state.unusable"
 _CHANGED: Final = 93
 """Exit status of a start that found other files than were installed."""
 
@@ -52,17 +53,15 @@ async def start_agent(
         try:
             return await _open_known(site, start, known, run_as), None
         except AgentNotStartedError as error:
+            _refuse(error, site.host, run_as)
             site.invalidate(start[0])
-            if run_as is not None:
-                _refuse_account(error, site.host)
     wanted = None if chosen is None else _binary_of(site, chosen)
     deployment, binary = await put_on(site, wanted)
     try:
         return await _open_agent(site, binary.folder, run_as), deployment
     except AgentNotStartedError as error:
+        _refuse(error, site.host, run_as)
         site.invalidate(binary.folder)
-        if run_as is not None:
-            _refuse_account(error, site.host)
         raise DeployError(
             "deploy.failed",
             f"the runner is at {deployment.path} but does not start there: {excerpt(error.printed, error.exit_status)}",
@@ -136,8 +135,11 @@ def _start_script(site: Site, folder: str, run_as: str | None, tree: str | None)
     return f"{enter}{safe_shell.CHECK}{leave}{command}"
 
 
-def _refuse_account(error: AgentNotStartedError, host: str) -> None:
-    """Raises RefusedError when the runner is there and said why it did not become somebody else's agent."""
+def _refuse(error: AgentNotStartedError, host: str, run_as: str | None) -> None:
+    """Raises RefusedError when the runner is there and said why it serves nobody: another one would say the same.
+
+    The account has no place for executions (no home directory, say), or the runner may not become another's agent.
+    """
     told = codes.told(error.printed.decode("utf-8", "replace"))
-    if told is not None:
+    if told is not None and (run_as is not None or told[0] == _NO_PLACE):
         raise RefusedError(*told, host=host) from None

@@ -41,6 +41,8 @@ FORWARDED_SECONDS: Final = 10.0
 """How old a forwarded socket that refuses must be to be one that was left: longer than from bind(2) to listen(2)."""
 
 
+_OWN_PLACE: Final = "set CRONIUM_STATE_DIR to a directory of the account's own"
+
 COLLECTED_EVERY_SECONDS: Final = 3600.0
 """How often a collection begins by itself: what is kept is counted in days."""
 REMOVED: Final = "removed"
@@ -68,15 +70,43 @@ def default_state_directory() -> str:
     chosen = os.environ.get("CRONIUM_STATE_DIR")
     if chosen:
         return os.path.abspath(chosen)
+    return os.path.join(_home()[1], ".local/state/cronium-runner")
+
+
+def _home() -> tuple[str, str]:
+    """Name and home directory of our account in the password database. Raises StateDirectoryError."""
     import pwd
 
     try:
-        home = pwd.getpwuid(os.geteuid()).pw_dir
+        entry = pwd.getpwuid(os.geteuid())
     except KeyError:
         raise StateDirectoryError(
             f"user {os.geteuid()} has no entry in the password database; set CRONIUM_STATE_DIR to a directory"
         ) from None
-    return os.path.join(home, ".local/state/cronium-runner")
+    if not entry.pw_dir.startswith("/"):
+        raise StateDirectoryError(
+            f"{entry.pw_name} has no home directory in the password database; give it one, or {_OWN_PLACE}"
+        )
+    return entry.pw_name, entry.pw_dir
+
+
+def _check_home() -> None:
+    """The home directory, which the state directory is to be made in, is there and ours to write.
+
+    An account without one is usual for services; to root, making it would look like success. Raises
+    StateDirectoryError.
+    """
+    name, home = _home()
+    if not os.path.isdir(home):
+        raise StateDirectoryError(
+            f"the home directory {home} of {name} does not exist, and executions are kept there; make it (as root: "
+            f"mkhomedir_helper {name}), or {_OWN_PLACE}"
+        )
+    if not os.path.lexists(os.path.join(home, ".local")) and not os.access(home, os.W_OK | os.X_OK):
+        raise StateDirectoryError(
+            f"the home directory {home} cannot be written by {name}, and executions are kept there; give it to "
+            f"{name}, or {_OWN_PLACE}"
+        )
 
 
 def check_private_directory(path: str) -> None:
@@ -118,10 +148,13 @@ class StateDirectory:
     @classmethod
     def open(cls, path: str | None = None) -> "StateDirectory":
         """Makes or checks the state directory. Raises StateDirectoryError with the path and the reason."""
+        is_default = not (path or os.environ.get("CRONIUM_STATE_DIR"))
         path = path or default_state_directory()
         state = cls(path)
         try:
             if not os.path.lexists(path):
+                if is_default:
+                    _check_home()
                 safe_path.make(os.path.dirname(path))
             _ensure_private_directory(path)
             safe_path.check(path)

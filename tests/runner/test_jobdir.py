@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import shutil
 import stat
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from cronium_runner import helper_socket
-from cronium_runner.errors import ExecutionError
+from cronium_runner.errors import ExecutionError, StateDirectoryError
 from cronium_runner.jobdir import (
     SOCKET_PATH_LIMIT,
     AlreadyClaimedError,
@@ -240,10 +241,36 @@ def test_the_home_directory_of_the_account_decides_not_the_variable_home() -> No
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CRONIUM_")}
     environment |= {"HOME": "/somewhere/else", "XDG_STATE_HOME": "/x", "PYTHONPATH": f"{ROOT}/runner:{ROOT}/helpers"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    import pwd
-
     home = pwd.getpwuid(os.geteuid()).pw_dir
     assert done.stdout.strip() == f"{home}/.local/state/cronium-runner"
+
+
+@pytest.mark.parametrize(
+    ("home", "said"),
+    [
+        ("", "app has no home directory in the password database"),
+        ("relative", "app has no home directory in the password database"),
+        ("/nonexistent", "the home directory /nonexistent of app does not exist"),
+        ("{folder}/file", "the home directory {folder}/file of app does not exist"),
+        ("{folder}", "the home directory {folder} cannot be written by app"),
+    ],
+)
+def test_an_account_without_a_home_is_told_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str, said: str
+) -> None:
+    (tmp_path / "file").touch()
+    entry = pwd.struct_passwd(("app", "x", os.geteuid(), os.getegid(), "", home.format(folder=tmp_path), "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda _uid: entry)
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != str(tmp_path))  # root may always write
+    monkeypatch.delenv("CRONIUM_STATE_DIR", raising=False)
+    with pytest.raises(StateDirectoryError) as refused:
+        StateDirectory.open()
+    assert said.format(folder=tmp_path) in refused.value.message
+    assert "set CRONIUM_STATE_DIR to a directory of the account's own" in refused.value.message
+    assert os.listdir(tmp_path) == ["file"]
+    assert not os.path.lexists("/nonexistent")
+    monkeypatch.setenv("CRONIUM_STATE_DIR", str(tmp_path / "chosen"))
+    assert StateDirectory.open().path == str(tmp_path / "chosen")
 
 
 # Sockets

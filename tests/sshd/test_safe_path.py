@@ -98,6 +98,29 @@ def test_opened_folders_below_local_are_closed(new_host: NewHost) -> None:
         assert [stat.S_IMODE(path.stat().st_mode) for path in (local, local / "lib")] == [0o755, 0o755]
 
 
+def test_account_without_a_home_directory_is_told_the_way_out(new_host: NewHost, tmp_path: Path) -> None:
+    home = tmp_path / "no-home"
+    options = [f'ForceCommand export HOME={home}; eval "$SSH_ORIGINAL_COMMAND"', "Subsystem nothing internal-sftp"]
+    host = new_host(options=options)
+    for command in (["run", host.script("echo job")], ["deploy"]):
+        words = [command[0], "--host", host.server.target, *command[1:]]
+        done = host.cronium(*words, env={"CRONIUM_RUNNER_ROOT": "~/.local/lib/cronium-runner"})
+        said = done.stderr.decode()
+        assert f"the home directory {home} of " in said, done
+        assert "or name another folder in CRONIUM_RUNNER_ROOT [install.unusable]" in said
+        assert len(said.splitlines()) == 1
+    assert not home.exists()
+
+
+def test_account_without_a_place_for_executions_is_told_so(new_host: NewHost) -> None:
+    host = new_host(environment={"CRONIUM_STATE_DIR": "/dev/null/state"})
+    for _ in range(2):
+        done = host.run(host.script("echo job"))
+        assert b"/dev/null" in done.stderr
+        assert b"choose another with CRONIUM_STATE_DIR [state.unusable]" in done.stderr
+        assert b"[deploy.failed]" not in done.stderr
+
+
 def test_start_works_in_busybox(new_host: NewHost, tmp_path: Path) -> None:
     """`sh` and every tool that the start needs are busybox's."""
     busybox = shutil.which("busybox")

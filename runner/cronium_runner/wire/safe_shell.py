@@ -76,7 +76,8 @@ _PARENT: Final = "case $there in */*) there=${there%/*} ;; *) there=. ;; esac"
 FUNCTIONS: Final = (
     f"safe_path() ( {entering(chr(34) + '$1' + chr(34))}{CHECK}); "
     f'make_safe() {{ there=$1; until [ -d "${{there:-/}}" ]; do {_PARENT}; done; '
-    'safe_path "${there:-/}" || return 1; (umask 077; mkdir -p "$1") || return 1; safe_path "$1"; }; '
+    'safe_path "${there:-/}" || return 1; said=$(umask 077; mkdir -p "$1" 2>&1) || '
+    f'{{ echo "{WORD} $1 cannot be made: ${{said##*: }}" >&2; return 1; }}; safe_path "$1"; }}; '
 )
 """sh that defines two functions. `safe_path DIRECTORY` has status 0 when it is safe. `make_safe DIRECTORY` makes what
 is missing of it with mode 0700, in a safe place only."""
