@@ -93,6 +93,11 @@ def cronium() -> None:
     help="What the script may use: memory, cpu, processes, open_files, file_size or nice, like memory=512MiB; "
     "repeatable, beats the manifest's.",
 )
+@click.option(
+    "--interpreter",
+    metavar="NAME",
+    help="What runs a script, instead of what its first line or name says; a path, or a command in quotes.",
+)
 @click.option("--execution-id", metavar="ID", help="Start at most once under this id; again, it attaches.")
 @click.option(
     "--run-as",
@@ -162,8 +167,10 @@ def run(
 
     def job_for(controller: "Controller") -> Job:
         given = {"input": words.json_merged(input_texts, "--input", read)} if input_texts else {}
+        chosen = options["interpreter"]
+        fields = {} if chosen is None else {"interpreter": words.interpreter(chosen)}
         job = Job(
-            payload=payload_versions.load(script, controller.store),
+            payload=payload_versions.load(script, controller.store, fields),
             variables=words.variables(options["variables"]),
             secrets=words.secrets(options["secrets"], os.environ, read),
             event={

@@ -27,7 +27,7 @@ def payload() -> None:
 @click.argument("event_id", metavar="EVENT-ID")
 @click.argument("source", metavar="SCRIPT|DIR|PAYLOAD", type=click.Path())
 @click.option("--name", help="What the event is called; scripts see it in cronium.event.")
-@click.option("--interpreter", metavar="NAME", help="For a script: instead of what its name or first line says.")
+@click.option("--interpreter", metavar="NAME", help="For a script, instead of what its first line or name says.")
 @click.option("--arg", "args", multiple=True, metavar="TEXT", help="For a script: an argument; repeatable.")
 @click.option("--env", "environment", multiple=True, metavar="NAME=VALUE", help="For a script; repeatable, no secrets.")
 @click.option("--timeout", type=Number(), metavar="SECONDS", help="For a script.")
@@ -141,7 +141,7 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
     from cronium_runner.wire import words
 
     given: dict[str, Any] = {
-        "interpreter": options["interpreter"],
+        "interpreter": None if options["interpreter"] is None else words.interpreter(options["interpreter"]),
         "args": list(options["args"]),
         "environment": words.variables(options["environment"]),
         "timeout": options["timeout"],

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -67,13 +68,17 @@ def default_folder(store: Store) -> Path:
     return Path(chosen) if chosen else store.path.parent / "storage" / "payloads"
 
 
-def load(given: str | os.PathLike[str], store: Store) -> Payload:
+def load(given: str | os.PathLike[str], store: Store, fields: Mapping[str, Any] | None = None) -> Payload:
     """A payload from what a command is given: `event:ID`, `event:ID@VERSION`, or a path as for `payloads.load`.
 
-    Raises PayloadError.
+    `fields` are of a script's manifest. Raises PayloadError.
     """
     if not str(given).startswith(SCHEME):
-        return payloads.load(given)
+        return payloads.load(given, fields)
+    if fields:
+        raise PayloadError(
+            "usage.invalid", f"{given} has a manifest of its own: say {', '.join(fields)} to `cronium payload build`"
+        )
     return PayloadVersions(store).load(str(given))
 
 

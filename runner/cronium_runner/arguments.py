@@ -3,10 +3,11 @@
 import os
 import sys
 
+from .archive import shown
 from .errors import InputError, PayloadError
 from .submission import Archive, Folder, Script, Source
 from .wire.names import PAYLOAD_SUFFIXES
-from .wire.words import WordError
+from .wire.words import WordError, interpreter
 
 
 def read(path: str) -> bytes | None:
@@ -22,8 +23,38 @@ def read(path: str) -> bytes | None:
         raise WordError(f"cannot read {path}: {error.strerror}", "input.invalid") from None
 
 
-def source(path: str, sha256: str | None) -> Source:
-    """What `PAYLOAD|DIR|SCRIPT` names: a folder, a gzip file, or a script. Raises PayloadError."""
+def source(path: str, sha256: str | None, interpreter: str | None = None) -> Source:
+    """What `PAYLOAD|DIR|SCRIPT` names: a folder, a gzip file, or a script, and the `interpreter` of that.
+
+    Raises PayloadError, InputError, WordError.
+    """
+    found = _found(path, sha256)
+    if interpreter is None:
+        return found
+    if not isinstance(found, Script):
+        raise InputError(
+            f"{path} has a manifest of its own; write the interpreter there instead of --interpreter", "usage.invalid"
+        )
+    return found._replace(interpreter=_interpreter(interpreter))
+
+
+def _interpreter(text: str) -> str | tuple[str, ...]:
+    from . import interpreter as interpreters
+
+    words = interpreter(text)
+    if not isinstance(words, str):
+        return tuple(words)
+    name = interpreters.canonical(words)
+    if name is None:
+        raise InputError(
+            f"--interpreter: unsupported interpreter {shown(words)} (known: {interpreters.known_names()}, a path, or a "
+            "command in quotes)",
+            "usage.invalid",
+        )
+    return name
+
+
+def _found(path: str, sha256: str | None) -> Source:
     if os.path.isdir(path):
         if sha256 is not None:
             raise InputError(f"--sha256 is for payload files; {path} is a directory", "usage.invalid")

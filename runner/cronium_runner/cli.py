@@ -85,6 +85,11 @@ def _submission_options(function: Any) -> Any:
             help="memory, cpu, processes, open_files, file_size or nice, like memory=512MiB; repeatable, beats the "
             "manifest's.",
         ),
+        click.option(
+            "--interpreter",
+            metavar="NAME",
+            help="What runs a script, instead of what its first line or name says; a path, or a command in quotes.",
+        ),
         click.option("--execution-id", metavar="ID", help="Start at most once under this id."),
         click.option("--sha256", metavar="HEX", help="What the payload must hash to."),
         click.option(
@@ -243,7 +248,7 @@ def _submission(options: dict[str, Any]) -> "Submission":
     try:
         submission = Submission(
             execution_id=new_execution_id() if chosen is None else chosen,
-            source=_source(options["payload"], options["sha256"]),
+            source=_source(options["payload"], options["sha256"], options["interpreter"]),
             has_input=bool(input_texts),
             input=words.json_merged(input_texts, "--input", read) if input_texts else None,
             variables=words.variables(options["variables"]),
@@ -281,10 +286,10 @@ def _access(chosen_id: str | None) -> "Access | None":
     return found
 
 
-def _source(path: str, sha256: str | None) -> Any:
+def _source(path: str, sha256: str | None, interpreter: str | None = None) -> Any:
     from .arguments import source
 
-    return source(path, sha256)
+    return source(path, sha256, interpreter)
 
 
 def _leave_values(submission: "Submission", result: Result) -> None:

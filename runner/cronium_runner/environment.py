@@ -43,32 +43,44 @@ def script_environment(
     *,
     manifest: Mapping[str, str],
     own: Mapping[str, str],
-    helper_bin: str,
+    helpers: HelperFolder,
     execution: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """What any script of one execution gets as its environment; `for_interpreter` adds what one language needs.
 
     `inherited` is this process's environment, `manifest` and `execution` are the additions that each asks for, and
-    `own` are the documented CRONIUM_* names, which win. `helper_bin` becomes the first folder of PATH.
+    `own` are the documented CRONIUM_* names, which win. The helpers are found first, on PATH and as modules, whatever
+    language a script starts. Python doesn't keep its output back, so that it is seen at once, and not lost when the
+    script is ended.
     """
     made = {name: value for name, value in login_environment(inherited).items() if not name.startswith(_OURS)}
     made.update(manifest)
     made.update(execution or {})
     made.update(own)
-    made["PATH"] = f"{helper_bin}:{made.get('PATH') or DEFAULT_PATH}"
+    made["PATH"] = f"{helpers.bin}:{made.get('PATH') or DEFAULT_PATH}"
+    made["PYTHONPATH"] = _in_front(helpers.modules, made.get("PYTHONPATH"), ":")
+    made["NODE_PATH"] = _in_front(helpers.node, made.get("NODE_PATH"), ":")
+    made.setdefault("PYTHONUNBUFFERED", "1")
     return made
 
 
 def for_interpreter(script: Mapping[str, str], language: str, helpers: HelperFolder) -> dict[str, str]:
-    """`script` with the paths that make the library found, when `language` is `python` or `node`; else unchanged."""
+    """`script` with what makes the helpers be there without an import when `language` is `python` or `node`.
+
+    Not in programs that a script of another language starts: these import it.
+    """
     made = dict(script)
     if language == "python":
-        made["PYTHONPATH"] = _in_front(helpers.python, made.get("PYTHONPATH"), ":")
+        made["PYTHONPATH"] = helpers.python + script["PYTHONPATH"].removeprefix(helpers.modules)
     elif language == "node":
-        made["NODE_PATH"] = _in_front(helpers.node, made.get("NODE_PATH"), ":")
         preload = f"--require {_node_word(helpers.node + '/cronium.js')}"
         made["NODE_OPTIONS"] = _in_front(preload, made.get("NODE_OPTIONS"), " ")
     return made
+
+
+def login_shell_paths(helpers: HelperFolder) -> dict[str, str]:
+    """What a login shell's profiles may have set anew: variables, and the folder that each has to begin with."""
+    return {"PATH": helpers.bin, "PYTHONPATH": helpers.modules, "NODE_PATH": helpers.node}
 
 
 def _in_front(first: str, rest: str | None, separator: str) -> str:

@@ -22,7 +22,9 @@ HELPER_FILES: Final = {
     "python": ("cronium.py", "sitecustomize.py"),
     "node": ("cronium.js", "cronium.d.ts", "package.json"),
 }
-"""What is in the folders of a `HelperFolder`, besides the links in `bin`."""
+"""What is in the folders of a `HelperFolder`, besides the links."""
+MODULE_LINK: Final = ("modules/cronium.py", "../python/cronium.py")
+"""The one of `modules`, and where it leads."""
 
 
 def _helper_files() -> list[tuple[str, str]]:
@@ -31,15 +33,17 @@ def _helper_files() -> list[tuple[str, str]]:
 
 
 class HelperFolder(NamedTuple):
-    """Three absolute paths: `bin` goes on PATH, `python` on PYTHONPATH, `node` on NODE_PATH."""
+    """Absolute paths: `bin` goes on PATH, `node` on NODE_PATH, and on PYTHONPATH `python` for a Python script, whose
+    `sitecustomize` makes the module be there without an import, and `modules` for every other."""
 
     bin: str
     python: str
     node: str
+    modules: str
 
     @classmethod
     def below(cls, directory: str) -> "HelperFolder":
-        return cls(*(os.path.join(directory, name) for name in ("bin", "python", "node")))
+        return cls(*(os.path.join(directory, name) for name in cls._fields))
 
 
 def installed_executable() -> str | None:
@@ -169,7 +173,7 @@ def _make_from_source(root: str, files: dict[str, bytes]) -> str:
     """The helper folder of a runner that has no bundle, named by what is in it, so a change makes a new one."""
     from .helpers import HELPER_NAMES
 
-    digest = sha256("\n".join(HELPER_NAMES).encode())
+    digest = sha256("\n".join((*HELPER_NAMES, *MODULE_LINK)).encode())
     for name, content in sorted(files.items()):
         digest.update(b"\0%s\0%d\0" % (name.encode(), len(content)) + content)
     directory = os.path.join(root, f"source-{digest.hexdigest()[:12]}")
@@ -177,7 +181,7 @@ def _make_from_source(root: str, files: dict[str, bytes]) -> str:
         return directory
     temporary = f"{directory}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
     try:
-        for folder in ("", *HELPER_FILES):
+        for folder in ("", *HelperFolder._fields):
             safe_path.make_one(os.path.join(temporary, folder))
         for name, content in files.items():
             with open(os.path.join(temporary, name), "xb") as file:
@@ -185,6 +189,8 @@ def _make_from_source(root: str, files: dict[str, bytes]) -> str:
         os.chmod(os.path.join(temporary, "client"), location.PRIVATE)
         for name in HELPER_NAMES:
             os.symlink("../client", os.path.join(temporary, "bin", name))
+        link, goal = MODULE_LINK
+        os.symlink(goal, os.path.join(temporary, link))
         os.rename(temporary, directory)
     except OSError:
         bundle.remove(temporary)

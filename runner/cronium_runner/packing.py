@@ -109,7 +109,16 @@ def _manifest_of(source: Script, name: str) -> bytes:
             "payload.unsafe_name", f"a script cannot be handed over under the name {source.path!a:.200}; rename it"
         )
     # A JSON text is a YAML scalar too, so any other name comes out as it went in.
-    return f"version: v1\nentrypoint: {json.dumps(name, ensure_ascii=False)}\n".encode()
+    written = (
+        {"entrypoint": name}
+        if source.interpreter is None
+        else {
+            "entrypoint": name,
+            "interpreter": source.interpreter,
+        }
+    )
+    lines = (f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in written.items())
+    return "".join(["version: v1\n", *lines]).encode()
 
 
 def _write_archive(work: str, names: list[str], generated: dict[str, bytes], target: BinaryIO) -> None:
@@ -117,6 +126,8 @@ def _write_archive(work: str, names: list[str], generated: dict[str, bytes], tar
     for name, content in generated.items():
         target.write(packer.compress(ustar.file_header(name, len(content), 0o644)))
         target.write(packer.compress(content + ustar.padding(len(content))))
+    for name in payload.empty_folders(work):
+        target.write(packer.compress(ustar.folder(name)))
     for name in sorted(names, key=os.fsencode):
         with open(os.path.join(work, name), "rb") as file:
             found = os.fstat(file.fileno())

@@ -120,7 +120,7 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
     args = parsed.args if submission.args is None else submission.args
     return Prepared(
         execution=execution,
-        argv=[_moved(word, stage.work, execution.work) for word in command.argv] + list(args),
+        argv=[_moved(word, stage.work, execution.work) for word in _with_helpers(command.argv)] + list(args),
         environment=script_environment,
         timeout=timeout,
         values=values,
@@ -197,6 +197,8 @@ def _digest_of_files(directory: str, members: Iterable[str]) -> str:
     for name in sorted(set(members) - set(LEFT_BY_A_RUN)):
         with open(os.path.join(directory, name), "rb") as file:
             digest.update(os.fsencode(name) + b"\0" + bytes.fromhex(payload.digest_of(file)))
+    for name in payload.empty_folders(directory):
+        digest.update(os.fsencode(name) + b"/\0")
     return digest.hexdigest()
 
 
@@ -209,19 +211,24 @@ def _unpack(stage: Stage, source: Source) -> tuple[list[str], str]:
             return payload.unpack(file, stage.work), digest
     if isinstance(source, Folder):
         members = payload.copy_directory(source.path, stage.work)
-    else:
-        members = [payload.copy_script(source.path, stage.work)]
-    return members, _digest_of_files(stage.work, members)
+        return members, _digest_of_files(stage.work, members)
+    members = [payload.copy_script(source.path, stage.work)]
+    digest = _digest_of_files(stage.work, members)
+    if source.interpreter is not None:  # it says what the script does, as a manifest would
+        digest = sha256(f"{digest} {source.interpreter!r}".encode()).hexdigest()
+    return members, digest
 
 
 def _fill(stage: Stage, source: Source) -> tuple[Manifest, str]:
     """Puts the payload into the stage's work directory; returns its manifest and what identifies its content."""
     members, digest = _unpack(stage, source)
     if isinstance(source, Script):
-        return Manifest("v1", None, members[0]), digest
-    name = manifest.find_manifest(members)
-    with open(os.path.join(stage.work, name), "rb") as file:
-        parsed = _parsed(file.read(strict_yaml.MAX_BYTES + 1), name, frozenset(members))
+        parsed = Manifest("v1", source.interpreter, members[0])
+    else:
+        name = manifest.find_manifest(members)
+        with open(os.path.join(stage.work, name), "rb") as file:
+            parsed = _parsed(file.read(strict_yaml.MAX_BYTES + 1), name, frozenset(members))
+    payload.remove_byte_order_mark(os.path.join(stage.work, parsed.entrypoint))
     return parsed, digest
 
 
@@ -234,9 +241,18 @@ def _command(
     """
     helpers = install.helper_folder()
     inherited = {name: value for name, value in os.environ.items() if name not in hidden}
-    plain = environment.script_environment(inherited, manifest=parsed.environment, own=own, helper_bin=helpers.bin)
+    plain = environment.script_environment(inherited, manifest=parsed.environment, own=own, helpers=helpers)
     command = interpreter.resolve(parsed.interpreter, parsed.entrypoint, stage.work, plain["PATH"])
     return command, environment.for_interpreter(plain, command.kind, helpers)
+
+
+def _with_helpers(command: list[str]) -> list[str]:
+    """The command with what a login shell needs for its script to find the helpers."""
+    if len(command) < 3:  # no options: no login shell
+        return command
+    from . import login_shell
+
+    return login_shell.with_helpers(command, environment.login_shell_paths(install.helper_folder()))
 
 
 def _values(submission: Submission) -> Callable[..., BundledValues]:

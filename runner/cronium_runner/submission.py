@@ -45,9 +45,10 @@ class Folder(NamedTuple):
 
 
 class Script(NamedTuple):
-    """A single script without a manifest."""
+    """A single script without a manifest. `interpreter` is as in a `Manifest`; None: what the script says decides."""
 
     path: str
+    interpreter: str | tuple[str, ...] | None = None
 
 
 Source = Archive | Folder | Script

@@ -298,6 +298,49 @@ def test_arguments_go_to_the_script_as_they_are(host: Host) -> None:
     assert done.stdout.decode() == "<--json><a b><><-x><*><$HOME><é>"
 
 
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ("sh", b"sh\n"),
+        ("PYTHON", b"python\n"),
+        ("python3 -u", b"python\n"),
+        ("/bin/bash -l", b"bash\n"),
+        ("cobol", b"unsupported interpreter 'cobol' (known: bash, sh, "),
+        ("/opt/nothing/python", b"'/opt/nothing/python' is not on this host"),
+        ("'open", b"--interpreter: "),
+        ("", b"an empty text is no interpreter"),
+    ],
+)
+def test_an_interpreter_that_was_named_runs_the_script(host: Host, chosen: str, said: bytes) -> None:
+    text = '#!/bin/false\n""":"\necho "${BASH:-sh}" | grep -o "[a-z]*$"\nexit\n"""\nprint("python")\n'
+    done = host.run("run", "--interpreter", chosen, host.script(text, "script.pl"))
+    assert said in done.stdout + done.stderr
+    assert (done.returncode == 0) is (said.endswith(b"\n"))
+
+
+def test_a_folder_names_its_interpreter_in_its_manifest(host: Host) -> None:
+    done = host.run("run", "--interpreter", "sh", folder_job(host, "echo never"))
+    assert done.returncode == 125
+    assert b"has a manifest of its own; write the interpreter there" in done.stderr
+
+
+def test_another_interpreter_is_another_payload(host: Host) -> None:
+    script = host.script("true")
+    first = host.run_json("--execution-id", "job", "--interpreter", "sh", script)
+    assert host.run_json("--execution-id", "job", "--interpreter", "sh", script) == first
+    assert host.run_json("--execution-id", "job", script)["error"]["code"] == "execution.id_conflict"
+
+
+def test_empty_folders_of_a_job_are_there(host: Host) -> None:
+    folder = folder_job(host, '[ -d "empty/one" ] && [ -d lib/two ]\n')
+    for name in ("empty/one", "lib/two"):
+        (folder / name).mkdir(parents=True)
+    first = host.run_json("--execution-id", "job", folder)
+    assert first["state"] == "succeeded"
+    (folder / "three").mkdir()
+    assert host.run_json("--execution-id", "job", folder)["error"]["code"] == "execution.id_conflict"
+
+
 @pytest.mark.parametrize("origin", ["file", "stdin", "environment"])
 def test_a_secret_is_in_no_argument_no_file_and_no_result(host: Host, origin: str) -> None:
     value = "unrepeatable-secret-value"

@@ -13,13 +13,14 @@ from cronium_runner.environment import DEFAULT_PATH, for_interpreter, login_envi
 from cronium_runner.install import HelperFolder
 
 OWN = {"CRONIUM_HELPER_MODE": "bundled", "CRONIUM_WORK_DIR": "/w"}
-HELPERS = HelperFolder(bin="/h/bin", python="/h/python", node="/h/node")
+HELPERS = HelperFolder.below("/h")
+FOR_ALL = {"PYTHONPATH": "/h/modules", "NODE_PATH": "/h/node", "PYTHONUNBUFFERED": "1"}
 
 
 def made(
     login: dict[str, str], manifest: dict[str, str] | None = None, execution: dict[str, str] | None = None
 ) -> dict[str, str]:
-    return script_environment(login, manifest=manifest or {}, own=OWN, helper_bin="/h/bin", execution=execution)
+    return script_environment(login, manifest=manifest or {}, own=OWN, helpers=HELPERS, execution=execution)
 
 
 def test_bootloader_traces_are_removed_and_its_changes_undone() -> None:
@@ -53,7 +54,7 @@ def test_later_layers_win() -> None:
     login = {"A": "login", "B": "login", "C": "login", "PATH": "/bin"}
     manifest = {"B": "manifest", "C": "manifest", "CRONIUM_WORK_DIR": "/evil"}
     seen = made(login, manifest, {"C": "execution"})
-    assert seen == OWN | {"A": "login", "B": "manifest", "C": "execution", "PATH": "/h/bin:/bin"}
+    assert seen == OWN | FOR_ALL | {"A": "login", "B": "manifest", "C": "execution", "PATH": "/h/bin:/bin"}
 
 
 def test_the_runners_own_settings_and_the_token_are_not_handed_on() -> None:
@@ -85,27 +86,39 @@ def test_bash_env_is_the_logins_own() -> None:
     assert "BASH_ENV" not in made({})
 
 
-def test_only_python_and_node_get_library_paths() -> None:
+def test_every_script_finds_the_libraries_of_both_languages() -> None:
     plain = made({"PYTHONPATH": "/p", "NODE_PATH": "/n", "NODE_OPTIONS": "--no-warnings"})
+    assert (plain["PYTHONPATH"], plain["NODE_PATH"], plain["NODE_OPTIONS"]) == (
+        "/h/modules:/p",
+        "/h/node:/n",
+        "--no-warnings",
+    )
     assert for_interpreter(plain, "bash", HELPERS) == plain
     python = for_interpreter(plain, "python", HELPERS)
     assert python == plain | {"PYTHONPATH": "/h/python:/p"}
     node = for_interpreter(plain, "node", HELPERS)
-    assert node == plain | {
-        "NODE_PATH": "/h/node:/n",
-        "NODE_OPTIONS": "--require /h/node/cronium.js --no-warnings",
-    }
+    assert node == plain | {"NODE_OPTIONS": "--require /h/node/cronium.js --no-warnings"}
 
 
-def test_no_empty_element_which_would_mean_the_current_folder() -> None:
-    assert for_interpreter({"PYTHONPATH": ""}, "python", HELPERS) == {"PYTHONPATH": "/h/python"}
+@pytest.mark.parametrize("name", ["PYTHONPATH", "NODE_PATH"])
+def test_no_empty_element_which_would_mean_the_current_folder(name: str) -> None:
+    assert made({name: ""})[name] == FOR_ALL[name]
+
+
+@pytest.mark.parametrize(
+    ("login", "manifest", "seen"),
+    [(None, None, "1"), ("", None, ""), ("0", None, "0"), ("x", "", ""), (None, "", ""), (None, "2", "2")],
+)
+def test_python_is_unbuffered_unless_told_otherwise(login: str | None, manifest: str | None, seen: str) -> None:
+    layers = [{} if value is None else {"PYTHONUNBUFFERED": value} for value in (login, manifest)]
+    assert made(*layers)["PYTHONUNBUFFERED"] == seen
 
 
 def test_inputs_are_left_alone() -> None:
-    login, script = {"PATH": "/bin"}, {"PYTHONPATH": "/p"}
+    login, script = {"PATH": "/bin"}, {"PYTHONPATH": "/h/modules:/p"}
     made(login)
     for_interpreter(script, "python", HELPERS)
-    assert (login, script) == ({"PATH": "/bin"}, {"PYTHONPATH": "/p"})
+    assert (login, script) == ({"PATH": "/bin"}, {"PYTHONPATH": "/h/modules:/p"})
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
@@ -115,7 +128,9 @@ def test_node_understands_the_preload(name: str, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "cronium.js").write_text("globalThis.loaded = __filename;")
     (folder / "other.js").write_text("exports.found = true;")
-    environment = for_interpreter(dict(os.environ), "node", HelperFolder("", "", str(folder)))
+    helpers = HelperFolder("", "", str(folder), "")
+    plain = script_environment(os.environ, manifest={}, own={}, helpers=helpers)
+    environment = for_interpreter(plain, "node", helpers)
     program = "console.log(JSON.stringify([loaded, require('other').found]))"
     done = subprocess.run(["node", "-e", program], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [str(folder / "cronium.js"), True]
@@ -123,5 +138,7 @@ def test_node_understands_the_preload(name: str, tmp_path: Path) -> None:
 
 def test_python_finds_the_folder(tmp_path: Path) -> None:
     (tmp_path / "only_here.py").write_text("X = 1")
-    environment = for_interpreter(dict(os.environ), "python", HelperFolder("", str(tmp_path), ""))
+    helpers = HelperFolder("", str(tmp_path), "", "/h/modules")
+    plain = script_environment(os.environ, manifest={}, own={}, helpers=helpers)
+    environment = for_interpreter(plain, "python", helpers)
     subprocess.run([sys.executable, "-c", "import only_here"], env=environment, check=True)

@@ -26,6 +26,8 @@ def test_helper_folder_has_every_name_and_both_libraries(root: Path) -> None:
     assert set(os.listdir(folder.bin)) == {*HELPER_NAMES, "cronium.sh"}
     assert set(os.listdir(folder.python)) == {"cronium.py", "sitecustomize.py"}
     assert set(os.listdir(folder.node)) == {"cronium.js", "cronium.d.ts", "package.json"}
+    assert os.listdir(folder.modules) == ["cronium.py"]
+    assert os.path.samefile(f"{folder.modules}/cronium.py", f"{folder.python}/cronium.py")
     assert os.path.commonpath([*map(str, (folder.bin, folder.python, folder.node)), root]) == str(root)
     assert stat.S_IMODE(root.stat().st_mode) == 0o700
 

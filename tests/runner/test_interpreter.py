@@ -73,9 +73,83 @@ def programs(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("ending", EXTENSIONS)
 def test_inferred_from_the_ending(tmp_path: Path, programs: str, ending: str) -> None:
-    # The first line says something else, and the ending wins.
-    name = write(tmp_path, "lib/script" + ending.upper(), "#!/usr/bin/awk -f\n")
+    name = write(tmp_path, "lib/script" + ending.upper(), "no first line of that kind\n")
     assert resolve(None, name, str(tmp_path), programs).kind == EXTENSIONS[ending]
+
+
+@pytest.mark.parametrize("ending", EXTENSIONS)
+def test_the_first_line_wins_over_the_ending(tmp_path: Path, programs: str, ending: str) -> None:
+    name = write(tmp_path, "script" + ending, "#!/bin/cat -n\n")
+    assert resolve(None, name, str(tmp_path), programs) == (["/bin/cat", "-n", str(tmp_path / name)], "other")
+
+
+FIRST_LINES = [
+    # What the first line says is what the kernel would do.
+    ("x.sh", "#!/bin/bash -e", ["/bin/bash", "-e"]),
+    ("x.sh", "#!/bin/sh", ["/bin/sh"]),
+    ("x.sh", "#!/usr/bin/env sh", ["{bin}/sh"]),
+    ("x.py", "#!{other}/python", ["{other}/python"]),
+    ("x.py", "#!{other}/python -u", ["{other}/python", "-u"]),
+    ("x.py", "#!/usr/bin/env -S python3 -u", ["{bin}/python3", "-u"]),
+    ("x.ts", "#!/usr/bin/env -S deno run", ["{bin}/deno", "run"]),
+    ("x.sh", "#!\t/bin/sh \t -e\t", ["/bin/sh", "-e"]),
+    # It says no more than the ending: then where the program is, is the host's affair.
+    ("x.py", "#!/usr/bin/env python", ["{bin}/python3"]),
+    ("x.py", "#!/usr/local/bin/python3", ["{bin}/python3"]),
+    ("x.js", "#!/usr/bin/env node", ["{bin}/nodejs"]),
+    ("x.rb", "#!/usr/bin/ruby", ["{bin}/ruby"]),
+    ("x.rb", "#!/usr/bin/ruby -w", ["{bin}/ruby", "-w"]),
+    ("x.ts", "#!/usr/bin/env deno", ["{bin}/deno", "run", "--allow-all"]),
+]
+
+
+@pytest.mark.parametrize(("name", "line", "argv"), FIRST_LINES, ids=[f"{case[0]} {case[1]}" for case in FIRST_LINES])
+def test_first_line_and_ending(tmp_path: Path, name: str, line: str, argv: list[str]) -> None:
+    folders = {"bin": str(tmp_path / "bin"), "other": str(tmp_path / "other")}
+    for program in ("sh", "python3", "nodejs", "ruby", "deno"):
+        write(tmp_path, f"bin/{program}", "#!/bin/sh\n", 0o755)
+    write(tmp_path, "other/python", "#!/bin/sh\n", 0o755)
+    write(tmp_path, name, line.format(**folders) + "\nrest\n")
+    command = resolve(None, name, str(tmp_path), folders["bin"])
+    assert command.argv == [*(word.format(**folders) for word in argv), str(tmp_path / name)]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        ("x.py", "#!/opt/nothing/bin/python", "'/opt/nothing/bin/python', which the first line"),
+        ("x.py", "#!/usr/bin/python2.0", "'/usr/bin/python2.0', which the first line"),
+        ("x.sh", "#!/usr/bin/env nothing-like-this", "'nothing-like-this', which the first line"),
+        ("x.py", "#!/usr/bin/env python3 -u", r"several words it is: #!/usr/bin/env -S"),
+    ],
+)
+def test_what_the_first_line_names_and_is_not_there(tmp_path: Path, name: str, line: str, said: str) -> None:
+    write(tmp_path, name, line + "\n")
+    with pytest.raises(InterpreterNotFoundError) as caught:
+        resolve(None, name, str(tmp_path), PATH)
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize("interpreter", ["bash", ("/bin/cat", "-A")])
+def test_a_named_interpreter_wins_over_the_first_line(tmp_path: Path, interpreter: str | tuple[str, ...]) -> None:
+    name = write(tmp_path, "x.py", "#!/usr/bin/env -S python3 -u\n")
+    assert os.path.basename(resolve(interpreter, name, str(tmp_path), PATH).argv[0]) in ("bash", "cat")
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (["/usr/bin/env", "python3"], "python"),
+        (["env", "-u", "X", "A=python", "node"], "node"),
+        (["nice", "-n", "5", "/usr/bin/python3.11"], "python"),
+        (["timeout", "30", "python3", "-u"], "python"),
+        (["env", "-S", "A=1 python3 -u"], "python"),
+        (["bash", "-c", 'python3 "$0"'], "bash"),
+        (["cat", "-n"], "other"),
+    ],
+)
+def test_the_language_of_a_list_that_starts_another(tmp_path: Path, words: list[str], kind: str) -> None:
+    assert resolve(tuple(words), write(tmp_path, "script", ""), str(tmp_path), PATH).kind == kind
 
 
 SHEBANGS = [
@@ -107,10 +181,12 @@ def test_inferred_from_the_first_line(tmp_path: Path, programs: str, line: str, 
 
 @pytest.mark.parametrize(
     "line",
-    ["#!/bin/sh", "#!/bin/bash -eu", "#!/usr/bin/env bash", "#!/usr/bin/env -S bash -eu", "#!/usr/bin/env -S A=1 sh"],
-)
-def test_a_first_line_starts_the_same_as_the_kernel_does(tmp_path: Path, line: str) -> None:
-    name = write(tmp_path, "script", line + '\necho "$0 $- $1 ${A-}"\n', 0o700)
+    ["#!/bin/sh", "#!/bin/bash -eu", "#!/usr/bin/env bash", "#!/usr/bin/env -S bash -eu", "#!/usr/bin/env -S A=1 sh",
+     "#! /bin/bash\t-e ", "#!/usr/bin/env -S A=${HOME} bash -e", "#!/usr/bin/env -S A='b c' bash"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["script", "script.sh", "script.py"])
+def test_a_first_line_starts_the_same_as_the_kernel_does(tmp_path: Path, line: str, name: str) -> None:
+    write(tmp_path, name, line + '\necho "$0 $- $1 ${A-}"\n', 0o700)
     command = resolve(None, name, str(tmp_path), PATH)
     assert output_of(command.argv) == output_of([str(tmp_path / name)])
 
@@ -175,19 +251,45 @@ def test_a_program_that_cannot_be_executed(tmp_path: Path) -> None:
 def test_a_plain_sh_script_on_a_host_without_bash(tmp_path: Path, programs: str) -> None:
     (Path(programs) / "bash").unlink()
     plain = write(tmp_path, "plain.sh", "#!/bin/sh\n")
-    needs_bash = write(tmp_path, "needs.sh", "#!/bin/bash\n")
+    needs_bash = write(tmp_path, "needs.sh", "#!/usr/bin/env bash\n")
     unsaid = write(tmp_path, "unsaid.sh", "echo\n")
-    assert resolve(None, plain, str(tmp_path), programs).argv[0] == f"{programs}/sh"
+    assert resolve(None, plain, str(tmp_path), programs).argv[0] == "/bin/sh"
     for name in (needs_bash, unsaid):
         with pytest.raises(InterpreterNotFoundError, match="bash"):
             resolve(None, name, str(tmp_path), programs)
 
 
-@pytest.mark.parametrize(("interpreter", "name"), [(None, "script"), (None, "a.sh"), ("bash", "script"), ("sh", "s")])
-def test_windows_line_ending_in_the_first_line(tmp_path: Path, interpreter: str | None, name: str) -> None:
-    write(tmp_path, name, "#!/bin/bash\r\necho hi\r\n", 0o700)
+@pytest.mark.parametrize(
+    ("interpreter", "name", "first"),
+    [(None, "script", "#!/bin/bash"), (None, "a.sh", "#!/bin/bash"), ("bash", "script", "#!/bin/bash"),
+     ("sh", "s", "#!/bin/bash"), (None, "a.py", "#!/usr/bin/env python3"), (None, "a.sh", "# no first line"),
+     ("sh", "s", "set -e")],
+)  # fmt: skip
+def test_windows_line_ending_in_the_first_line(tmp_path: Path, interpreter: str | None, name: str, first: str) -> None:
+    write(tmp_path, name, f"{first}\r\necho hi\r\n", 0o700)
     with pytest.raises(NotExecutableError, match="CRLF"):
         resolve(interpreter, name, str(tmp_path), PATH)
+
+
+def test_windows_line_endings_that_the_interpreter_reads(tmp_path: Path) -> None:
+    for interpreter, name, first in [(None, "a.py", "import sys"), ("python", "b", "#!/usr/bin/env python3")]:
+        write(tmp_path, name, f"{first}\r\nprint('ok')\r\n")
+        assert output_of(resolve(interpreter, name, str(tmp_path), PATH).argv) == b"ok\n"
+
+
+@pytest.mark.parametrize("name", ["script", "a.sh", "a.py"])
+def test_text_that_no_interpreter_reads(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes("#!/bin/sh\n".encode("utf-16"))
+    with pytest.raises(NotExecutableError, match=r"UTF-16.*save it as UTF-8"):
+        resolve(None, name, str(tmp_path), PATH)
+
+
+def test_a_first_line_that_linux_would_cut(tmp_path: Path) -> None:
+    name = write(tmp_path, "a.sh", "#!/bin/sh " + "x" * 245 + "\n")
+    assert resolve(None, name, str(tmp_path), PATH).argv[1] == "x" * 245
+    name = write(tmp_path, "a.sh", "#!/bin/sh " + "x" * 246 + "\n")
+    with pytest.raises(NotExecutableError, match="longer than the 255 bytes"):
+        resolve(None, name, str(tmp_path), PATH)
 
 
 @pytest.mark.parametrize("entrypoint", ["../script", "/bin/cat", "a/../script", "..", "none", "a", "link", "", "a\0b"])

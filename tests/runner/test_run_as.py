@@ -89,9 +89,9 @@ def test_a_checkout_that_everybody_may_read_serves(host: Host, target: Account) 
         host.executable = (python, "-m", "cronium_runner")
         host.environment["PYTHONPATH"] = str(checkout)
         done = host.run(
-            "run", "--run-as", target.name, host.script("id -un; cronium.output k v; env | grep -c PYTHONPATH")
+            "run", "--run-as", target.name, host.script("id -un; cronium.output k v; echo ${PYTHONPATH##*/}")
         )
-        assert done.stdout.decode() == f"{target.name}\n0\n", done.stderr.decode()
+        assert done.stdout.decode() == f"{target.name}\nmodules\n", done.stderr.decode()
     finally:
         shutil.rmtree(checkout, ignore_errors=True)
 
@@ -200,6 +200,7 @@ def test_equal_folders_are_equal_payloads(tmp_path: Path) -> None:
     for name in ("one", "two"):
         folder = tmp_path / name
         (folder / "sub").mkdir(parents=True)
+        (folder / "empty" / "nested").mkdir(parents=True)
         (folder / "manifest.yaml").write_text("version: v1\nentrypoint: main.sh\n")
         (folder / "sub" / "x").write_text("x")
         (folder / "main.sh").write_text("true")
@@ -207,7 +208,8 @@ def test_equal_folders_are_equal_payloads(tmp_path: Path) -> None:
     first, second = (_packed(state, Folder(str(tmp_path / name))) for name in ("one", "two"))
     assert first == second
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(first[0]))) as archive:
-        assert archive.getnames() == ["main.sh", "manifest.yaml", "sub/x"]
+        assert archive.getnames() == ["empty/nested", "main.sh", "manifest.yaml", "sub/x"]
+        assert archive.getmember("empty/nested").isdir()
     assert os.listdir(state.executions) == [], "nothing is left"
 
 
@@ -216,11 +218,13 @@ def test_a_script_gets_a_manifest(tmp_path: Path) -> None:
     script = tmp_path / 'it\'s: "odd" {äöü}.sh'
     script.write_text("#!/bin/sh\n")
     script.chmod(0o755)
-    content, _ = _packed(state, Script(str(script)))
+    content, _ = _packed(state, Script(str(script), ("bash", "-l")))
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(content))) as archive:
         manifest = archive.extractfile("manifest.yaml")
         assert manifest is not None
-        assert json.loads(manifest.read().partition(b"entrypoint: ")[2]) == script.name
+        written = dict(line.split(b": ", 1) for line in manifest.read().splitlines())
+        assert json.loads(written[b"entrypoint"]) == script.name
+        assert json.loads(written[b"interpreter"]) == ["bash", "-l"]
         assert archive.getmember(script.name).mode == 0o755
 
 

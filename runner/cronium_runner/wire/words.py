@@ -27,6 +27,24 @@ class WordError(Exception):
         self.message = message
 
 
+def interpreter(text: str) -> str | list[str]:
+    """What a manifest says for `--interpreter TEXT`: a name, or the words of a command where it has a path or several.
+
+    Raises WordError for an open quote or nothing at all.
+    """
+    if text.strip() and not any(character in text for character in "/ \t"):
+        return text
+    import shlex  # of few commands only
+
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise WordError(f"--interpreter: {_shown(text)}: {error}") from None
+    if not words:
+        raise WordError("--interpreter: an empty text is no interpreter; name one, or leave the option out")
+    return words
+
+
 def json_value(text: str, option: str, read: Read) -> Any:
     """The value of `FILE|JSON`: what begins with `{` or `[` is JSON, `@FILE` a file, `-` standard input. Else it is an
     existing file, or other JSON such as a number. Raises WordError naming the option.
