@@ -1,9 +1,8 @@
 """How hosts are reached: what holds for all hosts of a controller or client. No connection is made here."""
 
 import logging
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -29,17 +28,14 @@ class HostKeyPolicy(StrEnum):
     """Anything is accepted, with a warning each time."""
 
 
-def default_known_hosts() -> str:
-    """OpenSSH's own file, so that a host we met is known to `ssh` and the other way round."""
-    return os.path.expanduser("~/.ssh/known_hosts")
-
-
 @dataclass(frozen=True, slots=True)
 class Access:
     """How hosts are reached: host-key policy and file, timeouts in seconds, who is asked for a key's passphrase."""
 
-    host_keys: HostKeyPolicy = HostKeyPolicy.ACCEPT_NEW
-    known_hosts: str = field(default_factory=default_known_hosts)
+    host_keys: HostKeyPolicy | None = None
+    """None: as StrictHostKeyChecking of the SSH configuration says."""
+    known_hosts: str | None = None
+    """A known_hosts file in place of UserKnownHostsFile; None: the files that ssh would read."""
     connect_timeout: float = CONNECT_SECONDS
     keepalive_seconds: float = KEEPALIVE_SECONDS
     """Silence after which the host is asked whether it is there, and how long each answer is awaited."""

@@ -38,14 +38,15 @@ def reaching(function: Any) -> Any:
             help="Private key; else the agent's and SSH's usual ones.",
         ),
         click.option(
-            "--known-hosts", metavar="FILE", shell_complete=completing.files, help="Instead of ~/.ssh/known_hosts."
+            "--known-hosts",
+            metavar="FILE",
+            shell_complete=completing.files,
+            help="Instead of ~/.ssh/known_hosts, or of what the SSH configuration names.",
         ),
         click.option(
             "--host-keys",
             type=click.Choice(["accept-new", "strict", "off"]),
-            default="accept-new",
-            show_default=True,
-            help="accept-new records an unknown key and refuses a changed one.",
+            help="accept-new, the default, records an unknown key and refuses a changed one.",
         ),
         click.option(
             "--connection",
@@ -111,13 +112,13 @@ async def with_controller(find: Callable[[], Any], options: dict[str, Any], work
     import logging
 
     from . import progress, show
-    from .access import Access, HostKeyPolicy, default_known_hosts
+    from .access import Access, HostKeyPolicy
     from .dispatch import Controller
     from .runners import Runners
 
     access = Access(
-        host_keys=HostKeyPolicy(options["host_keys"]),
-        known_hosts=options["known_hosts"] or os.environ.get("CRONIUM_KNOWN_HOSTS") or default_known_hosts(),
+        host_keys=HostKeyPolicy(options["host_keys"]) if options["host_keys"] else None,
+        known_hosts=options["known_hosts"] or os.environ.get("CRONIUM_KNOWN_HOSTS") or None,
         ignores_health=options.get("ignore_health", False),
         connection=options.get("connection"),
         persist=options.get("persist"),

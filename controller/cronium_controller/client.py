@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from . import background, copying, remote_shell, sharing, ssh_words
-from .access import Access, default_known_hosts
+from .access import Access
 from .connections import REFUSALS, Connections
 from .errors import ControllerError, reason
 from .executing import CHECK_SECONDS, COMMAND, Executed, HostCommands, NotInTimeError, timeout_sentence
@@ -467,7 +467,7 @@ async def _settled(task: "asyncio.Task[None]") -> None:
 
 
 def default_access() -> Access:
-    return Access(known_hosts=os.environ.get("CRONIUM_KNOWN_HOSTS") or default_known_hosts())
+    return Access(known_hosts=os.environ.get("CRONIUM_KNOWN_HOSTS") or None)
 
 
 # -- without an event loop ---------------------------------------------------------------------------------------------

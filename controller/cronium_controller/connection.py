@@ -7,28 +7,25 @@ import asyncio
 import contextlib
 import fcntl
 import functools
-import os
 import socket
 import sys
 import termios
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from .access import CONNECT_SECONDS, Access
-from .errors import AuthenticationError, ControllerError, UnreachableError, reason
-from .hostkeys import HostKeyCheck
+from .errors import ControllerError, UnreachableError, reason
 from .hosts import Host
 from .jumps import Jump, jumps
-from .own_files import is_open_key, new_warnings, open_key_sentence
+from .login import Login, LoginClient
 from .service_token import with_token
 from .sessions import Channel, Connection, Session
-from .ssh_config import ssh_settings_of
+from .ssh_config import identity_path, ssh_settings_of
 from .ssh_library import asyncssh
 from .ssh_options import options_of
-from .ssh_settings import ASK_AGENT, SSHSettings
+from .ssh_settings import SSHSettings
 from .transport import ATTEMPT_SECONDS, CLOUDFLARE, DIRECT, Remembered, Route, opened, reach
 
 _QUICK_ACK_PAUSES: Final = (0.001, 0.003, 0.008, 0.02)
@@ -251,59 +248,36 @@ async def _log_in(
     host: Host, access: Access, settings: SSHSettings, over: Route | asyncssh.SSHClientConnection
 ) -> asyncssh.SSHClientConnection:
     """Connects and authenticates by a route, or through a connection to a jump host."""
-    check = HostKeyCheck(access.host_keys, access.known_hosts, access.warn, host=host.name)
+    timeout = _connect_seconds(host, access, settings)
+    login = Login(
+        settings,
+        access.warn,
+        host=host.name,
+        identity=identity_path(host),
+        policy=access.host_keys,
+        known_hosts=access.known_hosts,
+        passphrase=access.passphrase,
+    )
 
-    class Client(asyncssh.SSHClient):
+    class Client(LoginClient):
         def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+            super().connection_made(conn)
             conn.send_packet = functools.partial(_send_packet, weakref.ref(conn))  # type: ignore[method-assign]
 
-        def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-            del host, addr, port  # `check.trusted` was asked for the same host just before
-            return check.accept(key)
-
-    timeout = _connect_seconds(host, access, settings)
-    options = options_of(settings, host.name) | {
-        "known_hosts": check.trusted,
-        "host_key_alias": settings.host_key_alias,
-        "client_factory": Client,
-        "connect_timeout": timeout,
-        "login_timeout": 2 * timeout,
-        "keepalive_interval": host.keepalive_seconds or access.keepalive_seconds,
-        "keepalive_count_max": host.keepalive_count or access.keepalive_count,
-    }
-    options |= _authentication(settings)
-    if host.identity is not None:
-        if not os.path.isfile(os.path.expanduser(host.identity)):
-            raise ControllerError(
-                "host.config", f"no private key at {host.identity}; correct --identity", host=host.name
-            )
-        if is_open_key(host.identity):
-            raise ControllerError("host.config", open_key_sentence(host.identity), host=host.name)
-        options["client_keys"] = [_private_key(os.path.expanduser(host.identity))]
-    if access.passphrase is not None:
-        options["passphrase"] = access.passphrase
-        if host.identity is not None and _is_encrypted(options["client_keys"][0]):
-            # Asked for now: asyncssh would ask late, and a wrong one would then look like the host's refusal.
-            options["passphrase"] = access.passphrase(host.identity)
-    elif os.environ.get("SSH_AUTH_SOCK"):
-        options["ignore_encrypted"] = True  # as with `ssh -i`: the agent may hold the same key, open
     try:
-        return await _connect(host, settings, options, check, over)
-    except asyncssh.PermissionDenied as error:
-        raise AuthenticationError(
-            "host.auth_failed",
-            f"the host refused our authentication ({reason(error)}); check the user and offer a key with --identity",
-            host=host.name,
-        ) from None
-    except asyncssh.HostKeyNotVerifiable as error:
-        raise check.explain(reason(error)) from None
-    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
-        raise ControllerError(
-            "host.config",
-            f"the private key cannot be used: {reason(error)}; give another with --identity, or use ssh-agent",
-            host=host.name,
-        ) from None
+        await login.prepare(timeout)
+        options = options_of(settings, host.name) | login.options()
+        options |= {
+            "client_factory": lambda: Client(login),
+            "connect_timeout": timeout,
+            "login_timeout": 2 * timeout,
+            "keepalive_interval": host.keepalive_seconds or access.keepalive_seconds,
+            "keepalive_count_max": host.keepalive_count or access.keepalive_count,
+        }
+        return await _connect(host, settings, options, over)
     except (TimeoutError, asyncssh.Error, OSError, UnicodeError, asyncssh.packet.PacketDecodeError) as error:
+        if (refusal := login.failure(error)) is not None:
+            raise refusal from None
         said = "; ".join(getattr(error, "__notes__", ()))
         dialled = over.address if isinstance(over, Route) else host.address
         told = f"cannot connect to {dialled}: {reason(error)}; check the address, and that SSH answers there"
@@ -311,23 +285,16 @@ async def _log_in(
     except ValueError as error:  # settings that contradict each other, an account without a name
         raise ControllerError("host.config", f"cannot prepare a connection: {error}", host=host.name) from None
     finally:
-        for sentence in new_warnings():
-            access.warn(sentence)
+        login.close()
 
 
-def _private_key(path: str) -> str | asyncssh.SSHKey:
-    """The key in a file; the file itself where asyncssh may find more: a passphrase to ask for, a certificate."""
-    with contextlib.suppress(OSError, asyncssh.KeyImportError):  # asyncssh says what is wrong
-        content = Path(path).read_bytes()
-        if content.count(b"-----BEGIN") == 1 and not os.path.exists(f"{path}-cert.pub"):
-            return _imported(content)
-    return path
-
-
-@functools.lru_cache(maxsize=16)
-def _imported(content: bytes) -> asyncssh.SSHKey:
-    """Taken apart once, and not for each of a thousand hosts. Raises KeyImportError, also when it is encrypted."""
-    return asyncssh.import_private_key(content)
+async def _connect(
+    host: Host, settings: SSHSettings, options: dict[str, Any], over: Route | asyncssh.SSHClientConnection
+) -> asyncssh.SSHClientConnection:
+    if not isinstance(over, Route):
+        return await asyncssh.connect(settings.host_name, tunnel=over, **options)
+    async with opened(over, host, settings, options["connect_timeout"]) as sock:
+        return await asyncssh.connect(settings.host_name, tunnel=None, sock=sock, **options)
 
 
 def _send_packet(its: "weakref.ref[asyncssh.SSHClientConnection]", kind: int, *content: bytes, **more: Any) -> None:
@@ -339,64 +306,3 @@ def _send_packet(its: "weakref.ref[asyncssh.SSHClientConnection]", kind: int, *c
         kind != asyncssh.constants.MSG_IGNORE or "cbc" in str(ssh.get_extra_info("send_cipher", "cbc"))
     ):
         type(ssh).send_packet(ssh, kind, *content, **more)
-
-
-def _is_encrypted(key: str | asyncssh.SSHKey) -> bool:
-    """Whether a private key is there but can't be read without a passphrase."""
-    if isinstance(key, asyncssh.SSHKey):
-        return False
-    try:
-        asyncssh.read_private_key(key)
-    except asyncssh.KeyImportError as error:
-        return "assphrase" in str(error)
-    except OSError:  # said when it is loaded
-        pass
-    return False
-
-
-async def _connect(
-    host: Host,
-    settings: SSHSettings,
-    options: dict[str, Any],
-    check: HostKeyCheck,
-    over: Route | asyncssh.SSHClientConnection,
-) -> asyncssh.SSHClientConnection:
-    """asyncssh asks for the recorded kinds of host key only, and a server that has none of them hangs up in silence.
-
-    Asked for any kind it shows what it has, which `check` then refuses as a changed key.
-    """
-
-    async def connect_once(**more: str) -> asyncssh.SSHClientConnection:
-        if not isinstance(over, Route):
-            return await asyncssh.connect(settings.host_name, tunnel=over, **options, **more)
-        async with opened(over, host, settings, options["connect_timeout"]) as sock:
-            return await asyncssh.connect(settings.host_name, tunnel=None, sock=sock, **options, **more)
-
-    try:
-        return await connect_once()
-    except (asyncssh.ConnectionLost, asyncssh.KeyExchangeFailed, ConnectionError):
-        if not check.has_record() or "server_host_key_algs" in options:
-            raise
-    return await connect_once(server_host_key_algs="default")
-
-
-def _authentication(settings: SSHSettings) -> dict[str, Any]:
-    """What the settings say of keys, the agent and the ways to authenticate."""
-    options: dict[str, Any] = {
-        "preferred_auth": settings.preferred_authentications or (),
-        "public_key_auth": settings.pubkey_authentication,
-        "password_auth": settings.password_authentication,
-        "kbdint_auth": settings.keyboard_interactive_authentication,
-    }
-    if settings.identity_agent is None:
-        options["agent_path"] = None
-    elif settings.identity_agent != ASK_AGENT:
-        options["agent_path"] = settings.identity_agent
-    if settings.are_identities_named:
-        options["client_keys"] = [file for file in settings.identity_files if os.path.exists(file)]
-    certificates = [file for file in settings.certificate_files if os.path.exists(file)]
-    if certificates:
-        options["client_certs"] = certificates
-    if settings.identities_only:
-        options["agent_identities"] = options.get("client_keys", ())
-    return options

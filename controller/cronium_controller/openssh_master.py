@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import pwd
 import shlex
 import shutil
 import signal
@@ -28,7 +27,7 @@ from .errors import AuthenticationError, ControllerError, UnreachableError, reas
 from .hosts import Host
 from .openssh_mux import Control, MasterGoneError, MuxError
 from .openssh_words import failure, warnings
-from .own_files import is_open_key, open_key_sentence, stranger
+from .own_files import is_open_key, open_key_phrase, stranger
 from .service_token import with_token
 from .state_path import default_path
 from .transport import ATTEMPT_SECONDS, CLOUDFLARE, CLOUDFLARED, DIRECT, TAILSCALE, Route
@@ -254,7 +253,7 @@ def _options(host: Host, access: Access) -> list[str]:
         words += ["-i", _key(host.identity, host).replace("%", "%%")]
     if access.host_keys is HostKeyPolicy.OFF:
         words += ["-o", "UserKnownHostsFile=/dev/null", "-o", "GlobalKnownHostsFile=/dev/null"]
-    elif access.known_hosts != _own_known_hosts():
+    elif access.known_hosts is not None:
         words += ["-o", f"UserKnownHostsFile={_quoted(access.known_hosts, host)}"]
     interval = host.keepalive_seconds or access.keepalive_seconds
     given = {
@@ -274,15 +273,8 @@ def _key(identity: str, host: Host) -> str:
     if not os.path.isfile(path):
         raise ControllerError("host.config", f"no private key at {identity}; correct --identity", host=host.name)
     if is_open_key(path):
-        raise ControllerError("host.config", open_key_sentence(path), host=host.name)
+        raise ControllerError("host.config", f"the private key {path} {open_key_phrase(path)}", host=host.name)
     return path
-
-
-def _own_known_hosts() -> str | None:
-    """Where ssh looks by itself: it goes by the password database, not by HOME."""
-    with contextlib.suppress(KeyError):
-        return os.path.join(pwd.getpwuid(os.geteuid()).pw_dir, ".ssh", "known_hosts")
-    return None
 
 
 def _quoted(path: str, host: Host) -> str:
@@ -297,7 +289,9 @@ def _quoted(path: str, host: Host) -> str:
 def _host_key_options(access: Access, settings: Settings) -> list[str]:
     if access.host_keys is HostKeyPolicy.OFF:
         chosen = "no"
-    elif access.host_keys is HostKeyPolicy.STRICT or settings.first("stricthostkeychecking") in ("yes", "true"):
+    elif access.host_keys is HostKeyPolicy.STRICT or (
+        access.host_keys is None and settings.first("stricthostkeychecking") in ("yes", "true")
+    ):
         chosen = "yes"
     else:  # also where the configuration says no: a changed key is refused all the same
         chosen = "accept-new"

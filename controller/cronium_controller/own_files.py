@@ -9,13 +9,10 @@ import os
 import pwd
 import stat
 from pathlib import PurePath
-from typing import Any, Final
+from typing import Final
 
 ACCOUNTS_FILE: Final = "/etc/passwd"
 GROUPS_FILE: Final = "/etc/group"
-
-_ignored: dict[str, bool] = {}
-"""Keys that were left out, and whether a warning has told of it."""
 
 
 def is_open_key(path: str | PurePath) -> bool:
@@ -27,10 +24,10 @@ def is_open_key(path: str | PurePath) -> bool:
     return found.st_uid == os.getuid() and bool(found.st_mode & 0o077)
 
 
-def open_key_sentence(path: str | PurePath) -> str:
-    """What to say of such a key."""
+def open_key_phrase(path: str | PurePath) -> str:
+    """What to say of such a key, as a phrase behind its name."""
     mode = stat.S_IMODE(os.stat(os.path.expanduser(path)).st_mode)
-    return f"the private key {path} is open to other users (mode {mode:04o}), so it is not used: chmod 600 {path}"
+    return f"is open to other users (mode {mode:04o}), so it is not used (chmod 600 {path})"
 
 
 def stranger(found: os.stat_result) -> str | None:
@@ -75,32 +72,3 @@ def _lines(path: str) -> list[list[str]]:
     except OSError:
         return []
     return [fields for fields in lines if len(fields) >= 4]
-
-
-def leave_open_keys_out(asyncssh: Any) -> None:
-    """Has asyncssh pass over private keys that ssh would refuse, when it looks for keys by itself."""
-    load = asyncssh.public_key.load_keypairs
-
-    def load_keypairs(keys: Any, *args: Any, **options: Any) -> Any:
-        if isinstance(keys, str | PurePath):
-            return [] if _is_left_out(keys) else load(keys, *args, **options)
-        if isinstance(keys, list | tuple):
-            keys = [key for key in keys if not (isinstance(key, str | PurePath) and _is_left_out(key))]
-        return load(keys, *args, **options)
-
-    asyncssh.public_key.load_keypairs = load_keypairs
-    asyncssh.connection.load_keypairs = load_keypairs
-
-
-def _is_left_out(key: str | PurePath) -> bool:
-    if not is_open_key(key):
-        return False
-    _ignored.setdefault(str(key), False)
-    return True
-
-
-def new_warnings() -> list[str]:
-    """A sentence for each key that was left out and not yet told of."""
-    told = [path for path, has_been_told in _ignored.items() if not has_been_told]
-    _ignored.update(dict.fromkeys(told, True))
-    return [open_key_sentence(path) for path in told if is_open_key(path)]

@@ -25,12 +25,17 @@ async def ssh_settings_of(host: Host) -> SSHSettings:
     configuration = load()
     found = survey(configuration, asked)
     settings = settings_of(asked, found.values if found.is_simple else await _values(asked, found.is_lasting), found)
-    if host.identity is None:
+    identity = identity_path(host)
+    if identity is None or not os.path.exists(identity):  # as `ssh -i`, which then goes on as without
         return settings
     named = settings.identity_files if settings.are_identities_named else ()
-    identity = os.path.abspath(tilde(host.identity, home()))
     files = (identity, *(file for file in named if file != identity))
     return replace(settings, identity_files=files, are_identities_named=True)
+
+
+def identity_path(host: Host) -> str | None:
+    """The private key that the host names, as an absolute path."""
+    return None if host.identity is None else os.path.abspath(tilde(host.identity, home()))
 
 
 def why_not_asked() -> str | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from . import own_files, ssh_windows
+from . import ssh_windows
 
 LONGEST_SFTP_PACKET: Final = (256 + 64) * 1024
 """Bytes of an answer that are read at all. OpenSSH's servers send 256 KiB at most; asyncssh takes 4 MiB, which as names
@@ -51,7 +51,6 @@ def _loaded() -> ModuleType:
     if logging.getLogger("asyncssh").level == logging.NOTSET:  # else each connection is ten lines of a program's log
         library.set_log_level(logging.WARNING)
     ssh_windows.install(library)
-    own_files.leave_open_keys_out(library)
     library.sftp.MAX_SFTP_PACKET_LEN = LONGEST_SFTP_PACKET
     return library
 

@@ -1,6 +1,6 @@
 """What asyncssh is told of the settings of a host: algorithms, compression, environment. It reads no file by itself.
 
-Authentication and the host's key are `connection`'s.
+Authentication and the host's key are `login`'s.
 """
 
 import fnmatch
@@ -22,10 +22,6 @@ _KNOWN: Final[dict[str, Callable[[], Iterable[bytes]]]] = {
     "encryption_algs": asyncssh.encryption.get_encryption_algs,
     "mac_algs": asyncssh.mac.get_mac_algs,
     "kex_algs": asyncssh.kex.get_kex_algs,
-    "server_host_key_algs": lambda: (
-        *asyncssh.public_key.get_certificate_algs(),
-        *asyncssh.public_key.get_public_key_algs(),
-    ),
 }
 
 
@@ -43,7 +39,6 @@ def options_of(settings: SSHSettings, name: str) -> dict[str, Any]:
         ("encryption_algs", settings.ciphers),
         ("mac_algs", settings.macs),
         ("kex_algs", settings.key_exchanges),
-        ("server_host_key_algs", settings.host_key_algorithms),
     ):
         if written is not None:
             options[option] = _known(option, written, name)

@@ -54,7 +54,7 @@ class Way:
             written.format(inner=self.remote.server.port)
             + f"Host outer\n  HostName 127.0.0.1\n  Port {self.outer.port}\n"
             + f"Host middle\n  HostName 127.0.0.1\n  Port {self.middle.port}\n"
-            + f"Host *\n  IdentityFile {self.remote.server.identity}\n"
+            + f"Host *\n  IdentityFile {self.remote.server.identity}\n  HashKnownHosts no\n"
         )
         return parse_host("inner")
 

@@ -215,6 +215,8 @@ async def test_another_home_than_the_accounts_is_read_by_us(home: Account, monke
 
 async def test_an_identity_of_the_host_comes_before_those_of_the_files(home: Account) -> None:
     host = Host("web1", "web1", identity="~/given")
+    assert not (await ssh_settings_of(host)).are_identities_named, "as `ssh -i` with a file that isn't there"
+    (home.folder / "home/given").touch()
     assert (await ssh_settings_of(host)).identity_files == (str(home.folder / "home/given"),)
     home.configure("IdentityFile /keys/a\nIdentityFile ~/given\n")
     settings = await ssh_settings_of(host)

@@ -230,7 +230,7 @@ async def test_a_jump_host_of_ssh_config_is_used(
     (ssh_folder / "config").write_text(
         f"Host inner\n  HostName 127.0.0.1\n  Port {fresh.server.port}\n  ProxyJump jump\n"
         f"Host jump\n  HostName 127.0.0.1\n  Port {jump.server.port}\n"
-        f"Host *\n  IdentityFile {fresh.server.identity}\n"
+        f"Host *\n  IdentityFile {fresh.server.identity}\n  HashKnownHosts no\n"
     )
     (jump.server.folder / "authorized_keys").write_text(fresh.server.identity.with_suffix(".pub").read_text())
     error = await failure(fresh, parse_host("inner"), host_keys="strict")
@@ -252,7 +252,7 @@ async def test_a_changed_key_behind_a_jump_host_is_refused(
     (ssh_folder / "config").write_text(
         f"Host inner\n  HostName 127.0.0.1\n  Port {fresh.server.port}\n  ProxyJump jump\n"
         f"Host jump\n  HostName 127.0.0.1\n  Port {jump.server.port}\n"
-        f"Host *\n  IdentityFile {fresh.server.identity}\n"
+        f"Host *\n  IdentityFile {fresh.server.identity}\n  HashKnownHosts no\n"
     )
     (jump.server.folder / "authorized_keys").write_text(fresh.server.identity.with_suffix(".pub").read_text())
     key = " ".join((jump.server.folder / "host_key.pub").read_text().split()[:2])

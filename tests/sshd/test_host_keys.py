@@ -25,7 +25,12 @@ async def test_an_unknown_key_is_recorded_once_and_ssh_agrees(fresh: RemoteHost)
     for _ in range(3):
         await connect(fresh)
     key = " ".join((fresh.server.folder / "host_key.pub").read_text().split()[:2])
-    assert lines(fresh) == [f"[127.0.0.1]:{fresh.server.port} {key}"]
+    [line] = lines(fresh)
+    name, _, recorded = line.partition(" ")
+    assert recorded == key
+    assert name.startswith("|1|") or name == f"[127.0.0.1]:{fresh.server.port}", (
+        "as HashKnownHosts of this machine asks"
+    )
     assert fresh.known_hosts.stat().st_mode & 0o777 == 0o600
     options = ["-o", f"UserKnownHostsFile={fresh.known_hosts}", "-o", "StrictHostKeyChecking=yes", "-F", "none"]
     words = ["-i", str(fresh.server.identity), "-p", str(fresh.server.port), "127.0.0.1", "true"]
