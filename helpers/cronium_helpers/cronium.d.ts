@@ -12,6 +12,8 @@ declare class cronium {
   event: typeof cronium.event;
   setCondition: typeof cronium.setCondition;
   getCondition: typeof cronium.getCondition;
+  progress: typeof cronium.progress;
+  summary: typeof cronium.summary;
   executeToolAction: typeof cronium.executeToolAction;
   sendEmail: typeof cronium.sendEmail;
   sendSlackMessage: typeof cronium.sendSlackMessage;
@@ -85,6 +87,11 @@ declare namespace cronium {
   /** What was decided, null when nothing was. */
   function getCondition(): boolean | null;
 
+  /** Say how far the script is, from 0 to 100, and what it does. */
+  function progress(percent: number, text?: string): void;
+  /** Say what came of it, as Markdown of at most 64 KiB, in place of what was said before. */
+  function summary(text: string): void;
+
   /** Have the platform do something, at most once, and return what it answers. In API mode only. */
   function executeToolAction<T = any>(tool: string, action: string, params?: { [key: string]: unknown }): T;
 
@@ -114,6 +121,8 @@ declare namespace cronium {
     function event<T = Event>(field?: string): Promise<T>;
     function setCondition(condition: boolean): Promise<void>;
     function getCondition(): Promise<boolean | null>;
+    function progress(percent: number, text?: string): Promise<void>;
+    function summary(text: string): Promise<void>;
     function executeToolAction<T = any>(tool: string, action: string, params?: { [key: string]: unknown }): Promise<T>;
     function sendEmail<T = any>(message: { [key: string]: unknown }): Promise<T>;
     function sendSlackMessage<T = any>(message: { [key: string]: unknown }): Promise<T>;

@@ -77,6 +77,16 @@ function getCondition() {
   return call("getCondition", []);
 }
 
+/** Say how far the script is, from 0 to 100, and what it does. */
+function progress(percent, text) {
+  exchange(["cronium.progress", "--", stringify(percent), ...(text === undefined ? [] : [text])]);
+}
+
+/** Say what came of it, as Markdown of at most 64 KiB, in place of what was said before. */
+function summary(text) {
+  exchange(["cronium.summary", "--", text]);
+}
+
 /** Have the platform do something, at most once, and return what it answers. In API mode only. */
 function executeToolAction(tool, action, params = {}) {
   return call("executeToolAction", ["--", tool, action, stringify(params)]);
@@ -287,6 +297,8 @@ module.exports.increment_variable = incrementVariable;
 module.exports.appendVariable = appendVariable;
 module.exports.append_variable = appendVariable;
 module.exports.event = event;
+module.exports.progress = progress;
+module.exports.summary = summary;
 module.exports.executeToolAction = executeToolAction;
 module.exports.execute_tool_action = executeToolAction;
 module.exports.sendEmail = sendEmail;

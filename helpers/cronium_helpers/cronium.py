@@ -39,6 +39,7 @@ __all__ = [
     "increment_variable",
     "input",
     "output",
+    "progress",
     "send_discord_message",
     "send_email",
     "send_slack_message",
@@ -46,6 +47,7 @@ __all__ = [
     "setVariable",
     "set_condition",
     "set_variable",
+    "summary",
 ]
 
 
@@ -137,6 +139,16 @@ def setCondition(condition: bool) -> None:
 def getCondition() -> Optional[bool]:
     """What was decided, None when nothing was."""
     return cast(Optional[bool], _call("getCondition"))
+
+
+def progress(percent: float, text: Optional[str] = None) -> None:
+    """Say how far the script is, from 0 to 100, and what it does."""
+    _exchange(["cronium.progress", "--", _text(percent)] + ([] if text is None else [text]))
+
+
+def summary(text: str) -> None:
+    """Say what came of it, as Markdown of at most 64 KiB, in place of what was said before."""
+    _exchange(["cronium.summary", "--", text])
 
 
 def executeToolAction(

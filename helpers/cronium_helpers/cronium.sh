@@ -16,6 +16,8 @@ cronium_event() { cronium.event "$@"; }
 cronium_event_field() { cronium.event -- "$1"; }
 cronium_set_condition() { cronium.setCondition "$@"; }
 cronium_get_condition() { cronium.getCondition "$@"; }
+cronium_progress() { cronium.progress "$@"; }
+cronium_summary() { cronium.summary "$@"; }
 cronium_execute_tool_action() { cronium.executeToolAction "$@"; }
 
 cronium_variable_exists() { cronium.getVariable -- "$1" >/dev/null 2>&1; }

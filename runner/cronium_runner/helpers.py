@@ -84,6 +84,12 @@ class Values(Protocol):
     def condition(self) -> bool | None:
         """What the script has decided, None when it has not."""
 
+    def set_progress(self, percent: Json, text: str | None) -> None:
+        """Say how far the script is: a number from 0 to 100, and what it does."""
+
+    def set_summary(self, text: str) -> None:
+        """Say what came of it, as Markdown, in place of what was said before. Raises `HelperError`."""
+
     def execute_tool_action(self, tool: str, action: str, params: Mapping[str, Json]) -> Json:
         """Have the platform do something, at most once; what it answers. Raises `HelperError`."""
 
@@ -165,6 +171,8 @@ def parse(words: Sequence[bytes]) -> Request:
             _amount(operands)
         except ChangeError as error:
             raise UsageError(f"{shown(operands[1])} {error}", usage) from None
+    if verb.name == "progress" and _percent(operands[0]) is None:
+        raise UsageError(f"{shown(operands[0])} is no number from 0 to 100", usage)
     return Request(verb, operands, as_json, default, verb.reads_stdin(operands))
 
 
@@ -270,6 +278,26 @@ def _set_condition(request: Request, values: Values, _stdin: bytes) -> bytes:
 
 def _get_condition(request: Request, values: Values, _stdin: bytes) -> bytes:
     return _printed(values.condition, request.as_json)
+
+
+def _progress(request: Request, values: Values, _stdin: bytes) -> bytes:
+    percent, *text = request.operands
+    values.set_progress(_percent(percent), text[0] if text else None)
+    return b""
+
+
+def _summary(request: Request, values: Values, stdin: bytes) -> bytes:
+    values.set_summary(request.operands[0] if request.operands else _text(stdin, "standard input"))
+    return b""
+
+
+def _percent(text: str) -> Json:
+    """The number from 0 to 100 that a text is; None when it is none."""
+    try:
+        number = amount(text)
+    except ChangeError:
+        return None
+    return number if 0 <= float(number) <= 100 else None
 
 
 def _execute_tool_action(request: Request, values: Values, stdin: bytes) -> bytes:
@@ -412,6 +440,22 @@ _DOTTED: Final[dict[str, _Verb]] = {
         _Verb("event", " [--json] [FIELD]", (0, 1), _JSON, lambda _: False, _event),
         _Verb("setCondition", " true|false", (1, 1), (), lambda _: False, _set_condition),
         _Verb("getCondition", " [--json]", (0, 0), _JSON, lambda _: False, _get_condition),
+        _Verb(
+            "progress",
+            " PERCENT [TEXT]; PERCENT is a number from 0 to 100",
+            (1, 2),
+            (),
+            lambda _: False,
+            _progress,
+        ),
+        _Verb(
+            "summary",
+            " [TEXT]; TEXT is Markdown, read from standard input when it is not there",
+            (0, 1),
+            (),
+            lambda operands: not operands,
+            _summary,
+        ),
         _Verb(
             "executeToolAction",
             " [--json] TOOL ACTION [PARAMS]; PARAMS is a JSON object, read from standard input when it is -",

@@ -449,6 +449,8 @@ class Supervisor:
             output=values.output,
             variables=values.changed_variables,
             condition=values.condition,
+            progress=values.progress,
+            summary=values.summary,
             stdout=summaries[STDOUT],
             stderr=summaries[STDERR],
             cpu_ms=None if usage is None else round((usage.ru_utime + usage.ru_stime) * 1000, 3),
@@ -467,7 +469,8 @@ class Supervisor:
     def _masked_paths(self, result: Result) -> tuple[str, ...]:
         """Which of what the script hands back holds a secret. Without secrets this costs nothing."""
         values = self._prepared.values
-        if not values.masked_values or (result.output is None and not result.variables):
+        handed_back = (result.output, result.progress, result.summary)
+        if not values.masked_values or (handed_back == (None, None, None) and not result.variables):
             return ()
         from .masking import Masker
         from .wire import masks

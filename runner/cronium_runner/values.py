@@ -33,6 +33,12 @@ MAX_BYTES: Final = 6 << 20
 """Of all variables, and of the output: both together fit into a frame of the channel (16 MiB) as part of the result."""
 
 
+MAX_SUMMARY: Final = 64 << 10
+"""Bytes: a page that somebody reads."""
+MAX_PROGRESS: Final = 1000
+"""Bytes: a line beside a bar."""
+
+
 class BundledValues:
     """Implements `helpers.Values`. `secrets` are variables that are in memory only, and masked in the result."""
 
@@ -64,6 +70,10 @@ class BundledValues:
         self._output: Json = None
         self._changed: dict[str, Json] = {}
         self._condition: bool | None = None
+        self.progress: dict[str, Json] | None = None
+        """How far the script said it is: `percent` and perhaps `text`."""
+        self.summary: str | None = None
+        """What came of it, in Markdown of the script's."""
         self._is_masked = is_masked
         named = (value for name, value in self._variables.items() if is_masked(name))
         self.masked_values: list[Json] = [*self._secrets.values(), *named, *also_masked]
@@ -185,6 +195,18 @@ class BundledValues:
     def set_condition(self, condition: bool) -> None:
         self._tell(CONDITION, None, condition)
         self._condition = condition
+
+    def set_progress(self, percent: Json, text: str | None) -> None:
+        self._refuse_large("the text of the progress", text or "", MAX_PROGRESS)
+        self.progress = {"percent": percent, **({} if text is None else {"text": text})}
+
+    def set_summary(self, text: str) -> None:
+        self._refuse_large("the summary", text, MAX_SUMMARY)
+        self.summary = text
+
+    def _refuse_large(self, what: str, text: str, most: int) -> None:
+        if len(text.encode()) > most:
+            raise HelperError("value.too_large", f"{what} may have {most} bytes; write a file, or an output, instead")
 
     def _tell(self, write: str, key: str | None, value: Json) -> None:
         """For a mode in which somebody else is to have the write too. Raises HelperError: then nothing changes."""

@@ -25,6 +25,8 @@ def shell_step(helper: str, *arguments: Any) -> str:
     if helper == "setCondition":
         words.append("true" if arguments[0] else "false")
         return f"step {shlex.join(words)}"
+    if helper in ("progress", "summary"):
+        return f"step {shlex.join([*words, '--', *map(str, arguments)])}"
     words.append("--json")
     if helper == "incrementVariable" and len(arguments) == 2:
         return f"step {shlex.join([*words, '--', arguments[0], compact(arguments[1])])}"
@@ -174,6 +176,14 @@ def test_condition(client: Client, run: Run, condition: bool) -> None:
     steps: list[Step] = [("getCondition",), ("setCondition", not condition), ("setCondition", condition)]
     result = run(client, script(client, [*steps, ("getCondition",)]))
     assert (lines(result), result["condition"]) == ([None, None, None, condition], condition)
+
+
+def test_progress_and_summary(client: Client, run: Run) -> None:
+    steps: list[Step] = [("progress", 10), ("summary", "-"), ("progress", 99.5, "nearly"), ("summary", "# Done\n- ü"),
+                         ("progress", 101)]  # fmt: skip
+    result = run(client, script(client, steps))
+    assert lines(result) == [None] * 4 + [(2, "Error: '101' is no number from 0 to 100")]
+    assert (result["progress"], result["summary"]) == ({"percent": 99.5, "text": "nearly"}, "# Done\n- ü")
 
 
 def test_changes_of_a_variable(client: Client, run: Run, mode: str) -> None:

@@ -243,6 +243,21 @@ def test_set_condition(values: BundledValues, word: str, condition: bool) -> Non
     assert printed(values, "cronium.getCondition") == f"{str(condition).lower()}\n"
 
 
+def test_progress_and_summary(values: BundledValues) -> None:
+    assert (values.progress, values.summary) == (None, None)
+    assert call(values, "cronium.progress", "12.5", "copying") == Answer(0)
+    assert values.progress == {"percent": 12.5, "text": "copying"}
+    assert call(values, "cronium.progress", "100") == Answer(0)
+    assert values.progress == {"percent": 100}
+    assert call(values, "cronium.summary", "# Done") == Answer(0)
+    assert call(values, "cronium.summary", stdin=b"| a |\n|---|\n") == Answer(0)
+    assert values.summary == "| a |\n|---|\n"
+    for words in (["progress", "1", "x" * 1001], ["summary", "ü" * 32769]):
+        answer = call(values, f"cronium.{words[0]}", *words[1:])
+        assert (answer.status, answer.code) == (1, "value.too_large")
+    assert (values.progress, values.summary) == ({"percent": 100}, "| a |\n|---|\n")
+
+
 def test_delete_variable(values: BundledValues) -> None:
     """A variable that was handed over is null in the result, one of the script's own is not there."""
     call(values, "cronium.setVariable", "NEW", "x")
@@ -314,6 +329,14 @@ def test_changes_that_do_not_fit(values: BundledValues, words: list[str], end: s
         ["cronium.setCondition", "--json", "true"],
         ["cronium.setCondition", "true", "false"],
         ["cronium.getCondition", "x"],
+        ["cronium.progress"],
+        ["cronium.progress", "half"],
+        ["cronium.progress", "-1"],
+        ["cronium.progress", "100.1"],
+        ["cronium.progress", "50%"],
+        ["cronium.progress", "1", "a", "b"],
+        ["cronium.summary", "a", "b"],
+        ["cronium.summary", "--json", "a"],
         ["cronium.deleteVariable"],
         ["cronium.deleteVariable", ""],
         ["cronium.incrementVariable", "V", "x"],
@@ -367,7 +390,7 @@ def test_values_that_cannot_be_used(values: BundledValues, words: "list[str | by
 
 
 def test_every_spelling(values: BundledValues) -> None:
-    assert len(HELPER_NAMES) == len(set(HELPER_NAMES)) == 30
+    assert len(HELPER_NAMES) == len(set(HELPER_NAMES)) == 34
     for name in ("cronium.getVariable", "cronium_getVariable", "cronium_get_variable"):
         assert name in HELPER_NAMES
         assert printed(values, name, "A") == "x y\n"

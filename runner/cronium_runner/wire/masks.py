@@ -34,6 +34,9 @@ MASK: Final = "***"
 MOST_PATHS: Final = 64 << 10
 """Bytes of all paths of a result that are listed one by one; a result is one frame."""
 
+HANDED_BACK: Final = ("output", "variables", "summary", "progress")
+"""The keys of a result that hold what the script said by its helpers."""
+
 SHORTEST: Final = 6
 """Characters. A shorter value is not masked: it would turn up in innocent text, and its masks would tell where."""
 
@@ -60,14 +63,15 @@ def text_of(value: Any) -> str:
 
 
 def paths_of(result: Mapping[str, Any], holds: Callable[[str], bool], is_masked: Callable[[str], bool]) -> list[str]:
-    """The paths of a result's outputs and variables that hold a secret, such as `output.token` or `variables.CFG.0`.
+    """The paths of what a script handed back that hold a secret, such as `output.token` or `variables.CFG.0`.
 
-    A path stands for all that is below it. `holds` says whether a text holds a secret, `is_masked` whether the values
-    of a variable of this name are secrets.
+    That is its outputs and variables, its summary and the text of its progress. A path stands for all that is below it.
+    `holds` says whether a text holds a secret, `is_masked` whether the values of a variable of this name are secrets.
     """
     variables = result.get("variables") or {}
     found = [f"variables.{name}" for name in variables if is_masked(name) and not holds(name)]
-    for whole, value in (("output", result.get("output")), ("variables", variables)):
+    others = [(whole, result.get(whole)) for whole in HANDED_BACK if whole != "variables"]
+    for whole, value in (*others, ("variables", variables)):
         if value not in (None, {}) and holds(exactjson.dumps(value)):  # seldom, so the places are looked for after that
             found += _holding(whole, value, holds)
     found = list(dict.fromkeys(found))
@@ -90,9 +94,11 @@ def hidden(result: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(masked, list) or not masked:
         return result
     paths = frozenset(path for path in masked if isinstance(path, str))
-    shown = {key: _hidden(key, result[key], paths) for key in ("output", "variables") if result.get(key) is not None}
+    shown = {key: _hidden(key, result[key], paths) for key in HANDED_BACK if result.get(key) is not None}
     if shown.get("variables") == MASK:
         shown["variables"] = {MASK: MASK}  # readers expect a mapping; a name in it is, or holds, a secret
+    if shown.get("progress") == MASK:
+        shown["progress"] = {**result["progress"], "text": MASK}
     return {**result, **shown}
 
 

@@ -86,6 +86,10 @@ class Result(NamedTuple):
     error_message: str | None = None
     masked: tuple[str, ...] = ()
     """Paths of outputs and variables that hold a secret, such as `output.token`; each stands for all below it."""
+    progress: Mapping[str, Any] | None = None
+    """How far the script said it was: `percent` from 0 to 100, and perhaps `text`."""
+    summary: str | None = None
+    """What came of it, as the script says: Markdown, which nobody has cleaned."""
 
     def to_json(self) -> dict[str, Any]:
         """The object of contracts.md §10."""
@@ -115,6 +119,8 @@ class Result(NamedTuple):
             "fallback": _reason(self.fallback_code, self.fallback_message),
             "error": _reason(self.error_code, self.error_message),
             **({"masked": list(self.masked)} if self.masked else {}),
+            **({} if self.progress is None else {"progress": dict(self.progress)}),
+            **({} if self.summary is None else {"summary": self.summary}),
         }
 
     def hidden(self) -> "Result":
@@ -292,6 +298,18 @@ def _object(value: Any, key: str) -> dict[str, Any]:
     return _checked(value, key, _mapping) or {}
 
 
+def _progress(value: Any) -> dict[str, Any] | None:
+    percent = _number(value.get("percent")) if isinstance(value, dict) else None
+    if percent is None or not 0 <= percent <= 100:
+        return None
+    text = value.get("text")
+    return {"percent": percent, **({"text": _text(text)} if isinstance(text, str) else {})}
+
+
+def _string(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
 def _camel(name: str) -> str:
     head, *rest = name.split("_")
     return head + "".join(part.capitalize() for part in rest)
@@ -315,6 +333,8 @@ _READ: Final[dict[str, Callable[[Any], Any]]] = {
     "refusal": _text,
     "mode": _mode,
     "masked": _paths,
+    "progress": _progress,
+    "summary": _string,
 }
 _PLAIN: Final = {_camel(name): (name, read) for name, read in _READ.items()}
 """Key in JSON to the field's name and what reads it, for all that lie at the top."""

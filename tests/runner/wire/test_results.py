@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cronium_runner.wire import exactjson
+from cronium_runner.wire import exactjson, masks
 from cronium_runner.wire.results import Outcome, Result, StreamSummary, exit_status
 from cronium_runner.wire.text import clean
 
@@ -55,6 +55,8 @@ RESULTS = st.builds(
     fallback_message=st.none(),
     error_code=st.none(),
     error_message=st.none(),
+    progress=st.none() | st.fixed_dictionaries({"percent": st.floats(0, 100)}, optional={"text": SHOWN}),
+    summary=st.none() | st.text(),
 )
 
 
@@ -81,6 +83,15 @@ def test_what_is_shown_is_clean_and_what_a_script_gave_is_exact() -> None:
     assert {read.host, read.transport, read.runner_version, read.refusal, read.error_message, read.error_code} == {
         shown
     }
+
+
+def test_secrets_in_summary_and_progress_are_hidden() -> None:
+    told = Result("e", Outcome.SUCCEEDED, progress={"percent": 5, "text": "with hunter22"}, summary="# hunter22")
+    paths = masks.paths_of(told.to_json(), lambda text: "hunter22" in text, lambda _name: False)
+    assert paths == ["summary", "progress.text"]
+    for masked in (tuple(paths), ("summary", "progress")):
+        hidden = told._replace(masked=masked).hidden()
+        assert (hidden.summary, hidden.progress) == ("***", {"percent": 5, "text": "***"})
 
 
 def test_why_another_mode_was_not_taken_comes_back() -> None:
@@ -164,6 +175,10 @@ def test_each_outcome_has_its_exit_status(result: Result, expected: int) -> None
         {"signal": 0},
         {"condition": "yes"},
         {"strays": []},
+        {"progress": 50},
+        {"progress": {"percent": 101}},
+        {"progress": {"text": "x"}},
+        {"summary": ["x"]},
     ],
     ids=str,
 )
