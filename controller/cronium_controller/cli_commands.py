@@ -36,7 +36,14 @@ COMMAND_SECONDS: Final = 30.0
     default=COMMAND_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="Then every process of it is ended on the host; 0 is none.",
+    help="Then it is ended on the host; 0 is none.",
+)
+@click.option(
+    "--kill",
+    type=click.Choice(["command", "tree"]),
+    default="command",
+    show_default=True,
+    help="At the timeout: tree ends what it has put into the background, too.",
 )
 @click.option("--cwd", metavar="FOLDER", help="Where it runs, instead of the home directory; ~/ is that.")
 @click.option(
@@ -52,6 +59,7 @@ def execute(
     hosts_given: tuple[str, ...],
     words: tuple[str, ...],
     timeout: float,
+    kill: str,
     cwd: str | None,
     variables: tuple[str, ...],
     style: str,
@@ -74,7 +82,7 @@ def execute(
     from .many_commands import Command
 
     async def on_all(controller: "Controller", targets: "list[Host | BadTarget]") -> int:
-        command = Command(" ".join(words), timeout or math.inf, cwd, _read_variables(variables))
+        command = Command(" ".join(words), timeout or math.inf, cwd, _read_variables(variables), kill)
         if len(targets) == 1 and isinstance(targets[0], Host):
             return await interruptible(_on_one(controller, targets[0], command, as_json))
         limits = {name: options[name] for name in ("forks", "serial", "max_failures", "stop_on_failure")}

@@ -93,7 +93,7 @@ def chosen_targets(given: Sequence[str], options: dict[str, Any]) -> "list[Host 
         except ControllerError as error:
             found.append(BadTarget(text, error))
     if on:
-        for target in _load(options["hosts_file"], keeps_bad_rows=True).select_each(on):
+        for target in _load(options["hosts_file"], on).select_each(on):
             if options["identity"] is None or isinstance(target, BadTarget):
                 found.append(target)
             else:
@@ -138,7 +138,7 @@ def hosts(on: Sequence[str], hosts_file: str | None, reset: bool, as_json: bool)
     from .hosts import BadTarget, Host
 
     try:
-        inventory = _load(hosts_file, keeps_bad_rows=True)
+        inventory = _load(hosts_file, on)
         rows = inventory.select_each(on or inventory.entries) if inventory.entries else []
         selected = [row for row in rows if isinstance(row, Host)]
         known = _health(selected, reset=reset)
@@ -159,10 +159,10 @@ def hosts(on: Sequence[str], hosts_file: str | None, reset: bool, as_json: bool)
         sys.exit(mistakes[0].exit_status)
 
 
-def _load(hosts_file: str | None, *, keeps_bad_rows: bool = False) -> "Inventory":
+def _load(hosts_file: str | None, targets: Sequence[str]) -> "Inventory":
     from . import inventory
 
-    loaded = inventory.load(hosts_file, keeps_bad_rows=keeps_bad_rows)
+    loaded = inventory.load_for(targets, hosts_file) if targets else inventory.load(hosts_file, keeps_bad_rows=True)
     for sentence in loaded.warnings:
         click.echo(f"cronium: warning: {sentence}", err=True)
     return loaded

@@ -177,6 +177,22 @@ def load(
     return inventory
 
 
+def load_for(targets: Iterable[str], chosen: str | None = None) -> Inventory:
+    """The inventory in which these names, groups and sets are looked for. Raises ControllerError.
+
+    A mistake in another host's row refuses none of them, as long as all are names of hosts.
+    """
+    try:
+        return load(chosen, keeps_bad_rows=True)
+    except ControllerError as error:
+        if error.code != "hosts.file":
+            raise
+        found = load(chosen, for_one=True)
+        if all(target in found.entries for target in targets):
+            return found
+        raise
+
+
 def load_for_one() -> Inventory | None:
     """The inventory in which one host is looked for by a program; None when there is no hosts file.
 

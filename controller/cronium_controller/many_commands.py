@@ -14,7 +14,7 @@ from cronium_runner.wire.names import STDERR, STDOUT
 from cronium_runner.wire.results import Outcome, Result, StreamSummary
 
 from .errors import ControllerError
-from .executing import Executed, timeout_sentence
+from .executing import COMMAND, Executed, timeout_sentence
 from .hosts import BadTarget, Host, distinct
 from .runs import outcome_of, result_of
 from .schedule import STOPPED, Schedule, Tally, counted
@@ -34,6 +34,7 @@ class Command:
     timeout: float
     cwd: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    kill: str = COMMAND
 
 
 class ManyCommands:
@@ -137,7 +138,7 @@ async def run_command(
     client = controller.client(host)
     try:
         executed = await client.execute(
-            command.text, command.timeout, cwd=command.cwd, env=command.env, output=output.put
+            command.text, command.timeout, cwd=command.cwd, env=command.env, output=output.put, kill=command.kill
         )
         result = _ended(host.name, executed)
     except ControllerError as error:

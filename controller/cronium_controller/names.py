@@ -31,19 +31,22 @@ class Names:
 
     def each(self, text: str) -> list[Host | BadTarget]:
         """The hosts that a text stands for; a malformed row is one of them. Raises ControllerError."""
-        known = self._inventory()
+        known = self._inventory(text)
         if known is not None and (text in known.entries or text in known.groups or text == node_sets.ALL):
             return known.select_each([text])
         if _EXPRESSION.match(text) and not text.startswith("["):
             return (known or inventory.load()).select_each([text])
         return [parse_host(text)]
 
-    def _inventory(self) -> Inventory | None:
+    def _inventory(self, text: str) -> Inventory | None:
         path = inventory.find()
         if path is None:
             return None
         status = path.stat()
         state = (os.path.abspath(path), status.st_mtime_ns, status.st_size, status.st_ino)
         if self._read is None or self._read[0] != state:
-            self._read = state, inventory.load(keeps_bad_rows=True)
+            try:
+                self._read = state, inventory.load(keeps_bad_rows=True)
+            except ControllerError:
+                return inventory.load_for([text])  # or raises the same
         return self._read[1]

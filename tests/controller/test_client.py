@@ -35,15 +35,19 @@ from cronium_controller import (
     SSHResult,
     close_all_clients,
     connection,
+    errors,
     get_ssh_client,
     raw_command,
     run_ssh_command,
     run_ssh_command_async,
     run_ssh_command_sync,
+    ssh_words,
     transport,
 )
 from cronium_controller.access import Access
-from cronium_controller.errors import ControllerError
+from cronium_controller.errors import ControllerError, HostKeyChangedError, UnreachableError
+from cronium_controller.executing import NotInTimeError
+from cronium_controller.hosts import Host
 from openssh import OpenSSHServer, sshd_path
 from runner_process import ROOT, command_line, processes_with, wait_until
 
@@ -511,6 +515,35 @@ async def test_a_host_that_is_away_is_a_result(home: Path, serve: Callable[..., 
     alive, why = await client.check_connectivity()
     assert not alive
     assert "Connection refused" in why
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (HostKeyChangedError("it has another key"), "Host key verification failed."),
+        (errors.AuthenticationError("host.auth_failed", "no"), "deploy@h: Permission denied (publickey)."),
+        (UnreachableError("channel.lost", "the connection ended"), "Connection to h closed by remote host."),
+        (NotInTimeError("host.unreachable", "no connection to h within 3 s"), "port 2222: Connection timed out"),
+        (UnreachableError("host.unreachable", "no answer from h within 10 s"), "port 2222: Connection timed out"),
+        (
+            UnreachableError("host.unreachable", "cannot connect to h: Connection refused"),
+            "h port 2222: Connection refused",
+        ),
+        (
+            UnreachableError("host.unreachable", "cannot connect to h: No route to host"),
+            "h port 2222: No route to host",
+        ),
+        (
+            UnreachableError("host.unreachable", "cannot connect to h: Name or service not known"),
+            "ssh: Could not resolve hostname h: Name or service not known",
+        ),
+        (UnreachableError("host.paused", "not tried"), None),
+        (ControllerError("host.config", "it timed out"), None),
+    ],
+)
+def test_an_error_is_told_in_the_words_of_ssh(error: ControllerError, words: str | None) -> None:
+    said = ssh_words.words(error, Host("web01", "h", port=2222, user="deploy"))
+    assert said is None if words is None else (said or "").endswith(words)
 
 
 _CLOUDFLARED = """#!{python}

@@ -87,6 +87,18 @@ def test_a_timeout_is_124_with_what_was_written_and_leaves_nothing(remote: Remot
     assert execute(remote, "--timeout", "0", "--", "echo no limit").stdout == b"no limit\n"
 
 
+def test_a_timeout_spares_the_background_unless_told_otherwise(remote: RemoteHost) -> None:
+    command = "nohup sleep 5721 >/dev/null 2>&1 & echo up; sleep 5722"
+    for kill, goes_on in (("command", True), ("tree", False)):
+        done = execute(remote, "--timeout", "2", "--kill", kill, "--", command)
+        assert (done.returncode, done.stdout) == (124, b"up\n")
+        assert not running(remote, "5722")
+        left = running(remote, "5721")
+        assert bool(left) == goes_on
+        for pid in left:
+            os.kill(pid, 9)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_the_command_on_its_host(remote: RemoteHost, number: signal.Signals) -> None:
     process = remote.start_cronium(

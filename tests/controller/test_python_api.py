@@ -78,6 +78,11 @@ def test_names_that_no_hosts_file_has_are_addresses(tmp_path: Path, monkeypatch:
     assert names.one("web01").address == "10.0.0.1"
     (tmp_path / "hosts.yaml").write_text("web01: 10.0.0.22\n")
     assert names.one("web01").address == "10.0.0.22", "a changed file is read again"
+    (tmp_path / "hosts.yaml").write_text("web01: 10.0.0.3\nbad: {user: '${UNSET_6811}'}\n")
+    assert names.one("web01").address == "10.0.0.3", "another row that is wrong refuses no host"
+    for text in ("bad", "all", "web01,bad"):
+        with pytest.raises(ControllerError, match="UNSET_6811 is not set"):
+            names.one(text)
 
 
 def test_the_package_shows_what_it_has() -> None:
