@@ -157,6 +157,7 @@ def _executed(source: Source, prepared: Prepared, submission: Submission) -> Res
         supervisor._status, supervisor._is_childless = 0, True
         return supervisor._finish()
     finally:
+        os.unlink(prepared.helper_socket.getsockname())  # tens of thousands in one folder would meet the same name
         for opened in (ours, theirs, prepared.helper_socket, supervisor._epoll):
             opened.close()
         prepared.containment.close()
@@ -196,8 +197,11 @@ class _Told(Conversation):
     def patience(self) -> Patience:
         return Patience()
 
-    async def receive(self) -> Frame | None:
+    def waiting(self) -> Frame | None:
         return next(self._frames, None)
+
+    async def receive(self) -> Frame | None:
+        return self.waiting()
 
     def send(self, kind: Kind, body: dict[str, Any]) -> None:
         frames.encode_json(kind, 1, body)
