@@ -81,4 +81,4 @@ def _words(text: str) -> str:
     """The end of what ssh has said, in one line."""
     lines = [line.strip().removeprefix("ssh: ") for line in text.splitlines()]
     told = "; ".join(line.rstrip(".") for line in lines if line and not _NOISE.search(line))
-    return clean(told[-_SHOWN:]) or "ssh ended without a word"
+    return clean(told[-_SHOWN:], _SHOWN) or "ssh ended without a word"

@@ -1,0 +1,165 @@
+"""Connections by OpenSSH's own program: jobs over them, those that persist, what is left of them, what ssh says."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cronium_controller import openssh_words
+from cronium_controller.errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError
+from cronium_controller.hosts import Host
+from openssh import free_port
+from remote_host import RemoteHost
+from runner_process import command_line, wait_until
+
+pytestmark = pytest.mark.sshd
+OPENSSH = ("--connection", "openssh")
+
+_NOTE_MODULES = """
+import atexit, os, sys
+atexit.register(lambda: open(os.environ["NOTED"], "a").write(f"asyncssh={'asyncssh' in sys.modules}\\n"))
+"""
+
+
+@pytest.fixture
+def noted(tmp_path: Path) -> dict[str, str]:
+    """The environment of a command that notes at its end whether it has loaded asyncssh."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(_NOTE_MODULES)
+    return {"PYTHONPATH": str(tmp_path / "site"), "NOTED": str(tmp_path / "noted")}
+
+
+def masters(remote: RemoteHost) -> list[int]:
+    """The ssh processes that hold connections to the host."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        words = command_line(int(name)).decode(errors="replace")
+        if "\0ControlMaster=yes\0" in words and f"\0{remote.server.port}\0" in words:
+            found.append(int(name))
+    return found
+
+
+def sockets(remote: RemoteHost) -> list[Path]:
+    """The control sockets of its masters."""
+    words = [command_line(pid).decode().split("\0") for pid in masters(remote)]
+    return [Path(line[line.index("-S") + 1]) for line in words]
+
+
+def ended(remote: RemoteHost) -> None:
+    for pid in masters(remote):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not masters(remote), "the masters to end")
+
+
+def test_a_later_command_uses_what_persists(remote: RemoteHost, noted: dict[str, str], tmp_path: Path) -> None:
+    script = remote.script("echo out; cronium.output k v; exit 3")
+    first = remote.run_json(*OPENSSH, script)  # puts the runner there
+    assert (first["exit status"], first["output"], first["transport"]) == (3, {"k": "v"}, "direct")
+    assert masters(remote) == [], "it was not asked to persist"
+    for count in (2, 2):
+        told = remote.run_json(*OPENSSH, "--persist", "600", script, env=noted)
+        assert (told["exit status"], told["output"]) == (3, {"k": "v"})
+        assert remote.server.count_in_log("Accepted publickey") == count
+    assert Path(noted["NOTED"]).read_text() == "asyncssh=False\n" * 2
+    # Under other settings it is not used: another policy, another file of host keys, another key, another user's agent.
+    (other := tmp_path / "known_hosts").write_bytes(remote.known_hosts.read_bytes())
+    shutil.copy(remote.server.identity, tmp_path / "id")
+    changes: list[tuple[tuple[object, ...], dict[str, str]]] = [
+        (("--host-keys", "strict"), {}),
+        (("--known-hosts", other), {}),
+        (("--identity", tmp_path / "id"), {}),
+        ((), {"SSH_AUTH_SOCK": str(tmp_path / "agent")}),
+    ]
+    for count, (words, environment) in enumerate(changes, 3):
+        done = remote.cronium(
+            "exec", "--host", remote.server.target, *OPENSSH, "--persist", "600", *words, "--", "true", env=environment
+        )
+        assert (done.returncode, remote.server.count_in_log("Accepted publickey")) == (0, count), done.stderr
+    alone = remote.cronium("exec", "--host", remote.server.target, *OPENSSH, "--persist", "0", "--", "true")
+    assert (alone.returncode, remote.server.count_in_log("Accepted publickey")) == (0, 7)
+    assert len(masters(remote)) == 5
+    ended(remote)
+    # What is left of masters that were ended is a socket that nobody listens at; a new one takes its place.
+    assert remote.run_json(*OPENSSH, "--persist", "600", script)["exit status"] == 3
+    ended(remote)
+
+
+def test_a_killed_command_leaves_no_master(remote: RemoteHost, tmp_path: Path) -> None:
+    """But for as long as what it has started on the host goes on, and keeps its output open."""
+    gate = tmp_path / "gate"
+    command = f"echo begun; while [ ! -e {gate} ]; do sleep 0.05; done"
+    words = ("exec", "--host", remote.server.target, *OPENSSH, "--", command)
+    with remote.start_cronium(*words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        [socket] = sockets(remote)
+        assert socket.is_socket()
+        process.kill()
+    gate.touch()
+    wait_until(lambda: not masters(remote) and not socket.exists(), "the master to end")
+
+
+@pytest.mark.parametrize("how", ["known", "changed", "strict", "refused", "away", "key"])
+def test_failures_have_the_codes_of_ssh(remote: RemoteHost, how: str, tmp_path: Path) -> None:
+    target, words = remote.server.target, []
+    if how == "changed":
+        assert remote.cronium("exec", "--host", target, *OPENSSH, "--", "true").returncode == 0
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "other"], check=True)
+        key = (tmp_path / "other.pub").read_text()
+        remote.known_hosts.write_text(f"[127.0.0.1]:{remote.server.port} {key}")
+    elif how == "strict":
+        words = ["--host-keys", "strict"]
+    elif how == "refused":
+        target = f"nosuchuser@{target}"
+    elif how == "away":
+        target = f"127.0.0.1:{free_port()}"
+    elif how == "key":
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "sesame", "-f", tmp_path / "locked"], check=True)
+        words = ["--identity", str(tmp_path / "locked")]
+    told = {}
+    for kind in ("ssh", "openssh"):
+        done = remote.cronium("exec", "--host", target, "--connection", kind, *words, "--", "echo hi")
+        told[kind] = done.returncode, done.stderr.decode().rpartition("[")[2], done.stderr.count(b"\n")
+        assert b"\x1b" not in done.stderr
+        if how == "strict" and kind == "ssh":
+            assert b"--host-keys strict" in done.stderr
+    assert told["ssh"] == told["openssh"]
+    assert told["ssh"][0] in ((0,) if how == "known" else (125, 255))
+    assert masters(remote) == []
+
+
+WORDS = [
+    ("ssh: connect to host web01 port 22: Connection refused\r\n", UnreachableError, "port 22: Connection refused"),
+    ("ssh: Could not resolve hostname web01: Name or service not known\r\n", UnreachableError, "not resolve hostname"),
+    ("kex_exchange_identification: read: Connection reset by peer\n", UnreachableError, "reset by peer"),
+    ("nologin: away until noon\ndeploy@web01: Permission denied (publickey).\n", AuthenticationError, "until noon"),
+    (
+        "Received disconnect from 10.0.0.1 port 22:2: Too many authentication failures",
+        AuthenticationError,
+        "Too many",
+    ),
+    (
+        "No ED25519 host key is known for web01 and you have requested strict checking.",
+        HostKeyError,
+        "strict checking",
+    ),
+    ("@@@@@@@@@@@@\nWARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!\n", HostKeyError, "ssh-keygen -R"),
+    ("/root/.ssh/config: line 3: Bad configuration option: prot\n", ControllerError, "line 3"),
+    ("", UnreachableError, "without a word"),
+    ("\x1b[2Jevil\u202etxt\n" * 400, UnreachableError, "evil"),
+]
+
+
+@pytest.mark.parametrize(("said", "kind", "shown"), WORDS)
+def test_what_ssh_says_is_one_error(said: str, kind: type[ControllerError], shown: str) -> None:
+    error = openssh_words.failure(said.encode(), Host("web01", "web01"))
+    assert type(error) is kind or (kind is HostKeyError and isinstance(error, kind))
+    assert shown in error.message
+    assert "\x1b" not in error.message
+    assert "\n" not in error.message
+    assert len(error.message) < 1000
