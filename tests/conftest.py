@@ -15,6 +15,9 @@ from runner_process import Host
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
+# Each of the thousands of processes that tests start would compile the sources anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # How long an example takes is the machine's affair, not the code's.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
