@@ -7,7 +7,6 @@ protocol, so that the same grammar serves every mode. No sockets, no files, no c
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from .wire.changes import ChangeError, amount
 from .wire.exactjson import NotJSONError, UnsupportedJSONError, encode, loads_value
 
 Json = Any  # whatever wire.exactjson.loads_value returns
@@ -166,12 +165,9 @@ def parse(words: Sequence[bytes]) -> Request:
         raise UsageError(f"{shown(operands[0])} is neither true nor false", usage)
     if verb.name in ("setVariable", *_CHANGING) and not operands[0]:
         raise UsageError("a variable needs a name", usage)
-    if verb.name == "incrementVariable":
-        try:
-            _amount(operands)
-        except ChangeError as error:
-            raise UsageError(f"{shown(operands[1])} {error}", usage) from None
-    if verb.name == "progress" and _percent(operands[0]) is None:
+    if verb.name == "incrementVariable" and _number(operands[1:]) is None:
+        raise UsageError(f"{shown(operands[1])} is no number", usage)
+    if verb.name == "progress" and _percent(operands) is None:
         raise UsageError(f"{shown(operands[0])} is no number from 0 to 100", usage)
     return Request(verb, operands, as_json, default, verb.reads_stdin(operands))
 
@@ -246,7 +242,7 @@ def _delete_variable(request: Request, values: Values, _stdin: bytes) -> bytes:
 
 
 def _increment_variable(request: Request, values: Values, _stdin: bytes) -> bytes:
-    return _printed(values.increment_variable(request.operands[0], _amount(request.operands)), request.as_json)
+    return _printed(values.increment_variable(request.operands[0], _number(request.operands[1:])), request.as_json)
 
 
 def _append_variable(request: Request, values: Values, _stdin: bytes) -> bytes:
@@ -254,9 +250,14 @@ def _append_variable(request: Request, values: Values, _stdin: bytes) -> bytes:
     return b""
 
 
-def _amount(operands: tuple[str, ...]) -> Json:
-    """What to add: N, else 1. Raises ChangeError."""
-    return amount(operands[1]) if len(operands) > 1 else 1
+def _number(operands: tuple[str, ...]) -> Json:
+    """The number that the first word is, 1 when there is no word; None when it is none."""
+    from .wire.changes import ChangeError, amount  # few scripts need it
+
+    try:
+        return amount(operands[0]) if operands else 1
+    except ChangeError:
+        return None
 
 
 def _event(request: Request, values: Values, _stdin: bytes) -> bytes:
@@ -281,8 +282,8 @@ def _get_condition(request: Request, values: Values, _stdin: bytes) -> bytes:
 
 
 def _progress(request: Request, values: Values, _stdin: bytes) -> bytes:
-    percent, *text = request.operands
-    values.set_progress(_percent(percent), text[0] if text else None)
+    text = request.operands[1:]
+    values.set_progress(_percent(request.operands), text[0] if text else None)
     return b""
 
 
@@ -291,13 +292,10 @@ def _summary(request: Request, values: Values, stdin: bytes) -> bytes:
     return b""
 
 
-def _percent(text: str) -> Json:
-    """The number from 0 to 100 that a text is; None when it is none."""
-    try:
-        number = amount(text)
-    except ChangeError:
-        return None
-    return number if 0 <= float(number) <= 100 else None
+def _percent(operands: tuple[str, ...]) -> Json:
+    """The number from 0 to 100 that the first word is; None when it is none."""
+    number = _number(operands[:1])
+    return number if number is not None and 0 <= float(number) <= 100 else None
 
 
 def _execute_tool_action(request: Request, values: Values, stdin: bytes) -> bytes:

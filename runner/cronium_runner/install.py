@@ -5,6 +5,7 @@ the helper folder is made once below the install root. Which directory may be us
 belongs into a bundle is `bundle`'s.
 """
 
+import contextlib
 import functools
 import os
 import sys
@@ -130,6 +131,25 @@ def helper_folder() -> HelperFolder:
         _located.cache_clear()
         folder, _ = _located(*chosen)
     return folder
+
+
+def link_for_modules(state: str, folder: HelperFolder) -> None:
+    """Makes `import cronium from "cronium"` work in Node's ECMAScript modules, which don't look at NODE_PATH.
+
+    Node looks for `node_modules` in every folder above a module's file, so one link in the state directory, above all
+    work directories, serves every execution: one readlink when it is there. One of another version is replaced, as
+    all speak the same protocol. Where none can be made, only such imports fail.
+    """
+    path = f"{state}/node_modules/cronium"
+    with contextlib.suppress(OSError):
+        if os.readlink(path) == folder.node:
+            return
+    temporary = f"{path}.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.dirname(path), location.PRIVATE)
+        os.symlink(folder.node, temporary)
+        os.rename(temporary, path)
 
 
 def _seen(folder: HelperFolder) -> list[tuple[int, int, int, int]]:

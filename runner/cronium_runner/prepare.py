@@ -20,7 +20,6 @@ from . import (
     install,
     interpreter,
     manifest,
-    node_modules,
     payload,
     process,
     strict_yaml,
@@ -77,7 +76,7 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
             **_exposed(submission, parsed),
         }
         command, script_environment = _command(stage, parsed, own, submission.secrets)
-        node_modules.link(state.path, install.helper_folder().node)
+        install.link_for_modules(state.path, install.helper_folder())
         is_masked = functools.partial(masks.is_masked_name, globs=submission.masked_names)
         values = _values(submission)(
             os.path.join(stage.work, ".cronium"),

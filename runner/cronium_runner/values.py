@@ -14,7 +14,6 @@ from . import event as events
 from .errors import StateDamagedError
 from .helpers import HelperError, Json, shown
 from .state_files import open_file
-from .wire.changes import ChangeError, appended, incremented
 from .wire.exactjson import encode
 
 MASKED: Final = "***"
@@ -170,16 +169,18 @@ class BundledValues:
             self._changed[name] = None
 
     def increment_variable(self, name: str, by: Json) -> Json:
-        return self._change(name, lambda value: incremented(value, by))
+        return self._change(INCREMENT, name, by)
 
     def append_variable(self, name: str, text: str) -> None:
-        self._change(name, lambda value: appended(value, text))
+        self._change(APPEND, name, text)
 
-    def _change(self, name: str, change: Callable[[Json], Json]) -> Json:
-        """Makes a variable what `change` makes of it, of None when there is none. Raises HelperError."""
-        values = self._secrets if name in self._secret_names else self._variables
+    def _change(self, change: str, name: str, operand: Json) -> Json:
+        """The value that a change makes of a variable, of None when there is none, now set. Raises HelperError."""
+        from .wire.changes import ChangeError, appended, incremented  # few scripts need it
+
+        before = (self._secrets if name in self._secret_names else self._variables).get(name)
         try:
-            value = change(values.get(name))
+            value = incremented(before, operand) if change == INCREMENT else appended(before, operand)
         except ChangeError as error:
             raise HelperError("value.invalid", f"variable {shown(name)} {error}") from None
         self.set_variable(name, value)
