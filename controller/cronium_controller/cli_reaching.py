@@ -18,7 +18,6 @@ from cronium_runner.wire.words import WordError
 from . import completing
 from .cli_hosts import chosen_targets
 from .errors import ControllerError
-from .hosts import OPENSSH, SSH
 
 if TYPE_CHECKING:
     from .runs import RunHost
@@ -50,7 +49,7 @@ def reaching(function: Any) -> Any:
         ),
         click.option(
             "--connection",
-            type=click.Choice([SSH, OPENSSH]),
+            type=click.Choice(["ssh", "openssh"]),  # as `hosts` calls them, which not every command loads
             help="openssh: by the ssh program, for keys and proxies that only it can use.  [default: ssh]",
         ),
         click.option(
