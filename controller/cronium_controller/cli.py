@@ -248,8 +248,9 @@ def run(
 @cronium.command(context_settings=HELP)
 @some_hosts
 @reaching
+@click.option("--local", "is_here", is_flag=True, help="Only how SSH configurations are read on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a finding.")
-def doctor(hosts_given: tuple[str, ...], forks: int, as_json: bool, **options: Any) -> None:
+def doctor(hosts_given: tuple[str, ...], forks: int, is_here: bool, as_json: bool, **options: Any) -> None:
     """Look at hosts: login shell, transfers, sessions, forwarding, disks, interpreters, clock. Puts the runner there.
 
     Ends with 1 when something keeps jobs from running there. Several hosts: each line has the host in front, and the
@@ -259,9 +260,14 @@ def doctor(hosts_given: tuple[str, ...], forks: int, as_json: bool, **options: A
     Examples:
       cronium doctor --host deploy@web01
       cronium doctor --on web | grep ' bad '
+      cronium doctor --local
     """
     from . import doctor as doctors
     from . import show
+
+    if is_here:
+        _doctor_here(as_json)
+        return
 
     async def look_at_all(controller: "Controller", targets: "list[Host | BadTarget]") -> int:
         async def look(where: "Host") -> int:
@@ -277,6 +283,21 @@ def doctor(hosts_given: tuple[str, ...], forks: int, as_json: bool, **options: A
         return await ask_hosts(controller, targets, forks, look, as_json=as_json)
 
     run_on_many(hosts_given, options, look_at_all, as_json=as_json)
+
+
+def _doctor_here(as_json: bool) -> None:
+    """Shows the findings about this machine, and ends with 1 when one is bad."""
+    from . import show
+    from .doctor import BAD
+    from .doctor_here import examine_here
+
+    found = list(examine_here())
+    for finding in found:
+        if as_json:
+            show.print_json(finding._asdict())
+        else:
+            show.print_finding(finding)
+    sys.exit(int(any(finding.level == BAD for finding in found)))
 
 
 @cronium.command(context_settings=HELP)

@@ -1,15 +1,18 @@
 """What OpenSSH's configuration says: our own reader against `ssh -G`, and when `ssh` is asked."""
 
 import asyncio
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import ssh_configurations
-from cronium_controller import ssh_asking, ssh_config, ssh_lines, ssh_reader
+from cronium_controller import doctor_here, ssh_asking, ssh_config, ssh_lines, ssh_reader
+from cronium_controller.cli import cronium
 from cronium_controller.errors import ControllerError
 from cronium_controller.hosts import Host, parse_host
 from cronium_controller.ssh_config import ssh_settings_of
@@ -235,3 +238,22 @@ async def test_names_from_the_files_pass_the_same_gate(
             continue
         with pytest.raises(ControllerError, match=f"the SSH configuration has the {keyword} "):
             await ssh_settings_of(parse_host("web1"))
+
+
+@needs_ssh
+def test_doctor_says_how_configurations_are_read_here(home: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.configure(WEB)
+    assert [(each.level, each.seen) for each in doctor_here.examine_here()] == [
+        ("ok", f"resolved by {doctor_here._version(str(SSH))} ({home.program} -G)"),
+        ("ok", f"{home.ssh}/config"),
+    ]
+    home.configure("NoSuchOption yes\n")
+    shown = CliRunner().invoke(cronium, ["doctor", "--local"])
+    assert shown.exit_code == 0
+    assert "config line 1: 'NoSuchOption' is not an option of OpenSSH" in shown.stdout
+    monkeypatch.setenv("PATH", str(home.folder))
+    shown = CliRunner().invoke(cronium, ["doctor", "--local", "--json"])
+    assert shown.exit_code == 1
+    told = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [each["level"] for each in told] == ["note", "ok", "bad"]
+    assert told[0]["seen"] == "read by cronium itself: the ssh program is not installed"

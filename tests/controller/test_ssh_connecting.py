@@ -1,122 +1,38 @@
 """The same configurations given to `ssh` and to us, against one server: decision, account, address and keys."""
 
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from cronium_controller.access import Access
-from cronium_controller.connection import open_connection
-from cronium_controller.errors import ControllerError
-from cronium_controller.hosts import parse_host
-from openssh import OpenSSHServer, free_port, sshd_path
+from openssh import OpenSSHServer, sshd_path
+from ssh_connections import OPTIONS, REFUSED, ROWS, Network
 
 pytestmark = [
     pytest.mark.sshd,
     pytest.mark.skipif(shutil.which("ssh") is None or sshd_path() is None, reason="OpenSSH is not installed"),
 ]
-_LOGGED = re.compile(r"(Accepted|Failed) publickey for (?:invalid user )?(\S+) from (\S+) port \d+ ssh2: \S+ (\S+)")
-CARRY = "import os,socket,sys,threading as t;s=socket.create_connection((sys.argv[1],int(sys.argv[2])));f=s.fileno();\
-t.Thread(target=lambda:[os.write(1,b) for b in iter(lambda:os.read(f,65536),b'')],daemon=True).start();\
-[s.sendall(b) for b in iter(lambda:os.read(0,65536),b'')]"
-
-
-@dataclass(frozen=True)
-class Network:
-    """One server that lets in the key `id_ed25519`, and what configurations may name."""
-
-    server: OpenSSHServer
-    folder: Path
-
-    def filled(self, text: str) -> str:
-        return (
-            text.replace("{port}", str(self.server.port))
-            .replace("{closed}", str(free_port()))
-            .replace("{key}", str(self.server.identity))
-            .replace("{folder}", str(self.folder))
-            .replace("{carry}", f"{sys.executable} {self.folder}/carry.py")
-        )
-
-    def log(self) -> str:
-        return self.server.log.read_text(errors="replace")
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     folder = tmp_path_factory.mktemp("network")
-    with OpenSSHServer(folder / "sshd", options=["ListenAddress 127.0.0.2", "MaxAuthTries 20"]) as server:
-        for name in ("other", "third"):
-            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
-        (folder / "carry.py").write_text(CARRY)
-        made = Network(server, folder)
-        key = " ".join((server.folder / "host_key.pub").read_text().split()[:2])
-        names = ("[127.0.0.1]", "[127.0.0.2]", "[localhost]")
-        (folder / "known_hosts").write_text("".join(f"{name}:{server.port} {key}\n" for name in names))
-        yield made
-
-
-ROWS = {
-    "an address, a port and a key": "Host web\n HostName 127.0.0.1\n Port {port}\n IdentityFile {key}\n",
-    "quotes, comments and an equals sign": 'Host "web" # don\'t\n HostName=127.0.0.1\n Port {port} # x\n'
-    ' IdentityFile "{key}"\n',
-    "another address": "Host web\n HostName 127.0.0.2\n Port {port}\n IdentityFile {key}\n",
-    "an address here": "Host web\n HostName 127.0.0.1\n BindAddress 127.0.0.3\n Port {port}\n IdentityFile {key}\n",
-    "a key that is not let in": "Host web\n HostName 127.0.0.1\n Port {port}\n IdentityFile {folder}/other\n",
-    "a second key": "Host web\n HostName 127.0.0.1\n Port {port}\n IdentityFile {folder}/other\n IdentityFile {key}\n",
-    "a missing key and one that is let in": "Host web\n HostName 127.0.0.1\n Port {port}\n"
-    " IdentityFile /nonexistent/key\n IdentityFile {key}\n",
-    "no key": "Host web\n HostName 127.0.0.1\n Port {port}\n IdentityFile none\n IdentityAgent none\n",
-    "another account": "Host web\n HostName 127.0.0.1\n User no-such-user\n Port {port}\n IdentityFile {key}\n",
-    "a closed port": "Host web\n HostName 127.0.0.1\n Port {closed}\n IdentityFile {key}\n",
-    "a ProxyCommand": "Host web\n HostName 127.0.0.1\n ProxyCommand {carry} %h %p 2>/dev/null # c\n Port {port}\n"
-    " IdentityFile {key}\n",
-    "a ProxyCommand that fails": "Host web\n ProxyCommand echo shut >&2\n IdentityFile {key}\n",
-    "a ProxyJump": "Host web\n HostName 127.0.0.2\n ProxyJump gate\nHost gate\n HostName 127.0.0.1\n"
-    "Host *\n Port {port}\n IdentityFile {key}\n",
-    "no jump after all": "Host web\n HostName 127.0.0.1\n ProxyCommand none\n Port {port}\n IdentityFile {key}\n"
-    "Host *\n ProxyJump nowhere.invalid\n",
-    "a condition": 'Match exec "test %n = web"\n HostName 127.0.0.1\n Port {port}\n IdentityFile {key}\n',
-    "a cipher": "Host web\n HostName 127.0.0.1\n Ciphers aes128-ctr\n Port {port}\n IdentityFile {key}\n",
-}
-"""A known_hosts file and accept-new are added to each."""
-REFUSED = {"a key that is not let in", "no key", "another account", "a closed port", "a ProxyCommand that fails"}
+    with OpenSSHServer(folder / "sshd", options=OPTIONS) as server:
+        yield Network.made(server, folder)
 
 
 @pytest.mark.parametrize("name", ROWS)
 async def test_we_connect_as_ssh_does(
     network: Network, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / ".ssh").mkdir()
-    shutil.copy(network.folder / "known_hosts", tmp_path / ".ssh" / "known_hosts")
-    config = tmp_path / ".ssh" / "config"
-    more = f"Host *\n UserKnownHostsFile {tmp_path}/.ssh/known_hosts\n StrictHostKeyChecking accept-new\n"
-    config.write_text(network.filled(ROWS[name]) + more)
-    config.chmod(0o600)
+    network.configure(name, tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-
-    before = len(network.log())
-    done = subprocess.run(["ssh", "-F", config, "-o", "BatchMode=yes", "web", "true"], capture_output=True, timeout=60)
-    theirs = done.returncode == 0, _LOGGED.findall(network.log()[before:])
-    assert theirs[0] is (name not in REFUSED)
-    before = len(network.log())
-    error = await refusal()
-    assert (error is None, _LOGGED.findall(network.log()[before:])) == theirs
+    theirs = network.theirs(tmp_path)
+    assert theirs.is_connected is (name not in REFUSED)
+    ours, error = await network.ours()
+    assert ours == theirs
     if name == "a ProxyCommand that fails":
         assert error is not None
         assert error.message == "web: ProxyCommand said: shut"
-
-
-async def refusal() -> ControllerError | None:
-    """Why the host `web` can't be connected to; None when it can."""
-    try:
-        connection = await open_connection(parse_host("web"), Access(warn=lambda _: None))
-    except ControllerError as error:
-        return error
-    await connection.close()
-    return None
