@@ -112,6 +112,18 @@ class SSHConnection(Connection):
             task.add_done_callback(lambda done: None if done.cancelled() or done.exception() else drop(done.result()))
             raise
 
+    async def forward(self, listen: str, port: int | None, answering: Callable[[], asyncio.Protocol]) -> int:
+        """Has the host listen at a socket's path or a port; each connection is a channel. Raises ChannelListenError."""
+        from .tunnel import TunnelSession
+
+        def accept(*_address: object) -> Any:  # asyncssh asks for a session of its own class, and calls the same
+            return TunnelSession(answering(), self)
+
+        if port is None:
+            await self.ssh.create_unix_server(accept, listen, encoding=None)
+            return 0
+        return (await self.ssh.create_server(accept, listen, port, encoding=None)).get_port()
+
     def unacknowledged(self) -> int:
         """Bytes in the socket's send queue (tcp(7), SIOCOUTQ)."""
         sock = self.ssh.get_extra_info("socket")

@@ -8,8 +8,8 @@ import asyncio
 import os
 import shlex
 import time
-from collections.abc import AsyncIterator
-from typing import Final, NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, NamedTuple
 
 from cronium_runner.wire import exactjson
 from cronium_runner.wire.text import LONGEST_WORDS, clean, clean_values, last_words
@@ -45,23 +45,28 @@ class Finding(NamedTuple):
 
 async def examine(connection: Connection, runners: Runners) -> AsyncIterator[Finding]:
     """Findings as they come; the last ones are the host's own. Raises LoginShellError, as it lets nothing be asked."""
-    if isinstance(connection, SSHConnection):
-        async for finding in _server(connection):
-            yield finding
-    else:
+    if connection.host.is_local:
         from .local_connection import described
 
         yield Finding("connection", OK, described())
+    else:
+        async for finding in _server(connection):
+            yield finding
     async for finding in _runner(connection, runners):
         yield finding
 
 
-async def _server(connection: SSHConnection) -> AsyncIterator[Finding]:
+async def _server(connection: Connection) -> AsyncIterator[Finding]:
     """What SSH and the account's shell there let us do."""
-    version = clean(connection.ssh.get_extra_info("server_version", "an unknown server"), LONGEST_WORDS)
-    user = connection.ssh.get_extra_info("username")
-    yield Finding("connection", OK, f"{version} as {user}, route {connection.transport}")
-    for check in (_login_shell, _file_transfer, _sessions, _forwarding):
+    checks: list[Callable[[Any], Awaitable[Finding]]] = [_login_shell, _file_transfer, _sessions]
+    if isinstance(connection, SSHConnection):
+        version = clean(connection.ssh.get_extra_info("server_version", "an unknown server"), LONGEST_WORDS)
+        seen = f"{version} as {connection.ssh.get_extra_info('username')}"
+        checks.append(_forwarding)
+    else:
+        seen = "by OpenSSH's own program"
+    yield Finding("connection", OK, f"{seen}, route {connection.transport}")
+    for check in checks:
         try:
             async with asyncio.timeout(ASK_SECONDS):
                 yield await check(connection)

@@ -89,7 +89,6 @@ class Live:
         foreign = self._foreign()
         if foreign is not None:
             return foreign.endpoint
-        from .connection import SSHConnection
         from .tunnel import Tunnels, account_refused
 
         service = await self._opened()
@@ -102,7 +101,6 @@ class Live:
                 return await service.listen_here(sockets)
         if self._tunnels is None:
             self._tunnels = Tunnels(allow_tcp=self._allow_tcp_tunnel)
-        assert isinstance(connection, SSHConnection), "every host that is not this machine"
         return await self._tunnels.endpoint(connection, sockets, service.answering, is_other_account=is_other_account)
 
     async def script_endpoint(self, reached: "Reached", payload: Payload, endpoint: str) -> str | None:
@@ -152,9 +150,7 @@ class Live:
         if connection.host.is_local:
             async with self._opening:
                 return await service.listen_at_port()
-        from .connection import SSHConnection
 
-        assert isinstance(connection, SSHConnection), "every host that is not this machine"
         assert self._tunnels is not None, "its socket was forwarded before"
         return await self._tunnels.port(connection, service.answering)
 

@@ -12,6 +12,7 @@ import struct
 import termios
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -43,6 +44,7 @@ class OpenSSHConnection(Connection):
         super().__init__(host)
         self.master = master
         self._channels: set[PipeChannel] = set()
+        self._forwardings: list[_Forwarding] = []
         self._is_closed = False
 
     def is_closed(self) -> bool:
@@ -81,10 +83,35 @@ class OpenSSHConnection(Connection):
             raise
         return channel
 
+    async def forward(self, listen: str, port: int | None, answering: Callable[[], asyncio.Protocol]) -> int:
+        """Has the host listen at a socket's path or a port, for a socket here that only this account can connect to.
+
+        Raises asyncssh.ChannelListenError where the host refuses it.
+        """
+        path = f"{os.path.dirname(self.master.path)}/{os.urandom(4).hex()}.api"
+        server = await asyncio.get_running_loop().create_unix_server(lambda: _Accepted(answering, self), path)
+        forwarding = _Forwarding(listen, port, path, server)
+        try:
+            control = await Control.open(self.master.path)
+            try:
+                forwarding.port = found = await control.forward(listen, port, path)
+            finally:
+                control.close()
+        except BaseException as error:
+            forwarding.end()
+            if not isinstance(error, MuxError | OSError):
+                raise
+            raise asyncssh.ChannelListenError(reason(error)) from None
+        if port is None:
+            forwarding.port = None
+        self._forwardings.append(forwarding)
+        return found
+
     def abort(self) -> None:
         """Ends the connection at once, also one that was to persist; executions on the host go on."""
         self._is_closed = True
         self.master.end()
+        self._end_forwardings()
         for channel in list(self._channels):
             channel.abort()
 
@@ -99,7 +126,57 @@ class OpenSSHConnection(Connection):
                     await asyncio.sleep(_TAKEN_PAUSE)
         for channel in list(self._channels):
             channel.abort()
+        for forwarding in self._forwardings if self.master.persist else ():
+            self.master.watch.cancel_forward(forwarding.listen, forwarding.port, forwarding.path)
+        self._end_forwardings()
         await self.master.leave()
+
+    def _end_forwardings(self) -> None:
+        while self._forwardings:
+            self._forwardings.pop().end()
+
+
+@dataclass(slots=True)
+class _Forwarding:
+    """A place where the host listens for us, and the socket here that it leads to."""
+
+    listen: str
+    port: int | None
+    path: str
+    server: asyncio.Server
+
+    def end(self) -> None:
+        """Listens no longer."""
+        self.server.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+
+class _Accepted(asyncio.Protocol):
+    """One connection to such a socket, as a channel of a tunnel's session."""
+
+    def __init__(self, answering: Callable[[], asyncio.Protocol], connection: Connection) -> None:
+        from .tunnel import TunnelSession
+
+        self._session = TunnelSession(answering(), connection)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._session.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._session.data_received(data, None)
+
+    def eof_received(self) -> bool:
+        return self._session.eof_received()
+
+    def pause_writing(self) -> None:
+        self._session.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._session.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._session.connection_lost(exc)
 
 
 class _MuxChannel(PipeChannel):

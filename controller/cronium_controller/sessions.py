@@ -263,6 +263,14 @@ class Connection(abc.ABC):
     async def _start_process(self, command: str) -> Process:
         """Starts a command with streams of bytes. Raises asyncssh's errors."""
 
+    async def forward(self, listen: str, port: int | None, answering: Callable[[], asyncio.Protocol]) -> int:
+        """Has the host listen at a socket's path, or at a port (0: any) of an address; `answering` makes what answers.
+
+        Returns the port, 0 for a socket. Raises asyncssh.ChannelListenError where the host refuses it.
+        """
+        del listen, port, answering
+        raise asyncssh.ChannelListenError(f"there is no way back from {self.host}")
+
     @abc.abstractmethod
     def abort(self) -> None:
         """Ends the connection without a farewell; executions on the host go on."""

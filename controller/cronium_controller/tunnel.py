@@ -14,10 +14,9 @@ from typing import Any, Final
 
 from cronium_runner.wire.access import LONGEST_SOCKET_PATH
 
-from .connection import SSHConnection
 from .errors import TunnelError, UnreachableError, reason
 from .logs import logger
-from .sessions import Connection
+from .sessions import Connection, Session
 from .ssh_library import asyncssh
 
 LOOPBACK: Final = "127.0.0.1"
@@ -41,7 +40,7 @@ class Tunnels:
         self._by_port: _Open = weakref.WeakKeyDictionary()
 
     async def endpoint(
-        self, connection: SSHConnection, sockets: object, answering: Answering, *, is_other_account: bool = False
+        self, connection: Connection, sockets: object, answering: Answering, *, is_other_account: bool = False
     ) -> str:
         """Where executions on the host find the service. `sockets` is the folder that the agent there names.
 
@@ -66,7 +65,7 @@ class Tunnels:
                 host=host,
             ) from None
 
-    async def port(self, connection: SSHConnection, answering: Answering) -> str:
+    async def port(self, connection: Connection, answering: Answering) -> str:
         """The service at a port of the host's loopback interface, which every account there can connect to.
 
         Raises TunnelError where the host forwards none, and UnreachableError when the connection is lost.
@@ -74,10 +73,10 @@ class Tunnels:
         return await _shared(self._by_port, connection, lambda: _forward_port(connection, answering))
 
 
-_Open = weakref.WeakKeyDictionary[SSHConnection, "asyncio.Task[str]"]
+_Open = weakref.WeakKeyDictionary[Connection, "asyncio.Task[str]"]
 
 
-async def _shared(tunnels: _Open, connection: SSHConnection, opening: Callable[[], Awaitable[str]]) -> str:
+async def _shared(tunnels: _Open, connection: Connection, opening: Callable[[], Awaitable[str]]) -> str:
     """The endpoint that whoever asked first has opened, or is opening. One that failed is tried again."""
     known = tunnels.get(connection)
     if known is None or (known.done() and (known.cancelled() or known.exception() is not None)):
@@ -109,15 +108,11 @@ def socket_path(sockets: object, host: str) -> str:
     return path
 
 
-async def _forward_socket(connection: SSHConnection, sockets: object, answering: Answering) -> str:
+async def _forward_socket(connection: Connection, sockets: object, answering: Answering) -> str:
     host = connection.host.name
     path = socket_path(sockets, host)
-
-    def accept() -> "_Session":
-        return _Session(answering(), connection)
-
     try:
-        await connection.ssh.create_unix_server(accept, path, encoding=None)
+        await connection.forward(path, None, answering)
     except asyncssh.ChannelListenError:
         raise TunnelError(
             "api.tunnel_refused",
@@ -131,14 +126,10 @@ async def _forward_socket(connection: SSHConnection, sockets: object, answering:
     return f"unix://{path}"
 
 
-async def _forward_port(connection: SSHConnection, answering: Answering) -> str:
+async def _forward_port(connection: Connection, answering: Answering) -> str:
     host = connection.host.name
-
-    def accept(_address: str, _port: int) -> Any:  # asyncssh asks for a session of its TCP class, and calls the same
-        return _Session(answering(), connection)
-
     try:
-        listener = await connection.ssh.create_server(accept, LOOPBACK, 0, encoding=None)
+        port = await connection.forward(LOOPBACK, 0, answering)
     except asyncssh.ChannelListenError:
         raise TunnelError(
             "api.tunnel_refused",
@@ -147,12 +138,12 @@ async def _forward_port(connection: SSHConnection, answering: Answering) -> str:
         ) from None
     except (asyncssh.Error, OSError) as error:
         raise UnreachableError("host.unreachable", reason(error), host=host) from None
-    _log.info("tunnel_opened", extra={"host": host, "port": listener.get_port()})
-    return f"http://{LOOPBACK}:{listener.get_port()}"
+    _log.info("tunnel_opened", extra={"host": host, "port": port})
+    return f"http://{LOOPBACK}:{port}"
 
 
-class _Session(asyncssh.SSHUNIXSession[bytes]):
-    """One connection to the tunnel: what asyncssh calls, passed on to the service's protocol.
+class TunnelSession(Session):
+    """One connection to the tunnel: what its channel calls, passed on to the service's protocol.
 
     What the protocol raises ends this channel: asyncssh would end the whole connection.
     """

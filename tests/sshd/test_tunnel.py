@@ -13,6 +13,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,13 +23,14 @@ import pytest
 
 from api_process import Answer, Client
 from cronium_controller.access import Access
-from cronium_controller.connection import SSHConnection, connect
+from cronium_controller.connections import Connections
 from cronium_controller.errors import TunnelError
-from cronium_controller.hosts import Host, parse_host
+from cronium_controller.hosts import OPENSSH, SSH, Host, parse_host
 from cronium_controller.job import Job
 from cronium_controller.live import Live
+from cronium_controller.memory import Memory
 from cronium_controller.payloads import load
-from cronium_controller.transport import Remembered
+from cronium_controller.sessions import Connection
 from cronium_controller.tunnel import Tunnels
 from openssh import OpenSSHServer, sshd_path
 from remote_host import resident_memory_growth
@@ -39,6 +41,9 @@ pytestmark = [
     pytest.mark.sshd,
     pytest.mark.skipif(sshd_path() is None, reason="there is no sshd; install openssh-server"),
 ]
+
+
+of_each_kind = pytest.mark.parametrize("kind", [SSH, OPENSSH])
 
 
 @pytest.fixture
@@ -52,9 +57,7 @@ def sockets() -> Iterator[Path]:
 class Way:
     """A connection to a server, and a live service behind it."""
 
-    def __init__(
-        self, connection: SSHConnection, live: Live, sockets: object, folder: Path, warnings: list[str]
-    ) -> None:
+    def __init__(self, connection: Connection, live: Live, sockets: object, folder: Path, warnings: list[str]) -> None:
         self.connection = connection
         self.warnings = warnings
         self.live = live
@@ -88,12 +91,13 @@ class Way:
 
 @contextlib.asynccontextmanager
 async def way(
-    folder: Path, sockets: object, *, allow_tcp_tunnel: bool = False, options: list[str] | None = None
+    folder: Path, sockets: object, *, allow_tcp_tunnel: bool = False, options: list[str] | None = None, kind: str = SSH
 ) -> AsyncIterator[Way]:
     """Through a server with these options."""
     with OpenSSHServer(folder / "sshd", options=options) as server:
-        host = parse_host(server.target, identity=str(server.identity))
-        connection = await connect(host, Access(known_hosts=str(server.known_hosts)), Remembered())
+        host = replace(parse_host(server.target, identity=str(server.identity)), connection=kind)
+        connections = Connections(Access(known_hosts=str(server.known_hosts)), Memory())
+        connection = await connections.open(host)
         warnings: list[str] = []
         live = Live(folder / "controller", allow_tcp_tunnel=allow_tcp_tunnel, environment={}, warn=warnings.append)
         try:
@@ -108,8 +112,9 @@ async def ask(client: Client, call: Callable[..., Answer], *words: Any) -> tuple
     return answer.status, answer.json()
 
 
-async def test_reads_and_writes_arrive_and_the_log_names_the_host(tmp_path: Path, sockets: Path) -> None:
-    async with way(tmp_path, str(sockets)) as through:
+@of_each_kind
+async def test_reads_and_writes_arrive_and_the_log_names_the_host(tmp_path: Path, sockets: Path, kind: str) -> None:
+    async with way(tmp_path, str(sockets), kind=kind) as through:
         with await through.client("one", input={"n": 1}, variables={"HANDED": "over"}) as client:
             assert await ask(client, client.get, "input") == (200, {"success": True, "data": {"n": 1}})
             told = await ask(client, client.get, "variables/HANDED")
@@ -136,8 +141,9 @@ async def test_one_tunnel_serves_all_and_each_sees_its_own_execution_only(tmp_pa
                     assert (await ask(client, client.send, method, other, body))[0] == 403
 
 
-async def test_hundred_parallel_writers_lose_nothing(tmp_path: Path, sockets: Path) -> None:
-    async with way(tmp_path, str(sockets)) as through:
+@of_each_kind
+async def test_hundred_parallel_writers_lose_nothing(tmp_path: Path, sockets: Path, kind: str) -> None:
+    async with way(tmp_path, str(sockets), kind=kind) as through:
         with await through.client("many") as first:
             endpoint = await through.live.endpoint(through.reached)
 
@@ -191,8 +197,9 @@ async def test_another_account_cannot_use_the_socket(tmp_path: Path, sockets: Pa
         assert (await through.live.endpoint(through.reached)).startswith("unix://")  # those who can still have it
 
 
-async def test_a_script_that_is_to_see_the_api_gets_a_port(tmp_path: Path, sockets: Path) -> None:
-    async with way(tmp_path, str(sockets), allow_tcp_tunnel=True) as through:
+@of_each_kind
+async def test_a_script_that_is_to_see_the_api_gets_a_port(tmp_path: Path, sockets: Path, kind: str) -> None:
+    async with way(tmp_path, str(sockets), kind=kind, allow_tcp_tunnel=True) as through:
         assert await through.script_endpoint(through.script) is None
         assert through.live._tunnels is not None
         assert not through.live._tunnels._by_port, "no port without need"
@@ -206,7 +213,7 @@ async def test_a_script_that_is_to_see_the_api_gets_a_port(tmp_path: Path, socke
             assert (await ask(script, script.get, "input"))[1]["data"] == 1
             script.token = None
             assert (await ask(script, script.get, "input"))[0] == 401
-    async with way(tmp_path, str(sockets)) as through:
+    async with way(tmp_path, str(sockets), kind=kind) as through:
         assert (await through.script_endpoint(through.exposing), through.warnings) == (None, [])
 
 
@@ -250,8 +257,11 @@ async def test_an_older_runner(tmp_path: Path, sockets: Path) -> None:
         assert error.value.code == "channel.version"
 
 
-async def test_where_no_port_is_forwarded_either(tmp_path: Path, sockets: Path) -> None:
-    async with way(tmp_path, str(sockets), allow_tcp_tunnel=True, options=["DisableForwarding yes"]) as through:
+@of_each_kind
+async def test_where_no_port_is_forwarded_either(tmp_path: Path, sockets: Path, kind: str) -> None:
+    async with way(
+        tmp_path, str(sockets), kind=kind, allow_tcp_tunnel=True, options=["DisableForwarding yes"]
+    ) as through:
         with pytest.raises(TunnelError, match="neither a socket nor a port") as error:
             await through.live.endpoint(through.reached)
         assert error.value.code == "api.tunnel_refused"
@@ -315,8 +325,9 @@ async def test_what_is_no_http_and_who_leaves_in_the_middle_end_their_own_channe
             assert (await ask(client, client.get, "input"))[0] == 200
 
 
-async def test_megabytes_both_ways_also_for_a_slow_reader(tmp_path: Path, sockets: Path) -> None:
-    async with way(tmp_path, str(sockets)) as through:
+@of_each_kind
+async def test_megabytes_both_ways_also_for_a_slow_reader(tmp_path: Path, sockets: Path, kind: str) -> None:
+    async with way(tmp_path, str(sockets), kind=kind) as through:
         text = "x" * 4_000_000
         with await through.client("large", input=text) as client:
             assert (await ask(client, client.write, "POST", "output", {"data": text}))[0] == 200
@@ -496,10 +507,11 @@ async def test_tokens_that_open_nothing_through_the_tunnel(tmp_path: Path, socke
         assert [entry["action"] for entry in through.audit("one")] == ["execution.registered", "token.issued"]
 
 
+@of_each_kind
 async def test_the_tunnel_ends_with_its_connection_and_the_token_with_its_execution(
-    tmp_path: Path, sockets: Path
+    tmp_path: Path, sockets: Path, kind: str
 ) -> None:
-    async with way(tmp_path, str(sockets)) as through:
+    async with way(tmp_path, str(sockets), kind=kind) as through:
         with await through.client("one") as client:
             assert (await ask(client, client.get, "input"))[0] == 200
             from cronium_runner.wire.results import Outcome, Result
