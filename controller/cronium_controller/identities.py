@@ -12,12 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from .key_files import ENCRYPTED, MISSING, KeyFile, Passphrase, UnusableKeyError, read_certificate, read_key_file
+from .known_hosts import CERTIFICATE
 from .ssh_library import asyncssh
 from .ssh_settings import ASK_AGENT, SSHSettings
 
 _Certificate = Any
 """asyncssh's certificate of a user key, or None."""
 _Signer = Callable[[_Certificate], asyncssh.SSHKeyPair]
+
+_RSA_CERTIFICATE: Final = b"ssh-rsa" + CERTIFICATE
 
 _told: Final[set[tuple[str, str]]] = set()
 """Skipped files of which a warning has told, and why."""
@@ -143,6 +146,7 @@ class Identities:
             self.skipped[file.path] = why
 
     def _watch(self, pair: Any) -> None:
+        """Notes that it signs, and corrects the algorithm of RSA certificates."""
         sign = pair.sign_async
 
         async def signed(data: bytes) -> bytes:
@@ -150,7 +154,15 @@ class Identities:
             signature: bytes = await sign(data)
             return signature
 
-        pair.sign_async = signed
+        choose = pair.set_sig_algorithm
+
+        def chosen(algorithm: bytes) -> None:
+            choose(algorithm)
+            # asyncssh would name SHA-1 here, and try the right name only where another key is left behind this one.
+            if pair.algorithm == _RSA_CERTIFICATE and pair.sig_algorithm != b"ssh-rsa":
+                pair.algorithm = pair.sig_algorithm + CERTIFICATE
+
+        pair.sign_async, pair.set_sig_algorithm = signed, chosen
 
 
 class _FilePair(asyncssh.SSHKeyPair):

@@ -4,11 +4,11 @@ The order differs on purpose in one place: a named key that the agent does not h
 """
 
 import os
+import pwd
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +38,7 @@ CASES: Final = {
     "an encrypted one that is held": ("  IdentityFile {keys}/locked\n  IdentitiesOnly yes\n", "xl"),
     "the agent's and the usual ones": ("", "xy"),
     "no agent": (NAMED + "  IdentityAgent none\n", "xa"),
-    "no identity": ("  IdentityFile none\n", "xy"),
+    "no identity file": ("  IdentityFile none\n", "xy"),
     "a certificate beside it": ("  IdentityFile {keys}/c\n", ""),
     "a certificate that is named": (NAMED + "  IdentityFile {keys}/c\n  CertificateFile {keys}/c-cert.pub\n", ""),
     "a certificate for a key that is held": ("  CertificateFile {keys}/c-cert.pub\n" + NAMED, "ac"),
@@ -47,23 +47,31 @@ CASES: Final = {
 
 @dataclass
 class World:
-    """A server that lets nobody in, keys, and an agent for each set of them."""
+    """A server that lets nobody in, and keys."""
 
     server: OpenSSHServer
     keys: Path
 
-    def agent(self, names: str, folder: Path) -> "subprocess.Popen[bytes] | None":
-        """An agent with these keys, in this order; where SSH_AUTH_SOCK says."""
-        os.environ.pop("SSH_AUTH_SOCK", None)
+
+@pytest.fixture
+def hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path, str], None]]:
+    """`hold(folder, "xy")`: an agent with these keys of a folder, in this order; without names there is none."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(folder: Path, names: str) -> None:
         if not names:
-            return None
-        socket = folder / "agent"
-        process = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
-        wait_until(partial(socket.exists), "the agent's socket")
-        os.environ["SSH_AUTH_SOCK"] = str(socket)
+            return
+        path = tmp_path / "agent"
+        running.append(subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.DEVNULL))
+        wait_until(path.exists, "the agent's socket")
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
         for name in names:
-            subprocess.run(["ssh-add", "-q", self.keys / "held" / name], check=True)
-        return process
+            subprocess.run(["ssh-add", "-q", folder / name], check=True)
+
+    yield start
+    for agent in running:
+        agent.terminate()
+        agent.wait()
 
 
 @pytest.fixture(scope="module")
@@ -128,37 +136,28 @@ async def offered_by_us() -> list[str]:
 
 
 @pytest.mark.parametrize("what", CASES, ids=[what.replace(" ", "_") for what in CASES])
-async def test_ssh_and_we_offer_the_same_keys(world: World, what: str, tmp_path: Path) -> None:
+async def test_ssh_and_we_offer_the_same_keys(world: World, what: str, hold: Callable[[Path, str], None]) -> None:
     lines, held = CASES[what]
-    agent = world.agent(held, tmp_path)
-    try:
-        by_ssh = offered_by_ssh(configure(world, lines))
-        assert await offered_by_us() == by_ssh
-        assert by_ssh or what == "no identity"
-    finally:
-        if agent is not None:
-            agent.terminate()
-            agent.wait()
+    hold(world.keys / "held", held)
+    by_ssh = offered_by_ssh(configure(world, lines))
+    assert await offered_by_us() == by_ssh
+    assert by_ssh
 
 
-async def test_a_named_key_is_not_locked_out_by_the_agent(world: World, tmp_path: Path) -> None:
+async def test_a_named_key_is_not_locked_out_by_the_agent(
+    world: World, tmp_path: Path, hold: Callable[[Path, str], None]
+) -> None:
     """A server that allows three attempts, six keys in the agent, the named one in a file only."""
     server = OpenSSHServer(tmp_path / "sshd", options=["MaxAuthTries 3"])
     (server.folder / "authorized_keys").write_text((world.keys / "a.pub").read_text())
-    agent = world.agent("xybcgl", tmp_path)
-    assert agent is not None
-    try:
-        with server:
-            for identity in (str(world.keys / "a"), None):
-                host = parse_host(server.target, identity=identity)
-                if identity is None:
-                    configure(world, "")
-                    (Path.home() / ".ssh" / "config").write_text(f"IdentityFile {world.keys / 'a'}\n")
-                connection = await open_connection(host, Access(known_hosts=str(server.known_hosts)))
-                await connection.close()
-    finally:
-        agent.terminate()
-        agent.wait()
+    hold(world.keys / "held", "xybcgl")
+    access = Access(known_hosts=str(server.known_hosts))
+    with server:
+        connection = await open_connection(parse_host(server.target, identity=str(world.keys / "a")), access)
+        await connection.close()
+        configure(world, "").write_text(f"IdentityFile {world.keys / 'a'}\n")
+        connection = await open_connection(parse_host(server.target), access)
+        await connection.close()
 
 
 async def test_skipped_files_are_named_in_one_warning(world: World) -> None:
@@ -189,3 +188,33 @@ async def test_a_missing_named_file_leaves_the_usual_keys(world: World, tmp_path
         connection = await open_connection(parse_host(server.target, identity=str(missing)), access)
         await connection.close()
     assert warnings == [f"not used as identity: {missing} does not exist"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_certified", "form"),
+    [("ssh-rsa", False, "pkcs1-pem"), ("ssh-rsa", True, "openssh"), ("ecdsa-sha2-nistp521", True, "pkcs8-pem")],
+)
+async def test_keys_of_each_kind_open_the_door(
+    tmp_path: Path, kind: str, is_certified: bool, form: str, hold: Callable[[Path, str], None]
+) -> None:
+    """From a file and from the agent; with a certificate the server knows only the authority."""
+    key = asyncssh.generate_private_key(kind)
+    path = tmp_path / "held" / "k"
+    path.parent.mkdir()
+    key.write_private_key(path, form)
+    path.chmod(0o600)
+    authority = asyncssh.generate_private_key("ssh-ed25519")
+    authority.write_public_key(tmp_path / "authority.pub")
+    server = OpenSSHServer(tmp_path / "sshd", options=[f"TrustedUserCAKeys {tmp_path / 'authority.pub'}"])
+    allowed = b"" if is_certified else key.export_public_key()
+    (server.folder / "authorized_keys").write_bytes(allowed)
+    if is_certified:
+        certificate = authority.generate_user_certificate(key, "k", principals=[pwd.getpwuid(os.geteuid()).pw_name])
+        certificate.write_certificate(tmp_path / "held" / "k-cert.pub")
+    with server:
+        for names in ("", "k"):  # from the file, then from the agent
+            hold(path.parent, names)
+            host = parse_host(server.target, identity=str(path))
+            connection = await open_connection(host, Access(known_hosts=str(server.known_hosts)))
+            await connection.close()
+        assert server.count_in_log("Accepted publickey") == 2
