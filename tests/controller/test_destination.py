@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from accounts import throw_away_account
 from cronium_controller.destination import Destination, NameRefusedError, checked_name, discard_at, is_match
-from cronium_controller.remote_file import Entry, is_own_folder, is_written_by_us_alone
+from cronium_controller.remote_file import Entry, is_own_folder, is_written_by_us_alone, new_folder
 from tampering import CHANGES
 
 REFUSED = {
@@ -134,6 +135,12 @@ def test_a_partial_copy_is_ours_alone_whatever_the_umask(folder: Destination) ->
     partial.close()
     assert stat.S_IMODE(os.stat(folder.path_of("new")).st_mode) == 0o700
     assert stat.S_IMODE(os.stat(folder.path_of("new/part")).st_mode) == 0o600
+
+
+def test_the_name_of_a_partial_copy_cannot_be_guessed() -> None:
+    names = {new_folder("/folder/x") for _ in range(100)}
+    assert len(names) == 100
+    assert all(re.fullmatch(r"/folder/\.x\.[0-9a-f]{16}\.part", name) for name in names)
 
 
 def test_a_name_that_is_taken_is_never_used(folder: Destination, tmp_path: Path) -> None:
