@@ -78,7 +78,8 @@ def test_loading_ssh_starts_no_process_and_loses_no_algorithm() -> None:
         "import sys\n"
         "if sys.argv[1:]:\n"
         " sys.addaudithook(lambda event, _: event == 'subprocess.Popen' and sys.exit('started'))\n"
-        " import cronium_controller.dispatch, cronium_controller.client, cronium_controller.copying\n"
+        " from cronium_controller.ssh_library import asyncssh as loaded_late\n"
+        " assert loaded_late.Error\n"
         "import asyncssh\nfrom asyncssh.kex import get_kex_algs\nfrom asyncssh.mac import get_mac_algs\n"
         "print(get_kex_algs(), get_mac_algs())"
     )
