@@ -60,7 +60,7 @@ def settings_of(asked: Asked, values: Values, found: Survey) -> SSHSettings:
     if "proxyusefdpass" in found.mentioned and command is not None and is_on("proxyusefdpass"):
         raise ControllerError(
             "host.config",
-            "the SSH configuration asks for ProxyUseFdpass, which only the ssh program can do",
+            "the SSH configuration asks for ProxyUseFdpass, which only ssh itself can do; use --connection openssh",
             host=asked.name,
         )
     carried = tokens.only("hknpr")

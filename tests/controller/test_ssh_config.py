@@ -257,3 +257,10 @@ def test_doctor_says_how_configurations_are_read_here(home: Account, monkeypatch
     told = [json.loads(line) for line in shown.stdout.splitlines()]
     assert [each["level"] for each in told] == ["note", "ok", "bad"]
     assert told[0]["seen"] == "read by cronium itself: the ssh program is not installed"
+
+
+async def test_what_only_ssh_can_do_is_refused_with_the_way_out(home: Account) -> None:
+    home.configure("Host web1\n  ProxyCommand nc %h %p\n  ProxyUseFdpass yes\n")
+    with pytest.raises(ControllerError, match=r"ProxyUseFdpass.*use --connection openssh") as refused:
+        await ssh_settings_of(parse_host("web1"))
+    assert refused.value.code == "host.config"
