@@ -143,7 +143,7 @@ def test_a_login_shell_keeps_the_helpers(agent: AgentProcess, first: str, manife
 
 
 def test_python_is_live_and_keeps_its_output_when_it_is_ended(agent: AgentProcess, shared_host: Host) -> None:
-    described = "import time\nprint('seen')\ntime.sleep(60)\n"
+    described = "import time\nprint('seen')\ntime.sleep(3600)\n"
     payload = shared_host.payload(described, interpreter="python")
     channel = agent.start(payload, "live")
     shared_host.wait_running("live", b"seen")
