@@ -154,6 +154,7 @@ def test_the_words_are_checked_before_anything_is_sent(environment: dict[str, st
         (["--event", "[]"], "input.invalid"),
         (["--var", "X"], "usage.invalid"),
         (["--secret", "X=hunter2"], "usage.invalid"),
+        (["--interpreter", "'open"], "usage.invalid"),
         (["--execution-id", "../x"], "execution.id_invalid"),
         (["--execution-id", ""], "execution.id_invalid"),
         (["--execution-id", "x" * 65], "execution.id_invalid"),

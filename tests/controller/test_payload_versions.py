@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cronium_controller import payloads
+from cronium_controller import payload_versions, payloads
 from cronium_controller.errors import PayloadError
 from cronium_controller.hosts import Host
 from cronium_controller.payload_versions import PayloadVersions, Version
@@ -48,6 +48,17 @@ def cronium(tmp_path: Path, *words: object) -> "subprocess.CompletedProcess[str]
     environment.pop("CRONIUM_PAYLOADS", None)
     command = [sys.executable, "-c", _MAIN, "payload", *map(str, words)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_fields_are_for_scripts_and_not_for_what_has_a_manifest(versions: PayloadVersions, script: Path) -> None:
+    fields = {"interpreter": ["bash", "-l"]}
+    store = versions._store
+    assert payload_versions.load(script, store, fields).sha256 == payloads.load(script, fields).sha256
+    assert payload_versions.load(script, store, {}).sha256 == payloads.load(script).sha256
+    built(versions, script)
+    with pytest.raises(PayloadError, match="event:7 has a manifest of its own: say interpreter to") as refused:
+        payload_versions.load("event:7", store, fields)
+    assert refused.value.code == "usage.invalid"
 
 
 def test_a_version_is_new_exactly_when_something_changed(versions: PayloadVersions, script: Path) -> None:

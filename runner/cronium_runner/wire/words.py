@@ -32,7 +32,7 @@ def interpreter(text: str) -> str | list[str]:
 
     Raises WordError for an open quote or nothing at all.
     """
-    if text.strip() and not any(character in text for character in "/ \t"):
+    if text.strip() and not any(character in text for character in "/ \t'\"\\"):
         return text
     import shlex  # of few commands only
 

@@ -87,6 +87,27 @@ def test_variables_are_texts_and_the_last_one_wins() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("python3", "python3"),
+        ("Bash", "Bash"),
+        ("cobol", "cobol"),  # which names there are, the runner knows
+        ("/opt/venv/bin/python", ["/opt/venv/bin/python"]),
+        ("./bin/run", ["./bin/run"]),
+        ("bash -l", ["bash", "-l"]),
+        ("'/opt/my tools/run' -x ''", ["/opt/my tools/run", "-x", ""]),
+    ],
+)
+def test_an_interpreter_is_a_name_or_a_command(text: str, found: object) -> None:
+    assert words.interpreter(text) == found
+
+
+@pytest.mark.parametrize("text", ["", " ", "'open", "bash 'open"])
+def test_what_is_no_interpreter_names_the_option(text: str) -> None:
+    assert "--interpreter" in refusal(words.interpreter, text).message
+
+
 @pytest.mark.parametrize("word", ["", "A", "=x", "="])
 def test_a_variable_needs_a_name_and_a_value(word: str) -> None:
     assert "NAME=VALUE" in refusal(words.variables, [word]).message
