@@ -132,7 +132,8 @@ def main() -> int:
         for number, case in enumerate(CASES):
             ours = asyncio.run(world.ask_us(number))
             words = ["refused" if each.is_refused else "connects" for each in (by_ssh[number], ours)]
-            same = words[0] == words[1] and (by_ssh[number].recorded and 1) == (ours.recorded and 1)
+            expected = [Outcome(case.is_refused, world.files[f"{who}{number}"].expected()) for who in ("ssh", "us")]
+            same = [by_ssh[number], ours] == expected
             differences += not same
             print(f"{case.what:55} ssh: {words[0]:9} we: {words[1]:9} {'' if same else 'DIFFERS'}")
         print(f"{len(CASES)} cases, {differences} differences")
