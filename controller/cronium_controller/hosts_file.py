@@ -329,8 +329,8 @@ class _Reader:
                     own.get("labels", {}),
                     line,
                     max_age=of_ours.get("max_age"),
-                    connection=of_ours.get("connection", SSH),
-                    persist=of_ours.get("persist"),
+                    connection=SSH if is_local else of_ours.get("connection", SSH),
+                    persist=None if is_local else of_ours.get("persist"),
                 ),
             )
 

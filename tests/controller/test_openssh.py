@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cronium_controller import openssh_words
+from cronium_controller import inventory, openssh_words
 from cronium_controller.errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError
 from cronium_controller.hosts import Host
+from cronium_controller.store import Store
 from openssh import free_port
 from remote_host import RemoteHost
 from runner_process import command_line, wait_until
@@ -104,6 +105,55 @@ def test_a_killed_command_leaves_no_master(remote: RemoteHost, tmp_path: Path) -
     wait_until(lambda: not masters(remote) and not socket.exists(), "the master to end")
 
 
+def test_what_the_configuration_of_ssh_says_counts(remote: RemoteHost, tmp_path: Path) -> None:
+    """It reads the one of the password database's home; a program before it names another."""
+    (tmp_path / "config").write_text(
+        f"Host alias\n  HostName 127.0.0.1\n  Port {remote.server.port}\n  ControlPersist 600\n"
+    )
+    real = shutil.which("ssh")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ssh").write_text(f'#!/bin/sh\nexec {real} -F {tmp_path}/config "$@"\n')
+    (tmp_path / "bin/ssh").chmod(0o755)
+    env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    for words, count in (((), 1), ((), 1), (("--persist", "0"), 2)):
+        done = remote.cronium("exec", "--host", "alias", *OPENSSH, *words, "--", "echo hi", env=env)
+        assert (done.returncode, done.stdout) == (0, b"hi\n"), done.stderr
+        assert remote.server.count_in_log("Accepted publickey") == count
+    ended(remote)
+    (tmp_path / "config").write_text("Prot 22\n")
+    done = remote.cronium("exec", "--host", "alias", *OPENSSH, "--", "true", env=env)
+    assert (done.returncode, done.stderr.count(b"\n")) == (125, 1)
+    assert b"prot" in done.stderr.lower()
+    assert done.stderr.endswith(b"[host.config]\n")
+
+
+def test_how_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "hosts.yaml"
+    file.write_text(
+        "defaults: {connection: openssh, persist: 60}\n"
+        "hosts: {a: , b: {connection: ssh, persist: 0}, c: {persist: 1.5}, here: 'local:'}\n"
+    )
+    known = inventory.load(str(file), environment={})
+    assert [(known.host(name).connection, known.host(name).persist) for name in "abc"] == [
+        ("openssh", 60), ("ssh", 0), ("openssh", 1.5),
+    ]  # fmt: skip
+    assert known.host("a").account != known.host("b").account
+    assert known.host("here") == Host("here", "localhost", is_local=True)
+    store = Store(tmp_path / "controller.db")
+    for name in "abc":
+        store.record(name, known.host(name), "0" * 64, "x", 1.0)
+        found = store.find(name)
+        assert found is not None
+        assert found.host == known.host(name), "a later process does not find the same"
+    store.close()
+    for text, said in (("connection: telnet", "ssh or openssh"), ("persist: -1", "a number of seconds")):
+        file.write_text(f"hosts:\n  a: {{{text}}}\n")
+        with pytest.raises(ControllerError, match=rf"hosts.yaml:2: a: .*must be {said}"):
+            inventory.load(str(file), environment={})
+    with pytest.raises(ControllerError, match="no kind of connection"):
+        Host("a", "a", connection="telnet")
+
+
 @pytest.mark.parametrize("how", ["known", "changed", "strict", "refused", "away", "key"])
 def test_failures_have_the_codes_of_ssh(remote: RemoteHost, how: str, tmp_path: Path) -> None:
     target, words = remote.server.target, []
@@ -124,10 +174,9 @@ def test_failures_have_the_codes_of_ssh(remote: RemoteHost, how: str, tmp_path: 
     told = {}
     for kind in ("ssh", "openssh"):
         done = remote.cronium("exec", "--host", target, "--connection", kind, *words, "--", "echo hi")
-        told[kind] = done.returncode, done.stderr.decode().rpartition("[")[2], done.stderr.count(b"\n")
+        told[kind] = done.returncode, done.stderr.decode().rpartition("[")[2]
         assert b"\x1b" not in done.stderr
-        if how == "strict" and kind == "ssh":
-            assert b"--host-keys strict" in done.stderr
+    assert done.stderr.count(b"\n") == (how != "known"), done.stderr
     assert told["ssh"] == told["openssh"]
     assert told["ssh"][0] in ((0,) if how == "known" else (125, 255))
     assert masters(remote) == []
