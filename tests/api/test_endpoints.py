@@ -65,6 +65,45 @@ def test_values_come_back_as_they_were_written(client: Client, value: str) -> No
     assert client.get("variables/x").body == b'{"success":true,"data":{%s,"value":%s}}' % (key, value.encode())
 
 
+def test_a_variable_is_changed_and_deleted(client: Client) -> None:
+    done = (200, b'{"success":true}')
+    for what, body in (("increment", '{"by": 1.10}'), ("increment", '{"by": 0.05}')):
+        answer = client.write("POST", f"variables/n%2F1/{what}", body)
+        assert (answer.status, answer.body) == done
+    assert client.get("variables/n%2F1").body == b'{"success":true,"data":{"key":"n/1","value":1.15}}'
+    for sequence in (1, 1, 2):
+        answer = client.write("POST", "variables/t/append", {"text": "ab"}, sequence)
+        assert (answer.status, answer.body) == done
+    assert client.get("variables/t").json()["data"]["value"] == "abab"
+    for ignored in (None, b"null", b"no JSON"):
+        key = {"Idempotency-Key": f"{client.execution}/3"}
+        answer = client.send("DELETE", f"/executions/{client.execution}/variables/t", ignored, key)
+        assert (answer.status, answer.body) == done
+    assert client.get("variables/t").status == 404
+    answer = client.send("DELETE", f"/executions/{client.execution}/variables/t")
+    assert (answer.status, answer.json()["error"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "error", "message"),
+    [
+        ("increment", {"by": 1}, "invalid_change", "the variable is no number"),
+        ("increment", {"by": 1e308}, "invalid_change", "the variable is no number"),
+        ("increment", {"by": "1"}, "invalid_body", '"by" is a number'),
+        ("increment", {"by": True}, "invalid_body", '"by" is a number'),
+        ("increment", {}, "invalid_body", 'the body needs "by"'),
+        ("append", {"text": 1}, "invalid_body", '"text" is a text'),
+        ("append", {"by": "x"}, "invalid_body", 'the body needs "text"'),
+    ],
+)
+def test_changes_that_are_refused(client: Client, what: str, value: object, error: str, message: str) -> None:
+    client.write("PUT", "variables/x", {"value": "text"})
+    answer = client.write("POST", f"variables/x/{what}", value)
+    status = 409 if error == "invalid_change" else 400
+    assert (answer.status, answer.json()) == (status, {"error": error, "message": message})
+    assert client.get("variables/x").json()["data"]["value"] == "text"
+
+
 KEYS = ["a/b", "../../input", "..", ".", "/", "//", "a?b#c", "%2F", "\0", "ü 😀", "input", "é" * 500, "a+b c", "\r\n"]
 
 
@@ -104,7 +143,10 @@ def test_keys_that_are_no_text(client: Client, key: str) -> None:
         ("GET", "/docs", 404),
         ("POST", "/executions/{id}/input", 405),
         ("GET", "/executions/{id}/output", 405),
-        ("DELETE", "/executions/{id}/variables/x", 405),
+        ("POST", "/executions/{id}/variables/x", 405),
+        ("GET", "/executions/{id}/variables/x/increment", 405),
+        ("POST", "/executions/{id}/variables/x/decrement", 404),
+        ("POST", "/executions/{id}/variables/x/append/", 404),
         ("BREW", "/executions/{id}/variables/x", 405),
         ("POST", "/health", 405),
     ],
@@ -114,7 +156,7 @@ def test_there_is_nothing_else(client: Client, method: str, path: str, status: i
     assert answer.status == status
     assert set(answer.json()) == {"error", "message"}
     if path.endswith("/variables/x"):
-        assert {"GET", "PUT"} <= set(answer.headers["allow"].replace(" ", "").split(","))
+        assert {"GET", "PUT", "DELETE"} <= set(answer.headers["allow"].replace(" ", "").split(","))
 
 
 @pytest.mark.parametrize(
@@ -235,6 +277,9 @@ def test_another_executions_token_opens_nothing(shared_platform: Platform, clien
         ("GET", "context", None),
         ("GET", "variables/x", None),
         ("PUT", "variables/x", '{"value": 1}'),
+        ("DELETE", "variables/x", None),
+        ("POST", "variables/x/increment", '{"by": 1}'),
+        ("POST", "variables/x/append", '{"text": "x"}'),
         ("POST", "output", '{"data": 1}'),
         ("POST", "condition", '{"condition": true}'),
         ("POST", "condition", "not even JSON"),

@@ -132,6 +132,27 @@ def caller(store: PlatformStore) -> Caller:
     return made
 
 
+def test_changes_are_counted_as_what_they_come_to(store: PlatformStore, caller: Caller) -> None:
+    quota = Quota(keys=2, stored_bytes=30)
+
+    def write(action: str, name: str, value: object = None) -> bool:
+        return store.write(caller, Write(f"variable.{action}", value, name), 2.0, quota)
+
+    for _ in range(3):
+        write("append", "t", "12345")
+    write("increment", "n", 1)
+    with pytest.raises(QuotaError, match="2 variables"):
+        write("increment", "m", 1)
+    with pytest.raises(QuotaError, match="more than 30 bytes"):
+        write("append", "t", "1234567890123")
+    assert store.read_variable(caller, "t") == '"123451234512345"'
+    write("delete", "t")
+    assert write("increment", "m", 1), "what is deleted is given back"
+    assert write("set", "n", "x" * 10)
+    with pytest.raises(QuotaError):
+        write("set", "o", 1)
+
+
 def test_what_is_stored_is_counted_in_the_database(store: PlatformStore, caller: Caller) -> None:
     quota = Quota(keys=100, stored_bytes=50)
 

@@ -246,6 +246,12 @@ def test_an_operator_reads_and_writes_variables(platform: Platform) -> None:
     assert platform.api("variables", "get", "piped") == "secret of several\nlines\n"
     assert platform.api("variables", "get", "plain", "--user", "u") == "the user's\n"
     assert platform.api("variables", "list").split() == ["number", "piped", "plain"]
+    platform.api("variables", "delete", "plain", "--user", "u")
+    assert platform.api("variables", "get", "plain") == "1.10\n"
+    assert "user 'u' has no variable 'plain'" in platform.api("variables", "delete", "plain", "--user", "u", status=125)
+    platform.api("variables", "delete", "piped")
+    assert "there is no global variable 'piped'" in platform.api("variables", "delete", "piped", status=125)
+    assert platform.audit()[-1]["action"] == "variable.delete"
     assert "user 'u' has no variable 'number'" in platform.api("variables", "get", "number", "--user", "u", status=125)
     assert "VALUE is not JSON" in platform.api("variables", "set", "x", "{", "--json", status=125)
     shown = platform.api("audit")

@@ -19,6 +19,7 @@ from cronium_controller.platform_store import (
     Entry,
     GrantError,
     LiveExecution,
+    MissingVariableError,
     PlatformStore,
     SequenceError,
     Write,
@@ -29,6 +30,7 @@ from cronium_controller.platform_store.platform import KEPT_SECONDS
 from cronium_controller.platform_store.tables import metadata
 from cronium_controller.store import Store
 from cronium_runner.wire import exactjson
+from cronium_runner.wire.changes import ChangeError
 
 NAMES = [
     "x",
@@ -138,6 +140,117 @@ def test_hundred_writers_of_hundred_names_lose_nothing(store: PlatformStore) -> 
         list(pool.map(lambda number: put(store, callers[number % 4], f"k{number}", number), range(100)))
     assert {variable.name: variable.value for variable in store.variables("u")} == {f"k{n}": n for n in range(100)}
     assert sum(entry.action == "variable.set" for entry in store.audit(1000)) == 100
+
+
+def change(store: PlatformStore, caller: Caller, what: str, value: object, sequence: int | None = None) -> bool:
+    """A change of the variable `x`."""
+    return store.write(caller, Write(f"variable.{what}", value, "x", sequence), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "what", "value", "after"),
+    [
+        ('"nothing"', "increment", "2", "2"),
+        ("1", "increment", "41", "42"),
+        ("9007199254740993", "increment", "1", "9007199254740994"),
+        ("0.1", "increment", "0.20", "0.30"),
+        ('"5"', "increment", "-7", "-2"),
+        ("null", "increment", "1", "1"),
+        ("12345678901234567890123.50", "increment", "0.50", "12345678901234567890124.00"),
+        ('"nothing"', "append", '"a"', '"a"'),
+        ('"a"', "append", '"\\u0000ü"', '"a\\u0000ü"'),
+        ('"a"', "append", '""', '"a"'),
+    ],
+)
+def test_a_variable_is_changed_exactly(store: PlatformStore, before: str, what: str, value: str, after: str) -> None:
+    caller = enter(store)
+    if before != '"nothing"':
+        put(store, caller, "x", exactjson.loads(before))
+    assert change(store, caller, what, exactjson.loads(value))
+    assert store.read_variable(caller, "x") == after
+
+
+@pytest.mark.parametrize(
+    ("before", "what", "value", "said"),
+    [
+        ("text", "increment", 1, "is no number"),
+        ([1], "increment", 1, "is no number"),
+        (True, "increment", 1, "is no number"),
+        (1, "append", "x", "is no text"),
+        ("9" * 400, "increment", 1, "more than 400 digits"),
+    ],
+)
+def test_a_change_that_cannot_be_leaves_all_as_it_was(
+    store: PlatformStore, before: object, what: str, value: object, said: str
+) -> None:
+    caller = enter(store)
+    put(store, caller, "x", before)
+    told = store.audit(100)
+    with pytest.raises(ChangeError, match=said):
+        change(store, caller, what, value, 1)
+    assert store.read_variable(caller, "x") == exactjson.dumps(before)
+    assert store.audit(100) == told
+    assert put(store, caller, "y", 1, 1), "its number can be used"
+
+
+def test_what_a_change_starts_from_and_where_it_goes(store: PlatformStore) -> None:
+    caller, other = enter(store, variables={"x": 10}), enter(store, "two")
+    store.set_variable("x", 100, None, 1.0, actor="op", host="desk")
+    change(store, caller, "increment", 1)
+    assert [store.read_variable(who, "x") for who in (caller, other)] == ["11", "11"], "from what was handed over"
+    assert store.delete_variable("x", "u", 1.0, actor="op", host="desk")
+    change(store, other, "increment", 1)
+    assert [store.read_variable(who, "x") for who in (caller, other)] == ["101", "101"], "from the global one"
+    found = store.variable("x")
+    assert found is not None
+    assert found.value == 100, "which stays"
+
+
+def test_a_change_is_applied_once(store: PlatformStore) -> None:
+    caller = enter(store)
+    assert change(store, caller, "increment", 5, 1)
+    assert not change(store, caller, "increment", 5, 1)
+    with pytest.raises(SequenceError, match="used for another write"):
+        change(store, caller, "increment", 6, 1)
+    assert change(store, caller, "increment", 6, 2)
+    assert store.read_variable(caller, "x") == "11"
+    assert change(store, caller, "delete", None, 3)
+    assert not change(store, caller, "delete", None, 3), "nor is the deletion of what isn't there any more an error"
+    with pytest.raises(MissingVariableError):
+        change(store, caller, "delete", None, 4)
+    assert [(entry.action, entry.detail) for entry in store.audit(3, "one")] == [
+        ("variable.increment", {"bytes": 1}), ("variable.increment", {"bytes": 2}), ("variable.delete", {}),
+    ]  # fmt: skip
+
+
+def test_parallel_changes_of_a_variable_lose_nothing(store: PlatformStore) -> None:
+    """Also those of several executions, and of a variable that isn't there at first."""
+    callers = [enter(store, f"e{number}") for number in range(4)]
+    with ThreadPoolExecutor(40) as pool:
+        list(pool.map(lambda number: change(store, callers[number % 4], "increment", number), range(1, 101)))
+        list(
+            pool.map(
+                lambda number: store.write(callers[number % 4], Write("variable.append", "ab", "t"), 2.0), range(40)
+            )
+        )
+    assert store.read_variable(callers[0], "x") == "5050"
+    assert store.read_variable(callers[0], "t") == exactjson.dumps("ab" * 40)
+
+
+def test_what_a_script_may_delete(store: PlatformStore) -> None:
+    caller, stranger = enter(store, variables={"x": "handed over"}), enter(store, "two", user="somebody else")
+    store.set_variable("x", "global", None, 1.0, actor="op", host="desk")
+    put(store, caller, "y", 1)
+    for who in (caller, stranger):
+        with pytest.raises(MissingVariableError):
+            store.write(who, Write("variable.delete", None, "z"), 2.0)
+    assert change(store, caller, "delete", None)
+    assert store.read_variable(caller, "x") == '"global"'
+    for who in (caller, stranger):
+        with pytest.raises(MissingVariableError):
+            change(store, who, "delete", None)
+    assert store.read_variable(stranger, "x") == '"global"', "an operator's stays"
+    assert [variable.name for variable in store.variables("u")] == ["y"]
 
 
 def test_a_failed_write_leaves_neither_value_nor_entry_nor_number(

@@ -19,11 +19,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cronium_runner import __version__
 from cronium_runner.wire import exactjson
+from cronium_runner.wire.changes import ChangeError, is_number
 
 from ..errors import StoreError
-from ..platform_store import Caller, GrantError, PlatformStore, Quota, QuotaError, SequenceError, Write
+from ..platform_store import (
+    Caller,
+    GrantError,
+    MissingVariableError,
+    PlatformStore,
+    Quota,
+    QuotaError,
+    SequenceError,
+    Write,
+)
 from ..platform_store.database import CONNECTIONS
-from ..platform_store.live import LONGEST_NAME
+from ..platform_store.live import DELETE, LONGEST_NAME
 from . import metrics, requests
 from .connections import Connections
 from .edge import Edge, log
@@ -37,6 +47,15 @@ from .tokens import Claims, TokenError, TokenExpiredError, Tokens
 from .tools import Tool, ToolCaller, ToolError, ToolInputError
 
 _DONE: Final = b'{"success":true}'
+
+_MEMBERS: Final[Mapping[str, tuple[str, Callable[[Any], bool], str]]] = {
+    "output.set": ("data", lambda _: True, "anything"),
+    "variable.set": ("value", lambda _: True, "anything"),
+    "variable.increment": ("by", is_number, "a number"),
+    "variable.append": ("text", lambda value: isinstance(value, str), "a text"),
+    "condition.set": ("condition", lambda value: isinstance(value, bool), "true or false"),
+}
+"""What the body of each write has: its member, which values that may have, and how a message says so."""
 
 # Seconds. A token bucket's next drop comes sooner; the header has whole ones only.
 _RETRY_AT_LEAST: Final = 1
@@ -98,7 +117,14 @@ class RuntimeApi:
         routes = [
             _route("/executions/{id:raw}/input", GET=self._input),
             _route("/executions/{id:raw}/output", POST=self._output),
-            _route("/executions/{id:raw}/variables/{key:raw}", GET=self._variable, PUT=self._set_variable),
+            _route(
+                "/executions/{id:raw}/variables/{key:raw}",
+                GET=self._variable,
+                PUT=self._set_variable,
+                DELETE=self._delete_variable,
+            ),
+            _route("/executions/{id:raw}/variables/{key:raw}/increment", POST=self._increment_variable),
+            _route("/executions/{id:raw}/variables/{key:raw}/append", POST=self._append_variable),
             _route("/executions/{id:raw}/condition", POST=self._condition),
             _route("/executions/{id:raw}/context", GET=self._context),
             _route("/tool-actions/execute", POST=self._tool_action),
@@ -127,41 +153,64 @@ class RuntimeApi:
         key = _key(request)
         value = await self._read(self._store.read_variable, caller, key) if _is_storable(key) else None
         if value is None:
-            raise ApiError("not_found", "there is no variable of this name")
+            raise _no_variable()
         return _data(f'{{"key":{exactjson.dumps(key)},"value":{value}}}')
 
     # Writing.
 
     async def _output(self, request: Request) -> Response:
-        return await self._write(request, "output.set", "data")
+        return await self._write(request, await self._caller_of(request), "output.set")
+
+    async def _condition(self, request: Request) -> Response:
+        return await self._write(request, await self._caller_of(request), "condition.set")
 
     async def _set_variable(self, request: Request) -> Response:
+        return await self._write_variable(request, "variable.set")
+
+    async def _increment_variable(self, request: Request) -> Response:
+        return await self._write_variable(request, "variable.increment")
+
+    async def _append_variable(self, request: Request) -> Response:
+        return await self._write_variable(request, "variable.append")
+
+    async def _delete_variable(self, request: Request) -> Response:
+        caller = await self._caller_of(request)
+        key = _key(request)
+        sequence = requests.sequence(request, caller.execution_id)
+        await requests.body(request, self.limits.largest_body)  # none is wanted
+        if not _is_storable(key):
+            raise _no_variable()
+        return await self._apply(caller, Write(DELETE, None, key, sequence), 0)
+
+    async def _write_variable(self, request: Request, action: str) -> Response:
         caller = await self._caller_of(request)
         key = _key(request)
         if not _is_storable(key):
             raise ApiError("invalid_request", f"a variable's name has 1 to {LONGEST_NAME} bytes")
-        return await self._write(request, "variable.set", "value", key, caller)
+        return await self._write(request, caller, action, key)
 
-    async def _condition(self, request: Request) -> Response:
-        return await self._write(request, "condition.set", "condition")
-
-    async def _write(
-        self, request: Request, action: str, name: str, key: str | None = None, caller: Caller | None = None
-    ) -> Response:
-        caller = caller or await self._caller_of(request)
+    async def _write(self, request: Request, caller: Caller, action: str, key: str | None = None) -> Response:
         sequence = requests.sequence(request, caller.execution_id)
         body = await requests.body(request, self.limits.largest_body)
+        name, is_possible, what = _MEMBERS[action]
         value = requests.member(requests.json_object(body), name)
-        if action == "condition.set" and not isinstance(value, bool):
-            raise ApiError("invalid_body", '"condition" is true or false')
-        self._charge(caller, len(body))
-        write = Write(action, value, key, sequence)
+        if not is_possible(value):
+            raise ApiError("invalid_body", f'"{name}" is {what}')
+        return await self._apply(caller, Write(action, value, key, sequence), len(body))
+
+    async def _apply(self, caller: Caller, write: Write, size: int) -> Response:
+        """Applies a write, which came in a body of `size` bytes."""
+        self._charge(caller, size)
         try:
             is_new = await self._in_store(self._store.write, caller, write, self._clock(), self._quota)
         except QuotaError as error:
             await self._note_over_quota(caller, error.quota)
             raise ApiError("quota_exceeded", str(error)) from None
-        self._metrics.writes.labels(action, "applied" if is_new else "repeated").inc()
+        except MissingVariableError:
+            raise _no_variable() from None
+        except ChangeError as error:
+            raise ApiError("invalid_change", f"the variable {error}") from None
+        self._metrics.writes.labels(write.action, "applied" if is_new else "repeated").inc()
         return json_response(_DONE)
 
     def _charge(self, caller: Caller, size: int) -> None:
@@ -324,6 +373,10 @@ async def _refuse_unrouted(_request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         return ApiError("method_not_allowed", "the path has no such method", error.headers).response()
     return ApiError("not_found", "there is no such path").response()
+
+
+def _no_variable() -> ApiError:
+    return ApiError("not_found", "there is no variable of this name")
 
 
 def _key(request: Request) -> str:

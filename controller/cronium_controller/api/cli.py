@@ -297,6 +297,26 @@ def set_variable(name: str, value: str | None, user_id: str | None, as_json: boo
         store.set_variable(_name(name), new, user_id, time.time(), actor=_operator(), host=socket.gethostname())
 
 
+@variables.command("delete", context_settings=_HELP)
+@click.argument("name")
+@_user
+@_database
+@_told
+def delete_variable(name: str, user_id: str | None, database: str | None) -> None:
+    """Delete a variable. One of a user hides the global one of its name, which is seen again then.
+
+    \b
+    Example:
+      cronium api variables delete RATE --user default
+    """
+    with _store(database) as store:
+        was_there = store.delete_variable(
+            _name(name), user_id, time.time(), actor=_operator(), host=socket.gethostname()
+        )
+    if not was_there:
+        raise ControllerError("input.invalid", _no_variable(name, user_id))
+
+
 @variables.command("list", context_settings=_HELP)
 @_user
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with the values.")

@@ -19,6 +19,7 @@ STATUSES: Final[dict[str, int]] = {
     "forbidden": 403,
     "not_found": 404,
     "method_not_allowed": 405,
+    "invalid_change": 409,
     "body_too_large": 413,
     "quota_exceeded": 413,
     "rate_limited": 429,

@@ -14,6 +14,7 @@ _MEANINGS: Final = {
     401: "No token, or one that is invalid, expired or revoked.",
     403: "The token, or the Idempotency-Key, is another execution's.",
     404: "There is no such thing.",
+    409: "The variable's value cannot be changed so.",
     413: "The body is too large, or a quota of the execution is used up.",
     429: "Too many requests or bytes of this execution in a minute, or too many connections.",
     431: "The request's headers, or the token, are too long.",
@@ -157,6 +158,27 @@ def _execution_paths() -> dict[str, Any]:
                 (400, 404, *read),
             ),
             "put": _write("setVariable", "Sets a variable of the execution's user.", "value", _ANY),
+            "delete": _delete(),
+        },
+        "/executions/{id}/variables/{key}/increment": {
+            "parameters": [execution, key],
+            "post": _write(
+                "incrementVariable",
+                "Adds a number to a variable of the execution's user, in one step. One that isn't there counts as 0.",
+                "by",
+                {"type": "number", "description": "All digits count, of this and of the sum: at most 400."},
+                409,
+            ),
+        },
+        "/executions/{id}/variables/{key}/append": {
+            "parameters": [execution, key],
+            "post": _write(
+                "appendVariable",
+                "Puts a text behind that of a variable of the execution's user, in one step.",
+                "text",
+                {"type": "string"},
+                409,
+            ),
         },
         "/executions/{id}/condition": {
             "parameters": [execution],
@@ -208,11 +230,17 @@ def _operation(name: str, summary: str, answer: str, refusals: tuple[int, ...]) 
     return {"operationId": name, "summary": summary, "responses": responses}
 
 
-def _write(name: str, summary: str, member: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _write(name: str, summary: str, member: str, schema: dict[str, Any], *more: int) -> dict[str, Any]:
     body = {"type": "object", "required": [member], "properties": {member: schema}}
-    operation = _operation(name, summary, "Done", (400, 401, 403, 413, 429, 431, 500))
+    operation = _operation(name, summary, "Done", (400, 401, 403, *more, 413, 429, 431, 500))
     parameters = [{"$ref": "#/components/parameters/idempotency"}]
     return {**operation, "parameters": parameters, "requestBody": _body(body)}
+
+
+def _delete() -> dict[str, Any]:
+    said = "Deletes a variable of the execution's user, or one handed over for the execution. Global ones stay."
+    operation = _operation("deleteVariable", said, "Done", (400, 401, 403, 404, 413, 429, 431, 500))
+    return {**operation, "parameters": [{"$ref": "#/components/parameters/idempotency"}]}
 
 
 def _body(schema: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ stored. SQLite by default, PostgreSQL by URL. Nothing here knows HTTP or tokens'
 
 from .audit import Entry
 from .database import Database, database_url
-from .live import Caller, GrantError, LiveExecution, SequenceError, Write
+from .live import Caller, GrantError, LiveExecution, MissingVariableError, SequenceError, Write
 from .platform import PlatformStore, Variable
 from .quotas import Quota, QuotaError
 
@@ -16,6 +16,7 @@ __all__ = [
     "Entry",
     "GrantError",
     "LiveExecution",
+    "MissingVariableError",
     "PlatformStore",
     "Quota",
     "QuotaError",

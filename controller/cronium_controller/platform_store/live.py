@@ -6,17 +6,18 @@ ones. A script's write goes to its user's variables.
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import sqlalchemy as sql
 
 from cronium_runner.wire import exactjson
+from cronium_runner.wire.changes import appended, incremented
 
 from . import audit
 from .audit import Entry
-from .quotas import OUTPUT, Quota, charge
+from .quotas import OUTPUT, Quota, charge, give_back
 from .tables import applied_writes, grants, live_executions, upsert, variables
 
 # Bytes. PostgreSQL's index takes keys of up to 2,704; no name that somebody types comes near.
@@ -29,8 +30,20 @@ _SCOPES: Final = (EXECUTION, USER, GLOBAL)
 """In the order in which a name is looked up."""
 
 
+DELETE: Final = "variable.delete"
+CHANGES: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
+    "variable.increment": incremented,
+    "variable.append": appended,
+}
+"""The actions by which a variable becomes something that depends on what it is."""
+
+
 class GrantError(Exception):
     """The token's grant is not known, is another execution's, or has been revoked."""
+
+
+class MissingVariableError(Exception):
+    """There is no variable of that name that a script of this execution could delete."""
 
 
 class SequenceError(Exception):
@@ -62,7 +75,9 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """`action` is `output.set`, `variable.set` (with `name`) or `condition.set`; `sequence` is the key's, if any."""
+    """`action` is `output.set`, `condition.set` or, with a `name`, `variable.set`, `variable.delete`,
+    `variable.increment` (`value`: by how much) or `variable.append` (`value`: a text). `sequence` is the key's, if any.
+    """
 
     action: str
     value: Any
@@ -99,30 +114,42 @@ def admission(*more: sql.Column[Any]) -> "sql.Select[Any]":
 
 def find_variable(connection: sql.Connection, execution: Any, name: str) -> str | None:
     """The value's JSON, None when there is none."""
+    found = _found(connection, execution, name)
+    return next((found[scope] for scope in _SCOPES if scope in found), None)
+
+
+def _found(connection: sql.Connection, execution: Any, name: str) -> dict[str, str]:
+    """The JSON of every variable of that name that the execution could see, by scope."""
     where = {"name": name.encode(), "execution": execution.id, "user": execution.user_id}
-    found = connection.execute(_FIND_VARIABLE, where).all()
-    return min(found, key=lambda row: _SCOPES.index(row.scope)).value if found else None
+    return {row.scope: row.value for row in connection.execute(_FIND_VARIABLE, where)}
 
 
 def apply(connection: sql.Connection, caller: Caller, write: Write, now: float, quota: Quota | None = None) -> bool:
     """Applies a write and its line in the audit log; whether that was news, and not a repetition.
 
-    Raises GrantError, SequenceError and QuotaError.
+    Raises GrantError, SequenceError, QuotaError, MissingVariableError, and ChangeError for a variable that can't be
+    changed so. Then nothing was applied, and the number can be used again.
     """
     execution = admit(connection, caller, _ADMIT_ALONE)
     if write.sequence is not None and not _claim(connection, execution.id, write):
         return False
-    size = len(exactjson.encode(write.value))
-    if quota is not None and write.action != "condition.set":
-        charge(connection, execution.id, OUTPUT if write.name is None else write.name.encode(), size, quota)
+    value = write.value
+    if write.action in CHANGES:
+        value = _changed(connection, execution, write, now)
+    detail = {} if write.action == DELETE else {"bytes": len(exactjson.encode(value))}
+    if quota is not None and write.action not in (DELETE, "condition.set"):
+        name = OUTPUT if write.name is None else write.name.encode()
+        charge(connection, execution.id, name, detail["bytes"], quota)
     match write.action:
         case "output.set":
-            connection.execute(_SET_OUTPUT, {"execution": execution.id, "new": exactjson.dumps(write.value)})
+            connection.execute(_SET_OUTPUT, {"execution": execution.id, "new": exactjson.dumps(value)})
         case "condition.set":
-            connection.execute(_SET_CONDITION, {"execution": execution.id, "new": write.value})
-        case "variable.set":
-            _set_for_script(connection, execution, write, now)
-    audit.append(connection, entry(execution, caller, write.action, now, write.name, write.sequence, {"bytes": size}))
+            connection.execute(_SET_CONDITION, {"execution": execution.id, "new": value})
+        case "variable.delete":
+            _delete_for_script(connection, execution, write)
+        case _:
+            _set_for_script(connection, execution, write, value, now)
+    audit.append(connection, entry(execution, caller, write.action, now, write.name, write.sequence, detail))
     return True
 
 
@@ -169,11 +196,50 @@ def _claim(connection: sql.Connection, execution_id: str, write: Write) -> bool:
     return True
 
 
-def _set_for_script(connection: sql.Connection, execution: Any, write: Write, now: float) -> None:
+def delete_variable(connection: sql.Connection, scope: str, owner: str, name: str) -> bool:
+    """Deletes a variable; whether it was there."""
+    where = {"scope": scope, "owner": owner, "variable": name.encode()}
+    return bool(connection.execute(_DELETE, where).rowcount)
+
+
+def _set_for_script(connection: sql.Connection, execution: Any, write: Write, value: Any, now: float) -> None:
     assert write.name is not None, "a variable has a name"
-    store_variable(connection, USER, execution.user_id, write.name, write.value, now)
+    store_variable(connection, USER, execution.user_id, write.name, value, now)
     # What was handed over for this execution would hide it from the script that wrote it.
-    connection.execute(_UNHIDE, {"execution": execution.id, "variable": write.name.encode()})
+    delete_variable(connection, EXECUTION, execution.id, write.name)
+
+
+def _delete_for_script(connection: sql.Connection, execution: Any, write: Write) -> None:
+    assert write.name is not None, "a variable has a name"
+    was_there = [
+        delete_variable(connection, scope, owner, write.name)
+        for scope, owner in ((EXECUTION, execution.id), (USER, execution.user_id))
+    ]
+    if not any(was_there):
+        raise MissingVariableError
+    give_back(connection, execution.id, write.name.encode())
+
+
+def _changed(connection: sql.Connection, execution: Any, write: Write, now: float) -> Any:
+    """What the variable becomes. Its row is this transaction's alone from then on, whoever else changes or sets it.
+
+    A row that isn't there yet could not be locked, so it is made. Raises ChangeError.
+    """
+    assert write.name is not None, "a variable has a name"
+    found = _found(connection, execution, write.name)
+    before = found.get(EXECUTION)
+    if before is None:
+        row = {
+            "scope": USER,
+            "owner": execution.user_id,
+            "name": write.name.encode(),
+            "value": found.get(USER) or found.get(GLOBAL) or "null",
+            "changed_at": now,
+        }
+        connection.execute(_make_variable(connection.dialect.name), row)
+        where = {"scope": USER, "owner": execution.user_id, "variable": write.name.encode()}
+        before = connection.execute(_LOCK_VARIABLE, where).scalar_one()
+    return CHANGES[write.action](exactjson.loads(before), write.value)
 
 
 @functools.cache
@@ -185,6 +251,11 @@ def _set_variable(dialect: str) -> Any:
     )
 
 
+@functools.cache
+def _make_variable(dialect: str) -> Any:
+    return upsert(dialect, variables).on_conflict_do_nothing()
+
+
 _IS_EXECUTION: Final = live_executions.c.id == sql.bindparam("execution")
 _SET_OUTPUT: Final = sql.update(live_executions).where(_IS_EXECUTION).values(output=sql.bindparam("new"))
 _SET_CONDITION: Final = sql.update(live_executions).where(_IS_EXECUTION).values(condition=sql.bindparam("new"))
@@ -192,11 +263,14 @@ _MINE: Final = applied_writes.c.execution_id == sql.bindparam("execution")
 _APPLIED: Final = sql.select(applied_writes.c.digest).where(_MINE, applied_writes.c.sequence == sql.bindparam("number"))
 _HIGHEST: Final = sql.select(sql.func.max(applied_writes.c.sequence)).where(_MINE)
 _NOTE: Final = sql.insert(applied_writes)
-_UNHIDE: Final = sql.delete(variables).where(
-    variables.c.scope == EXECUTION,
-    variables.c.owner == sql.bindparam("execution"),
+_IS_VARIABLE: Final = sql.and_(
+    variables.c.scope == sql.bindparam("scope"),
+    variables.c.owner == sql.bindparam("owner"),
     variables.c.name == sql.bindparam("variable"),
 )
+_DELETE: Final = sql.delete(variables).where(_IS_VARIABLE)
+# SQLite has no such words, and needs none: a transaction that writes is alone.
+_LOCK_VARIABLE: Final = sql.select(variables.c.value).where(_IS_VARIABLE).with_for_update()
 _ADMIT: Final = admission()
 # An execution's writes come one after the other, until the transaction ends. SQLite has no such words, and needs none.
 _ADMIT_ALONE: Final = admission().with_for_update(of=live_executions)

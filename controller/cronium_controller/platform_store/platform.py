@@ -184,7 +184,7 @@ class PlatformStore:
             return live.find_variable(connection, live.admit(connection, caller), name)
 
     def write(self, caller: Caller, write: Write, now: float, quota: Quota | None = None) -> bool:
-        """Applies a write once; whether it was news. Also raises SequenceError, and QuotaError with a quota."""
+        """Applies a write once; whether it was news. Raises also what `live.apply` does."""
         with self.database.writing() as connection:
             return live.apply(connection, caller, write, now, quota)
 
@@ -214,6 +214,16 @@ class PlatformStore:
             live.store_variable(connection, scope, owner, name, value, now)
             detail = {"scope": scope, "owner": owner, "bytes": len(exactjson.encode(value))}
             audit.append(connection, Entry(now, actor, "variable.set", subject=name, host=host, detail=detail))
+
+    def delete_variable(self, name: str, user_id: str | None, now: float, *, actor: str, host: str) -> bool:
+        """Deletes a user's variable, or a global one; whether there was one."""
+        scope, owner = _place(user_id)
+        with self.database.writing() as connection:
+            was_there = live.delete_variable(connection, scope, owner, name)
+            if was_there:
+                detail = {"scope": scope, "owner": owner}
+                audit.append(connection, Entry(now, actor, live.DELETE, subject=name, host=host, detail=detail))
+        return was_there
 
     def audit(self, limit: int, execution_id: str | None = None) -> list[Entry]:
         """The audit log's last entries, oldest of them first."""

@@ -54,6 +54,18 @@ def charge(connection: sql.Connection, execution_id: str, name: bytes, size: int
     _put(connection, dialect, stored_totals, {"execution_id": execution_id, "keys": keys, "bytes": stored + grown})
 
 
+def give_back(connection: sql.Connection, execution_id: str, name: bytes) -> None:
+    """Counts a variable no more. What another execution has stored under that name stays counted there."""
+    mine = {"execution": execution_id, "name": name}
+    before = connection.execute(_FIND_VALUE, mine).scalar_one_or_none()
+    if before is None:
+        return
+    totals = connection.execute(_FIND_TOTALS, {"execution": execution_id}).one()
+    connection.execute(_FORGET_VALUE, mine)
+    row = {"execution_id": execution_id, "keys": totals.keys - 1, "bytes": totals.bytes - before}
+    _put(connection, connection.dialect.name, stored_totals, row)
+
+
 def _put(connection: sql.Connection, dialect: str, table: sql.Table, row: dict[str, Any]) -> None:
     connection.execute(_putting(dialect, table), row)
 
@@ -73,6 +85,9 @@ def _putting(dialect: str, table: sql.Table) -> Any:
 
 
 _FIND_VALUE: Final = sql.select(stored_values.c.bytes).where(
+    stored_values.c.execution_id == sql.bindparam("execution"), stored_values.c.name == sql.bindparam("name")
+)
+_FORGET_VALUE: Final = sql.delete(stored_values).where(
     stored_values.c.execution_id == sql.bindparam("execution"), stored_values.c.name == sql.bindparam("name")
 )
 _FIND_TOTALS: Final = sql.select(stored_totals.c["keys"], stored_totals.c.bytes).where(
