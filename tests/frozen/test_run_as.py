@@ -154,6 +154,7 @@ def test_the_environment_is_a_logins_and_nothing_of_roots(root: Host, target: Ac
     )
     names = dict(line.split("=", 1) for line in printed(done).split("\0") if line)
     documented = {name for name in names if name.startswith("CRONIUM_")}
+    documented |= {"PYTHONPATH", "NODE_PATH", "PYTHONUNBUFFERED"}
     assert set(names) - documented - {"_", "PWD", "SHLVL", "OLDPWD"} == {"HOME", "USER", "LOGNAME", "SHELL", "PATH"}
     assert (names["HOME"], names["USER"], names["LOGNAME"]) == (str(target.home), target.name, target.name)
     assert "roots-own" not in printed(done)
