@@ -175,6 +175,24 @@ def test_a_missing_variable_of_the_original(original: OriginalPlatform, new_job:
     assert job.call("cronium.getVariable", "V") == "null"
 
 
+def test_blank_values_of_its_context_replace_nothing(original: OriginalPlatform, new_job: NewJob) -> None:
+    known = {
+        "id": "7",
+        "name": "Backup",
+        "type": "BASH",
+        "user": "u",
+        "startTime": "2026-01-02T03:04:05Z",
+        "metadata": {},
+    }
+    job = new_job(original, event=known)
+    for field, value in known.items():
+        assert job.call("cronium.event", field) == (value if isinstance(value, str) else "{}")
+    original.context = {"eventName": "Its own", "startTime": "2026-02-03T04:05:06Z"}
+    assert job.call("cronium.event", "name") == "Its own"
+    assert job.call("cronium.event", "startTime") == "2026-02-03T04:05:06Z"
+    assert job.call("cronium.event", "user") == "u"
+
+
 def test_it_has_no_input_and_takes_writes(original: OriginalPlatform, new_job: NewJob) -> None:
     job = new_job(original, input={"k": 1})
     assert job.call("cronium.input", "k") == "1"

@@ -58,6 +58,19 @@ def test_a_hundred_parallel_writers_of_a_hundred_keys_lose_nothing(host: Host, p
     assert variable(platform, host, "many", "K77") == "77"
 
 
+def test_changes_of_one_variable_by_two_jobs_lose_nothing(host: Host, platform: LivePlatform) -> None:
+    script = (
+        "for n in 1 2 3 4 5; do cronium.incrementVariable C 1.10 >/dev/null & done; wait; cronium.appendVariable T x\n"
+    )
+    with host.agent() as agent:
+        payload = host.payload(script)
+        channels = [agent.start(payload, name, api=api(platform, name, "counts")) for name in ("c1", "c2")]
+        for channel in channels:
+            result = agent.finished(channel)
+            assert (result["state"], result["undelivered"], result["refused"]) == ("succeeded", 0, 0)
+    assert (variable(platform, host, "counts", "C"), variable(platform, host, "counts", "T")) == ("11.00", "xx")
+
+
 def test_a_platform_that_goes_and_comes_back_applies_each_write_once(host: Host, platform: LivePlatform) -> None:
     script = """
 for n in $(seq 40); do cronium.setVariable N "$n"; echo "wrote $n"; sleep 0.02; done
