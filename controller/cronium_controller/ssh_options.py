@@ -70,6 +70,8 @@ def _sent(patterns: tuple[str, ...]) -> list[str]:
     """The variables of our environment that are sent to the host."""
     names: list[str] = []
     for pattern in patterns:
+        if pattern in _LOCALE:
+            continue
         if pattern.startswith("-"):
             names = [name for name in names if not fnmatch.fnmatchcase(name, pattern[1:])]
         else:
