@@ -284,9 +284,11 @@ def test_a_hundred_parallel_writers_of_the_output_lose_nothing(shell: Client, ru
 
 def test_a_write_that_fails_says_so(client: Client, run: Run) -> None:
     away = {
-        "sh": 'mv "$CRONIUM_WORK_DIR/.cronium" "$CRONIUM_WORK_DIR/away"\n',
-        "py": 'import os; w = os.environ["CRONIUM_WORK_DIR"]; os.rename(w + "/.cronium", w + "/away")\n',
-        "js": 'const w = process.env.CRONIUM_WORK_DIR; require("fs").renameSync(w + "/.cronium", w + "/away");\n',
+        "sh": 'cd "$CRONIUM_WORK_DIR"; mv .cronium away; echo >.cronium\n',
+        "py": 'import os; w = os.environ["CRONIUM_WORK_DIR"] + "/"; os.rename(w + ".cronium", w + "away"); '
+        'open(w + ".cronium", "w").close()\n',
+        "js": 'const f = require("fs"), w = process.env.CRONIUM_WORK_DIR; f.renameSync(w + "/.cronium", w + "/away"); '
+        'f.writeFileSync(w + "/.cronium", "");\n',
     }[client.extension]
     result = run(client, away + script(client, [("setVariable", "V", 1), ("getVariable", "V", 0)]))
     (status, message), kept = lines(result)
@@ -304,7 +306,7 @@ def test_tool_actions(client: Client, run: Run, mode: str) -> None:
         done, failed, unknown = lines(result)
         assert done == {"action": "say", "params": {"n": [1, "ü"]}}
         assert failed == (1, "Error: 'echo' failed: it broke")
-        assert unknown == (1, "Error: 'none' failed: 404 no tool of this name is configured")
+        assert unknown == (1, "Error: 'none' failed: no tool of this name is configured")
 
 
 def test_outside_a_job(client: Client, run: Run) -> None:

@@ -284,6 +284,7 @@ def test_a_submission_survives_the_frame() -> None:
         masked_names=("*_X",),
         limits=Limits(nice=5),
         api=Access("unix:///x", "token"),
+        script_endpoint="http://127.0.0.1:9",
     )
     assert set(given._fields) == {
         field for field in given._fields if getattr(given, field) != getattr(Submission("x", given.source), field, None)
