@@ -226,8 +226,8 @@ async def test_a_full_disk_is_said_and_cleaned_up(new_host: NewHost, tiny_disk: 
 async def test_a_folder_that_cannot_be_made_is_named(new_host: NewHost, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     error = await failed(new_host(root=tmp_path / "file" / "root"))
-    assert error.code == "deploy.failed"
-    assert str(tmp_path / "file") in error.message
+    assert error.code == "install.unusable"
+    assert str(tmp_path / "file") in error.message, error.message
 
 
 async def test_a_root_with_a_space_and_quotes_is_fine(new_host: NewHost, tmp_path: Path) -> None:
