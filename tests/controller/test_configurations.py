@@ -146,7 +146,7 @@ async def test_a_changed_host_key_stops_both_before_anything_is_sent(serve: Serv
     tried = remote.server.count_in_log("Connection from"), remote.server.count_in_log("Accepted publickey")
     async with remote.controller() as controller:
         result = await controller.client(remote.host).run_async("true")
-        assert (result.returncode, result.transport_used) == (-1, None)
+        assert (result.returncode, result.transport_used) == (255, None)
         assert result.error_code == "host.key_changed", result
         with pytest.raises(ControllerError) as error:
             await controller.submit(remote.host, Job(load(remote.script("true"))))
