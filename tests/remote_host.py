@@ -145,7 +145,8 @@ class RemoteHost:
         """A script file on the controller's side."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text if text.startswith("#!") else f"#!/usr/bin/env bash\n{text}")
+        is_whole = text.startswith("#!") or path.suffix not in ("", ".sh")  # the first line decides what runs it
+        path.write_text(text if is_whole else f"#!/usr/bin/env bash\n{text}")
         return path
 
     def execution(self, execution_id: str) -> Path:

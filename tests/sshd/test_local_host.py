@@ -191,7 +191,7 @@ def test_commands_have_their_own_streams_and_statuses(here: LocalHost) -> None:
 def test_a_timeout_ends_the_whole_tree(here: LocalHost) -> None:
     mark = f"cronium-{os.urandom(8).hex()}"
     tree = f"echo started; (M={mark} setsid sleep 600 &) ; M={mark} sleep 600"
-    done = here.cronium("exec", "--host", LOCAL, "--timeout", "3", "--", tree)
+    done = here.cronium("exec", "--host", LOCAL, "--timeout", "3", "--kill", "tree", "--", tree)
     assert (done.returncode, done.stdout) == (124, b"started\n")
     assert b"[command.timeout]" in done.stderr
     wait_until(lambda: not processes_with(mark), "the tree to end")
