@@ -139,6 +139,21 @@ async def test_a_host_that_never_ends_is_given_up(local: Local, monkeypatch: pyt
                 assert (await asyncio.wait_for(again.result(), PATIENCE)).error_code == "execution.overdue"
 
 
+async def test_an_accepted_job_gets_the_time_that_it_may_take(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    set_as_ever = Deadline.set
+
+    def noted(self: Deadline, seconds: float) -> None:
+        given.append(seconds)
+        set_as_ever(self, seconds)
+
+    monkeypatch.setattr(Deadline, "set", noted)
+    async with local.controller() as controller:
+        await local.run(controller, "ends-twice", timeout=7000)
+    assert given[0] == Patience().until_answer()
+    assert given[-1] == Patience().until_end(7000)
+
+
 async def test_an_acknowledgement_is_not_waited_for_in_vain(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AgentChannel, "patience", Patience(answer=0.5))
     async with local.controller() as controller:
