@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from .hosts import IDLE_SECONDS
+from .hosts import IDLE_SECONDS, Host
 from .transport import ATTEMPTS
 
 CONNECT_SECONDS: Final = 10.0
@@ -42,9 +42,9 @@ class Access:
     keepalive_count: int = KEEPALIVE_COUNT
     """Questions without an answer before the connection counts as lost."""
     idle_seconds: float = IDLE_SECONDS
-    """How long a connection, or an agent, that nobody uses is kept."""
+    """How long an unused connection or agent is kept."""
     max_age: float | None = None
-    """A connection that is older gets no further call and is closed once nobody uses it; None: however old it is."""
+    """Seconds after which a connection takes no new calls and is closed when its last call ends; None: no limit."""
     attempts: int = ATTEMPTS
     """Over all routes of a host, with pauses between them, before it counts as unreachable."""
     ignores_health: bool = False
@@ -55,3 +55,9 @@ class Access:
     """Seconds that a connection by OpenSSH goes on for after its command; None: what each host says."""
     passphrase: Callable[[str], str] | None = None
     warn: Callable[[str], None] = _log.warning
+
+    def connect_seconds(self, host: Host, configured: float | None) -> float:
+        """The connect timeout of a host: what was chosen for it or for all, else `configured` (ConnectTimeout)."""
+        if host.connect_timeout is None and self.connect_timeout == CONNECT_SECONDS:
+            return configured or CONNECT_SECONDS
+        return host.connect_timeout or self.connect_timeout

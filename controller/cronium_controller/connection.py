@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from .access import CONNECT_SECONDS, Access
+from .access import Access
 from .errors import ControllerError, UnreachableError, reason
 from .hosts import Host
 from .jumps import Jump, jumps
@@ -26,7 +26,7 @@ from .ssh_config import identity_path, ssh_settings_of
 from .ssh_library import asyncssh
 from .ssh_options import options_of
 from .ssh_settings import SSHSettings
-from .transport import ATTEMPT_SECONDS, CLOUDFLARE, DIRECT, Remembered, Route, opened, reach
+from .transport import ATTEMPT_SECONDS, CLOUDFLARE, DIRECT, Remembered, Route, opened, reach, unhurried
 
 _QUICK_ACK_PAUSES: Final = (0.001, 0.003, 0.008, 0.02)
 """Seconds, the first ones short: on a quiet network the server's answers come within milliseconds."""
@@ -178,7 +178,7 @@ async def connect(host: Host, access: Access, remembered: Remembered, *, is_hurr
     """
 
     settings = await ssh_settings_of(host)
-    timeout = _connect_seconds(host, access, settings)
+    timeout = access.connect_seconds(host, settings.connect_timeout)
 
     async def attempt(way: Route) -> SSHConnection:
         through = with_token(host) if way.transport == CLOUDFLARE else host
@@ -213,13 +213,6 @@ async def open_connection(
     tunnel = await _through(chain, host, access)
     through = f"through {', '.join(jump.host.name for jump in chain)}: "
     return SSHConnection(host, await _log_in_behind(tunnel, host, access, settings, host.name, through))
-
-
-def _connect_seconds(host: Host, access: Access, settings: SSHSettings) -> float:
-    """How long the host may take to answer: as it or its access says, else ConnectTimeout, else ten seconds."""
-    if host.connect_timeout is None and access.connect_timeout == CONNECT_SECONDS:
-        return settings.connect_timeout or CONNECT_SECONDS
-    return host.connect_timeout or access.connect_timeout
 
 
 async def _through(chain: Sequence[Jump], host: Host, access: Access) -> asyncssh.SSHClientConnection:
@@ -260,7 +253,7 @@ async def _log_in(
     host: Host, access: Access, settings: SSHSettings, over: Route | asyncssh.SSHClientConnection
 ) -> asyncssh.SSHClientConnection:
     """Connects and authenticates by a route, or through a connection to a jump host."""
-    timeout = _connect_seconds(host, access, settings)
+    timeout = access.connect_seconds(host, settings.connect_timeout)
     login = Login(
         settings,
         access.warn,
@@ -268,7 +261,7 @@ async def _log_in(
         identity=identity_path(host),
         policy=access.host_keys,
         known_hosts=access.known_hosts,
-        passphrase=access.passphrase,
+        passphrase=None if access.passphrase is None else unhurried(access.passphrase),
     )
 
     class Client(LoginClient):

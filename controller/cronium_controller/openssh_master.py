@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .access import CONNECT_SECONDS, Access, HostKeyPolicy
+from .access import Access, HostKeyPolicy
 from .errors import AuthenticationError, ControllerError, UnreachableError, reason
 from .hosts import Host
 from .openssh_mux import Control, MasterGoneError, MuxError
@@ -39,7 +39,7 @@ _LONGEST_PATH: Final = 107 - 17
 """Bytes of a control socket's path: what a Unix socket takes, less what ssh appends for its temporary name."""
 _NAME_BYTES: Final = 8
 _ORPHAN_SECONDS: Final = 1
-"""After which a master ends by itself that nobody is connected to: its process was killed. The least that ssh takes."""
+"""Seconds after which a master without clients ends by itself, as its process was killed. The least that ssh takes."""
 _MOST_MASTERS: Final = 10
 """Persisting masters of the same settings: as many as the pool opens connections."""
 _END_SECONDS: Final = 5.0
@@ -149,10 +149,9 @@ async def settings_of(host: Host, access: Access) -> tuple[str, Settings]:
 
 
 def connect_seconds(host: Host, access: Access, settings: Settings) -> float:
-    """The connect timeout: what was chosen for the host or for all, else ConnectTimeout of ssh's configuration."""
+    """The connect timeout of a host."""
     told = settings.first("connecttimeout")
-    is_chosen = host.connect_timeout is not None or access.connect_timeout != CONNECT_SECONDS
-    return float(told) if told.isdigit() and not is_chosen else host.connect_timeout or access.connect_timeout
+    return access.connect_seconds(host, float(told) if told.isdigit() else None)
 
 
 def attempt_seconds(access: Access, timeout: float) -> float:
@@ -506,7 +505,7 @@ class _Starting(asyncio.SubprocessProtocol):
         for sentence in warnings(bytes(self._said)):
             self._access.warn(f"{self._host.name}: {sentence}")
         if self._access.host_keys is HostKeyPolicy.OFF:
-            sentence = "host key accepted unchecked; anybody could be answering (--host-keys off)"
+            sentence = "host key accepted unchecked; its identity is not verified (--host-keys off)"
             self._access.warn(f"{self._host.name}: {sentence}")
 
     async def _failure(self) -> ControllerError:

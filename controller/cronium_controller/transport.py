@@ -46,6 +46,26 @@ KEPT_WORDS: Final = 400
 T = TypeVar("T")
 
 
+_limits: Final[set[tuple[asyncio.AbstractEventLoop, asyncio.Timeout]]] = set()
+"""Deadlines of the attempts that are under way."""
+
+
+def unhurried(ask: Callable[[str], str]) -> Callable[[str], str]:
+    """`ask`, which blocks the event loop while a person types: that time counts for no attempt of this loop."""
+
+    def asked(about: str) -> str:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            return ask(about)
+        finally:
+            for its_loop, limit in _limits:
+                if its_loop is loop and not limit.expired() and (when := limit.when()) is not None:
+                    limit.reschedule(when + loop.time() - began)
+
+    return asked
+
+
 class Routed(Protocol):
     """What a host says about the ways to it. An empty address has no direct one."""
 
@@ -139,7 +159,7 @@ async def reach(
         failures.clear()
         way = ways[0]
         try:
-            async with asyncio.timeout(attempt_seconds):
+            async with _limited(attempt_seconds):
                 for way in remembered.order(host.name, ways):
                     try:
                         reached = await attempt(way)
@@ -154,6 +174,18 @@ async def reach(
             sentence = f"no connection within the {attempt_seconds:g} s that one attempt over all routes has"
             failures.append((way, _unreachable(host, sentence)))
     raise _all_failed(host, failures, attempts)
+
+
+@contextlib.asynccontextmanager
+async def _limited(seconds: float) -> AsyncIterator[None]:
+    """As `asyncio.timeout`, but `unhurried` extends it. Raises TimeoutError."""
+    async with asyncio.timeout(seconds) as limit:
+        entry = (asyncio.get_running_loop(), limit)
+        _limits.add(entry)
+        try:
+            yield
+        finally:
+            _limits.discard(entry)
 
 
 def _all_failed(host: Routed, failures: list[tuple[Route, UnreachableError]], attempts: int) -> UnreachableError:

@@ -19,7 +19,7 @@ import pytest
 
 from cronium_controller.errors import AuthenticationError, ControllerError, HostKeyChangedError, UnreachableError
 from cronium_controller.ssh_settings import SSHSettings
-from cronium_controller.transport import ATTEMPTS, PAUSES, Remembered, Route, _Carried, opened, reach, routes
+from cronium_controller.transport import ATTEMPTS, PAUSES, Remembered, Route, _Carried, opened, reach, routes, unhurried
 from runner_process import is_running, wait_until
 
 
@@ -324,3 +324,32 @@ async def test_one_attempt_over_all_routes_has_a_limit() -> None:
     with pytest.raises(UnreachableError, match=r"tailscale: refused; direct: no connection within the 0.05 s"):
         await reach(Somewhere(), hang, Remembered(), attempts=2, attempt_seconds=0.05, pause=ways.pause)
     assert (tried, ways.pauses) == (["tailscale", "direct"] * 2, [1.0])
+
+
+class Person(asyncio.SelectorEventLoop):
+    """An event loop on which a person takes long to type."""
+
+    typing = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.typing
+
+
+@pytest.mark.parametrize("is_unhurried", [True, False])
+def test_the_time_of_a_prompt_counts_for_no_attempt(is_unhurried: bool) -> None:
+    def ask(_path: str) -> str:
+        loop.typing += 1000
+        return "sesame"
+
+    async def attempt(_way: Route) -> str:
+        said = (unhurried(ask) if is_unhurried else ask)("key")
+        await asyncio.sleep(0.01)
+        return said
+
+    with contextlib.closing(Person()) as loop:
+        reached = reach(Somewhere(), attempt, Remembered(), attempts=1, attempt_seconds=100)
+        if is_unhurried:
+            assert loop.run_until_complete(reached) == "sesame"
+        else:
+            with pytest.raises(UnreachableError, match="within the 100 s"):
+                loop.run_until_complete(reached)
