@@ -120,7 +120,7 @@ class HostKeyCheck:
         if self._policy is HostKeyPolicy.OFF:
             self._warn(
                 f"{self._host}: host key {shown.public.get_fingerprint()} accepted unchecked; "
-                "anybody could be answering (--host-keys off)"
+                "its identity is not verified (--host-keys off)"
             )
         else:
             self.refusal = self._refusal(shown)
@@ -236,7 +236,7 @@ class HostKeyCheck:
         entry = recorded[0]
         return HostKeyChangedError(
             f"the host's key is now {shown.public.get_fingerprint()} and not the one in {entry.path} line {entry.line}"
-            "; somebody may be in between; if the host was set up anew, remove the old key with: "
+            "; the connection may be intercepted; if the host was set up anew, remove the old key with: "
             f"ssh-keygen -f {shlex.quote(entry.path)} -R {shlex.quote(self._name)}",
             host=self._host,
         )

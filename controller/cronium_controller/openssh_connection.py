@@ -193,7 +193,7 @@ class _MuxChannel(PipeChannel):
         """A descriptor that tells how much of the input the master has yet to take, once the input has ended."""
 
     async def start(self, command: str) -> None:
-        """Opens the session: whoever is cancelled meanwhile has started nothing. Raises MuxError and OSError."""
+        """Opens the session. Starts nothing when it is cancelled meanwhile. Raises MuxError and OSError."""
         await super().start(command)
         self._is_started = True
         self.resume_reading()

@@ -41,8 +41,8 @@ def failure(said: bytes, host: Host, *, is_configuration: bool = False) -> Contr
     words = _words(text)
     if any(sign in text for sign in _CHANGED):
         return HostKeyChangedError(
-            f"the host's key is not the one in known_hosts, or is revoked ({words}); somebody may be in between; if "
-            "the host was set up anew, remove the old key with ssh-keygen -R",
+            f"the host's key is not the one in known_hosts, or is revoked ({words}); the connection may be "
+            "intercepted; if the host was set up anew, remove the old key with ssh-keygen -R",
             host=host.name,
         )
     if any(sign in text for sign in _UNKNOWN):

@@ -1,4 +1,4 @@
-"""What a script has written, fetched from its host by whoever has its result: `await result.stdout.text()`.
+"""The output of a script, fetched from its host when a program asks for it: `await result.stdout.text()`.
 
 The host keeps it until the record's retention ends. Nothing is fetched before it is asked for.
 """

@@ -26,7 +26,7 @@ class PipeChannel(abc.ABC):
         self._is_over = False
 
     async def start(self, command: str) -> None:
-        """Makes the pipes, then the process: whoever is cancelled meanwhile has started nothing. Raises OSError."""
+        """Makes the pipes, then the process. Starts nothing when it is cancelled meanwhile. Raises OSError."""
         with contextlib.ExitStack() as theirs:
             stdin = await self._make_input(theirs)
             stdout = await self._make_output(theirs, None)
@@ -65,7 +65,7 @@ class PipeChannel(abc.ABC):
     # -- what we do --------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Queues bytes; nobody gets them when the command has ended its input, and its own end is told anyway."""
+        """Queues bytes. They are dropped when the command has closed its input; its end is reported all the same."""
         if self.is_writable():
             assert self._input is not None, "made by start"
             self._input.write(data)
@@ -161,7 +161,7 @@ class _Input(asyncio.BaseProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
-        self._session.resume_writing()  # whoever waits shall look again
+        self._session.resume_writing()  # wakes a writer that waits
         self._ended()
 
 
@@ -191,7 +191,7 @@ class PipeEnded:
 
 
 class PipeProcess(Session):
-    """A command with its streams. Its standard output is held back while nobody reads it."""
+    """A command with its streams. Its standard output is held back while it is not read."""
 
     def __init__(self) -> None:
         self.stdin = _Stdin()

@@ -1,7 +1,8 @@
 """Asking OpenSSH: what `ssh -G` prints for a host, and a file of earlier answers.
 
 `ssh -G` costs 8 to 9 ms, so answers are kept as long as no file that `ssh` reads has changed, in a file of the
-controller's state folder. What it holds is executed (ProxyCommand), so only one that nobody else could write is read.
+controller's state folder. What it holds is executed (ProxyCommand), so a file that another account could
+write is not read.
 """
 
 import asyncio

@@ -135,7 +135,7 @@ def tool(body: Mapping[str, Any]) -> bool:
 def read_answer(status: int, headers: Mapping[str, str], content: bytes, form: Form) -> Answer:
     """The answer that this is. Raises ForeignAnswerError when it isn't the platform's.
 
-    A failure that passes is one whoever reports it, and so is a request that is too large for something on the way.
+    A temporary failure counts as one whether the platform or a proxy reports it; so does a request that is too large.
     """
     retry_after = _retry_after(headers.get("Retry-After", ""))
     body = _json(content) if _is_json(headers.get("Content-Type", "")) else None
