@@ -146,7 +146,7 @@ def test_python_is_live_and_keeps_its_output_when_it_is_ended(agent: AgentProces
     described = "import time\nprint('seen')\ntime.sleep(3600)\n"
     payload = shared_host.payload(described, interpreter="python")
     channel = agent.start(payload, "live")
-    shared_host.wait_running("live", b"seen")
+    shared_host.wait_running("live", b"seen\n")
     agent.send(Kind.CANCEL, channel)
     assert agent.finished(channel)["state"] == "cancelled"
     assert agent.stdout(channel) == b"seen\n"
