@@ -67,13 +67,14 @@ def test_values_come_back_as_they_were_written(client: Client, value: str) -> No
 
 def test_a_variable_is_changed_and_deleted(client: Client) -> None:
     done = (200, b'{"success":true}')
-    for what, body in (("increment", '{"by": 1.10}'), ("increment", '{"by": 0.05}')):
-        answer = client.write("POST", f"variables/n%2F1/{what}", body)
-        assert (answer.status, answer.body) == done
-    assert client.get("variables/n%2F1").body == b'{"success":true,"data":{"key":"n/1","value":1.15}}'
-    for sequence in (1, 1, 2):
+    changed = b'{"success":true,"data":{"key":"%s","value":%s}}'
+    for body, value in (('{"by": 1.10}', b"1.10"), ('{"by": 0.05}', b"1.15")):
+        answer = client.write("POST", "variables/n%2F1/increment", body)
+        assert (answer.status, answer.body) == (200, changed % (b"n/1", value))
+    assert client.get("variables/n%2F1").body == changed % (b"n/1", b"1.15")
+    for sequence, told in ((1, changed % (b"t", b'"ab"')), (1, done[1]), (2, changed % (b"t", b'"abab"'))):
         answer = client.write("POST", "variables/t/append", {"text": "ab"}, sequence)
-        assert (answer.status, answer.body) == done
+        assert (answer.status, answer.body) == (200, told)
     assert client.get("variables/t").json()["data"]["value"] == "abab"
     for ignored in (None, b"null", b"no JSON"):
         key = {"Idempotency-Key": f"{client.execution}/3"}

@@ -136,7 +136,7 @@ def test_changes_are_counted_as_what_they_come_to(store: PlatformStore, caller: 
     quota = Quota(keys=2, stored_bytes=30)
 
     def write(action: str, name: str, value: object = None) -> bool:
-        return store.write(caller, Write(f"variable.{action}", value, name), 2.0, quota)
+        return store.write(caller, Write(f"variable.{action}", value, name), 2.0, quota).is_new
 
     for _ in range(3):
         write("append", "t", "12345")
@@ -158,7 +158,7 @@ def test_what_is_stored_is_counted_in_the_database(store: PlatformStore, caller:
 
     def put(name: str | None, value: object, sequence: int | None = None) -> bool:
         action = "output.set" if name is None else "variable.set"
-        return store.write(caller, Write(action, value, name, sequence), 2.0, quota)
+        return store.write(caller, Write(action, value, name, sequence), 2.0, quota).is_new
 
     put("a", "x" * 20, 1)  # 1 + 22
     put(None, "y" * 20, 2)  # 22

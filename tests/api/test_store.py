@@ -25,6 +25,7 @@ from cronium_controller.platform_store import (
     Write,
     database_url,
 )
+from cronium_controller.platform_store.live import Applied
 from cronium_controller.platform_store.migrations import STEPS, Step, migrate
 from cronium_controller.platform_store.platform import KEPT_SECONDS
 from cronium_controller.platform_store.tables import metadata
@@ -57,7 +58,7 @@ def enter(store: PlatformStore, execution: str = "one", user: str = "u", **more:
 
 
 def put(store: PlatformStore, caller: Caller, name: str, value: object, sequence: int | None = None) -> bool:
-    return store.write(caller, Write("variable.set", value, name, sequence), 2.0)
+    return store.write(caller, Write("variable.set", value, name, sequence), 2.0).is_new
 
 
 def test_input_context_output_and_condition(store: PlatformStore) -> None:
@@ -142,7 +143,7 @@ def test_hundred_writers_of_hundred_names_lose_nothing(store: PlatformStore) -> 
     assert sum(entry.action == "variable.set" for entry in store.audit(1000)) == 100
 
 
-def change(store: PlatformStore, caller: Caller, what: str, value: object, sequence: int | None = None) -> bool:
+def change(store: PlatformStore, caller: Caller, what: str, value: object, sequence: int | None = None) -> Applied:
     """A change of the variable `x`."""
     return store.write(caller, Write(f"variable.{what}", value, "x", sequence), 2.0)
 
@@ -166,7 +167,7 @@ def test_a_variable_is_changed_exactly(store: PlatformStore, before: str, what: 
     caller = enter(store)
     if before != '"nothing"':
         put(store, caller, "x", exactjson.loads(before))
-    assert change(store, caller, what, exactjson.loads(value))
+    assert change(store, caller, what, exactjson.loads(value)) == Applied(is_new=True, changed=after)
     assert store.read_variable(caller, "x") == after
 
 
@@ -208,14 +209,16 @@ def test_what_a_change_starts_from_and_where_it_goes(store: PlatformStore) -> No
 
 def test_a_change_is_applied_once(store: PlatformStore) -> None:
     caller = enter(store)
-    assert change(store, caller, "increment", 5, 1)
-    assert not change(store, caller, "increment", 5, 1)
+    assert change(store, caller, "increment", 5, 1) == Applied(is_new=True, changed="5")
+    assert change(store, caller, "increment", 5, 1) == Applied(is_new=False), "another execution may have changed it"
     with pytest.raises(SequenceError, match="used for another write"):
         change(store, caller, "increment", 6, 1)
-    assert change(store, caller, "increment", 6, 2)
+    assert change(store, caller, "increment", 6, 2) == Applied(is_new=True, changed="11")
     assert store.read_variable(caller, "x") == "11"
-    assert change(store, caller, "delete", None, 3)
-    assert not change(store, caller, "delete", None, 3), "nor is the deletion of what isn't there any more an error"
+    assert change(store, caller, "delete", None, 3) == Applied(is_new=True)
+    assert change(store, caller, "delete", None, 3) == Applied(is_new=False), (
+        "nor is the deletion of what isn't there any more an error"
+    )
     with pytest.raises(MissingVariableError):
         change(store, caller, "delete", None, 4)
     assert [(entry.action, entry.detail) for entry in store.audit(3, "one")] == [
@@ -244,7 +247,7 @@ def test_what_a_script_may_delete(store: PlatformStore) -> None:
     for who in (caller, stranger):
         with pytest.raises(MissingVariableError):
             store.write(who, Write("variable.delete", None, "z"), 2.0)
-    assert change(store, caller, "delete", None)
+    assert change(store, caller, "delete", None).is_new
     assert store.read_variable(caller, "x") == '"global"'
     for who in (caller, stranger):
         with pytest.raises(MissingVariableError):
@@ -316,9 +319,8 @@ def test_only_what_is_long_over_is_pruned(store: PlatformStore) -> None:
     store.prune(99.0 + KEPT_SECONDS)
     with pytest.raises(GrantError):
         store.read_input(Caller("over", "jover"))
-    assert not store.write(
-        Caller("open", "jopen"), Write("variable.set", 1, "x", 1), 3.0
-    )  # known, so not applied again
+    repeated = store.write(Caller("open", "jopen"), Write("variable.set", 1, "x", 1), 3.0)
+    assert not repeated.is_new, "it is known, so not applied again"
     assert (store.find("over"), store.find("open") is None) == (None, False)
     store.prune(101.0 + 2 * KEPT_SECONDS)
     with pytest.raises(GrantError):

@@ -154,7 +154,7 @@ class RuntimeApi:
         value = await self._read(self._store.read_variable, caller, key) if _is_storable(key) else None
         if value is None:
             raise _no_variable()
-        return _data(f'{{"key":{exactjson.dumps(key)},"value":{value}}}')
+        return _variable(key, value)
 
     # Writing.
 
@@ -202,7 +202,7 @@ class RuntimeApi:
         """Applies a write, which came in a body of `size` bytes."""
         self._charge(caller, size)
         try:
-            is_new = await self._in_store(self._store.write, caller, write, self._clock(), self._quota)
+            applied = await self._in_store(self._store.write, caller, write, self._clock(), self._quota)
         except QuotaError as error:
             await self._note_over_quota(caller, error.quota)
             raise ApiError("quota_exceeded", str(error)) from None
@@ -210,8 +210,10 @@ class RuntimeApi:
             raise _no_variable() from None
         except ChangeError as error:
             raise ApiError("invalid_change", f"the variable {error}") from None
-        self._metrics.writes.labels(write.action, "applied" if is_new else "repeated").inc()
-        return json_response(_DONE)
+        self._metrics.writes.labels(write.action, "applied" if applied.is_new else "repeated").inc()
+        if write.name is None or applied.changed is None:
+            return json_response(_DONE)
+        return _variable(write.name, applied.changed)
 
     def _charge(self, caller: Caller, size: int) -> None:
         """Takes a write from what the token may send in a minute."""
@@ -385,6 +387,10 @@ def _key(request: Request) -> str:
 
 def _is_storable(key: str) -> bool:
     return 0 < len(key.encode()) <= LONGEST_NAME
+
+
+def _variable(key: str, encoded: str) -> Response:
+    return _data(f'{{"key":{exactjson.dumps(key)},"value":{encoded}}}')
 
 
 def _data(encoded: str) -> Response:

@@ -70,6 +70,11 @@ _IDEMPOTENCY: Final = {
     "example": "exec_20260102_030405_0123456789ab/1",
 }
 _NULLABLE_TEXT: Final = {"type": ["string", "null"]}
+_VARIABLE: Final = {
+    "type": "object",
+    "required": ["key", "value"],
+    "properties": {"key": {"type": "string"}, "value": _ANY},
+}
 _SCHEMAS: Final[dict[str, Any]] = {
     "Error": {
         "type": "object",
@@ -85,14 +90,13 @@ _SCHEMAS: Final[dict[str, Any]] = {
     "Variable": {
         "type": "object",
         "required": ["success", "data"],
-        "properties": {
-            "success": {"const": True},
-            "data": {
-                "type": "object",
-                "required": ["key", "value"],
-                "properties": {"key": {"type": "string"}, "value": _ANY},
-            },
-        },
+        "properties": {"success": {"const": True}, "data": _VARIABLE},
+    },
+    "Changed": {
+        "type": "object",
+        "required": ["success"],
+        "properties": {"success": {"const": True}, "data": _VARIABLE},
+        "description": "`data` is what the variable has become. A repeated request is answered without it.",
     },
     "Context": {
         "type": "object",
@@ -168,6 +172,7 @@ def _execution_paths() -> dict[str, Any]:
                 "by",
                 {"type": "number", "description": "All digits count, of this and of the sum: at most 400."},
                 409,
+                answer="Changed",
             ),
         },
         "/executions/{id}/variables/{key}/append": {
@@ -178,6 +183,7 @@ def _execution_paths() -> dict[str, Any]:
                 "text",
                 {"type": "string"},
                 409,
+                answer="Changed",
             ),
         },
         "/executions/{id}/condition": {
@@ -230,9 +236,11 @@ def _operation(name: str, summary: str, answer: str, refusals: tuple[int, ...]) 
     return {"operationId": name, "summary": summary, "responses": responses}
 
 
-def _write(name: str, summary: str, member: str, schema: dict[str, Any], *more: int) -> dict[str, Any]:
+def _write(
+    name: str, summary: str, member: str, schema: dict[str, Any], *more: int, answer: str = "Done"
+) -> dict[str, Any]:
     body = {"type": "object", "required": [member], "properties": {member: schema}}
-    operation = _operation(name, summary, "Done", (400, 401, 403, *more, 413, 429, 431, 500))
+    operation = _operation(name, summary, answer, (400, 401, 403, *more, 413, 429, 431, 500))
     parameters = [{"$ref": "#/components/parameters/idempotency"}]
     return {**operation, "parameters": parameters, "requestBody": _body(body)}
 

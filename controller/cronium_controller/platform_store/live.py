@@ -89,6 +89,17 @@ class Write:
         return hashlib.sha256(exactjson.encode([self.action, self.name, self.value])).digest()
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a write has come to: whether it was news, and not a repetition, and then the JSON of a changed variable.
+
+    `changed` is None for a repetition too: somebody else may have changed the variable since.
+    """
+
+    is_new: bool
+    changed: str | None = None
+
+
 def admit(connection: sql.Connection, caller: Caller, query: sql.Select[Any] | None = None) -> Any:
     """The execution's row: what `query`, which is made by `admission`, selects. Raises GrantError."""
     who = {"execution": caller.execution_id, "grant": caller.jti}
@@ -124,15 +135,15 @@ def _found(connection: sql.Connection, execution: Any, name: str) -> dict[str, s
     return {row.scope: row.value for row in connection.execute(_FIND_VARIABLE, where)}
 
 
-def apply(connection: sql.Connection, caller: Caller, write: Write, now: float, quota: Quota | None = None) -> bool:
-    """Applies a write and its line in the audit log; whether that was news, and not a repetition.
+def apply(connection: sql.Connection, caller: Caller, write: Write, now: float, quota: Quota | None = None) -> Applied:
+    """Applies a write and its line in the audit log.
 
     Raises GrantError, SequenceError, QuotaError, MissingVariableError, and ChangeError for a variable that can't be
     changed so. Then nothing was applied, and the number can be used again.
     """
     execution = admit(connection, caller, _ADMIT_ALONE)
     if write.sequence is not None and not _claim(connection, execution.id, write):
-        return False
+        return Applied(is_new=False)
     value = write.value
     if write.action in CHANGES:
         value = _changed(connection, execution, write, now)
@@ -150,7 +161,7 @@ def apply(connection: sql.Connection, caller: Caller, write: Write, now: float, 
         case _:
             _set_for_script(connection, execution, write, value, now)
     audit.append(connection, entry(execution, caller, write.action, now, write.name, write.sequence, detail))
-    return True
+    return Applied(is_new=True, changed=exactjson.dumps(value) if write.action in CHANGES else None)
 
 
 def entry(

@@ -183,8 +183,8 @@ class PlatformStore:
         with self.database.reading() as connection:
             return live.find_variable(connection, live.admit(connection, caller), name)
 
-    def write(self, caller: Caller, write: Write, now: float, quota: Quota | None = None) -> bool:
-        """Applies a write once; whether it was news. Raises also what `live.apply` does."""
+    def write(self, caller: Caller, write: Write, now: float, quota: Quota | None = None) -> live.Applied:
+        """Applies a write once. Raises also what `live.apply` does."""
         with self.database.writing() as connection:
             return live.apply(connection, caller, write, now, quota)
 
