@@ -46,6 +46,13 @@ def shared_host(tmp_path_factory: pytest.TempPathFactory, install_directory: Pat
 
 
 @pytest.fixture
+def connection(request: pytest.FixtureRequest) -> str | None:
+    """What hosts are connected to by; None: as they say themselves. `kinds.BOTH` makes a test for two kinds."""
+    kind: str | None = getattr(request, "param", None)
+    return kind
+
+
+@pytest.fixture
 def as_root() -> None:
     """Skips unless root: for what only root can prepare."""
     if os.geteuid() != 0:

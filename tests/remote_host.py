@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from cronium_controller.access import Access
+from cronium_controller.connections import prepare
 from cronium_controller.dispatch import Controller
 from cronium_controller.execution import Execution
 from cronium_controller.hosts import Host, parse_host
 from cronium_controller.runners import Runners
+from cronium_controller.sessions import Connection
 from cronium_controller.store import Store
+from cronium_controller.transport import DIRECT, Route
 from cronium_runner.wire.names import STREAM_NAMES
 from openssh import OpenSSHServer
 from runner_process import FAREWELL, PATIENCE, Started, command_line, is_running, processes_with, wait_until
@@ -28,7 +31,10 @@ _MAIN = "import sys; from cronium_controller.cli import main; main()"
 
 
 class RemoteHost:
-    """`root` is where the runner goes on the host; sharing it between hosts saves the upload."""
+    """`root` is where the runner goes on the host; sharing it between hosts saves the upload.
+
+    `connection` is the kind of connection that it is reached by; None: as hosts say themselves.
+    """
 
     def __init__(
         self,
@@ -38,7 +44,9 @@ class RemoteHost:
         *,
         options: list[str] | None = None,
         environment: dict[str, str] | None = None,
+        connection: str | None = None,
     ) -> None:
+        self.connection = connection
         self.folder = folder
         self.binary = binary
         self.root = root
@@ -76,7 +84,8 @@ class RemoteHost:
 
     def access(self, **changes: Any) -> Access:
         """How it is reached: this host's own known_hosts, warnings kept in `warnings`."""
-        return Access(**{"known_hosts": str(self.known_hosts), "warn": self.warnings.append, **changes})
+        settings = {"known_hosts": str(self.known_hosts), "warn": self.warnings.append, "connection": self.connection}
+        return Access(**{**settings, **changes})
 
     def controller(self, **changes: Any) -> Controller:
         """A controller with a store of its own (the same as the command's)."""
@@ -106,9 +115,11 @@ class RemoteHost:
         """Starts `cronium WORDS`, with the key."""
         command, *rest = map(str, words)
         is_for_hosts = command not in ("version", "payload", "metrics", "hosts", "history")
-        identity = ["--identity", str(self.server.identity)] if is_for_hosts else []
+        reaching = ["--identity", str(self.server.identity)] if is_for_hosts else []
+        if is_for_hosts and self.connection is not None and "--connection" not in map(str, words):
+            reaching += ["--connection", self.connection]
         options = {"stdin": subprocess.DEVNULL, **options}
-        arguments = [sys.executable, "-c", _MAIN, command, *identity, *rest]
+        arguments = [sys.executable, "-c", _MAIN, command, *reaching, *rest]
         return Started(arguments, env={**self.environment, **(env or {})}, **options)
 
     def cronium(
@@ -223,6 +234,11 @@ class RemoteHost:
         assert not [name for name in self.executions() if name.startswith(".")], self.executions()
         if self.root.exists():
             assert not [name for name in os.listdir(self.root) if name.startswith(".")], os.listdir(self.root)
+
+
+async def connected(host: Host, access: Access) -> Connection:
+    """A connection by one attempt over the direct route, of the kind that the host or `access` names."""
+    return await (await prepare(host, access)).make(Route(DIRECT, host.address))
 
 
 async def collect(execution: Execution) -> dict[str, bytes]:

@@ -26,7 +26,7 @@ from .ssh_config import identity_path, ssh_settings_of
 from .ssh_library import asyncssh
 from .ssh_options import options_of
 from .ssh_settings import SSHSettings
-from .transport import ATTEMPT_SECONDS, CLOUDFLARE, DIRECT, Remembered, Route, opened, reach, unhurried
+from .transport import ATTEMPT_SECONDS, CLOUDFLARE, DIRECT, Attempt, Route, opened, unhurried
 
 _QUICK_ACK_PAUSES: Final = (0.001, 0.003, 0.008, 0.02)
 """Seconds, the first ones short: on a quiet network the server's answers come within milliseconds."""
@@ -169,32 +169,19 @@ async def _closed(ssh: asyncssh.SSHClientConnection) -> None:
             await ssh.wait_closed()
 
 
-async def connect(host: Host, access: Access, remembered: Remembered, *, is_hurried: bool = False) -> SSHConnection:
-    """A connection by the first of the host's routes that works, tried as contracts §8 says.
-
-    `is_hurried`: no further attempt begins once the connect timeout has gone by since the first one began.
-
-    Raises HostKeyError, AuthenticationError or UnreachableError, each with the fix.
-    """
-
+async def prepare(host: Host, access: Access) -> Attempt[SSHConnection]:
+    """How a host is connected to. Raises ControllerError."""
     settings = await ssh_settings_of(host)
     timeout = access.connect_seconds(host, settings.connect_timeout)
 
-    async def attempt(way: Route) -> SSHConnection:
+    async def make(way: Route) -> SSHConnection:
         through = with_token(host) if way.transport == CLOUDFLARE else host
         connection = await open_connection(through, access, settings=settings, way=way)
         connection.host = host
         connection.transport = way.transport
         return connection
 
-    return await reach(
-        host,
-        attempt,
-        remembered,
-        attempts=access.attempts,
-        retry_seconds=timeout if is_hurried else None,
-        attempt_seconds=max(ATTEMPT_SECONDS, timeout),
-    )
+    return Attempt(make, timeout, max(ATTEMPT_SECONDS, timeout))
 
 
 async def open_connection(

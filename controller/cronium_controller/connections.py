@@ -18,6 +18,7 @@ from .logs import logger
 from .memory import Memory
 from .pool import Lease, Limits, Pool
 from .sessions import Connection
+from .transport import Attempt, reach
 
 _log = logger("cronium.connections")
 REFUSALS: Final = 5
@@ -51,6 +52,17 @@ def asked_for(host: Host) -> Iterator[None]:
         if error.host is None or error.host == host.name:
             raise
         raise error.about(host.name) from None
+
+
+async def prepare(host: Host, access: Access) -> Attempt[Connection]:
+    """How a host is connected to, over SSH or by OpenSSH's own program. Raises ControllerError."""
+    if (access.connection or host.connection) == OPENSSH:
+        from . import openssh_connection
+
+        return await openssh_connection.prepare(host, access)
+    from . import connection
+
+    return await connection.prepare(host, access)
 
 
 class Connections:
@@ -139,11 +151,15 @@ class Connections:
             from .local_connection import LocalConnection
 
             return LocalConnection(host)
-        if (self.access.connection or host.connection) == OPENSSH:
-            from . import openssh_connection as kind
-        else:
-            from . import connection as kind  # type: ignore[no-redef]
-        return await kind.connect(host, self.access, self.memory.remembered, is_hurried=way_to(host) in self._hurried)
+        attempt = await prepare(host, self.access)
+        return await reach(
+            host,
+            attempt.make,
+            self.memory.remembered,
+            attempts=self.access.attempts,
+            retry_seconds=attempt.connect_timeout if way_to(host) in self._hurried else None,
+            attempt_seconds=attempt.limit,
+        )
 
     async def leave(self, host: Host) -> None:
         """Closes one host's connections, those that somebody uses excepted."""

@@ -44,7 +44,7 @@ class _Reader:
     async def before(self, host: Host, written: str, behind: tuple[str, ...]) -> list[Jump]:
         """What stands in front of `host`, whose ProxyJump is given and which stands in front of those `behind`."""
         behind = (*behind, _spelled(host))
-        chain = [self._jump(text) for text in written.split(",")]
+        chain = [jump_host(text, self.name) for text in written.split(",")]
         if _spelled(chain[0]) in behind or len(behind) + len(chain) > _LONGEST:
             shown, advice = " -> ".join((*behind, _spelled(chain[0]))), f"Host * !{chain[0].address}"
             raise self._mistake(f"leads in a circle ({shown}); leave the jump host out of its own block: {advice}")
@@ -56,14 +56,20 @@ class _Reader:
         )
         return [*before, first, *others]
 
-    def _jump(self, text: str) -> Host:
-        try:
-            return parse_host(text.strip().removeprefix("ssh://"))
-        except ControllerError as error:
-            raise self._mistake(f"has a ProxyJump of which {error.message}") from None
-
     def _mistake(self, sentence: str) -> ControllerError:
-        return ControllerError("host.config", f"the SSH configuration {sentence}", host=self.name)
+        return _mistake(sentence, self.name)
+
+
+def jump_host(written: str, name: str) -> Host:
+    """One host of a ProxyJump, of the host `name`. Raises ControllerError."""
+    try:
+        return parse_host(written.strip().removeprefix("ssh://"))
+    except ControllerError as error:
+        raise _mistake(f"has a ProxyJump of which {error.message}", name) from None
+
+
+def _mistake(sentence: str, name: str) -> ControllerError:
+    return ControllerError("host.config", f"the SSH configuration {sentence}", host=name)
 
 
 def _spelled(host: Host) -> str:

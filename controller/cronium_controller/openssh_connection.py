@@ -24,7 +24,7 @@ from .openssh_mux import Control, MasterGoneError, MuxError, SessionRequest
 from .pipe_channel import PipeChannel, PipeProcess
 from .sessions import Channel, Connection, Process, Session
 from .ssh_library import asyncssh
-from .transport import Remembered, Route, reach
+from .transport import Attempt, Route
 
 _SIGNALLED: Final = 255
 """The exit status of a command that a signal has ended, as of `ssh` itself: the master does not tell which signal."""
@@ -46,6 +46,13 @@ class OpenSSHConnection(Connection):
         self._channels: set[PipeChannel] = set()
         self._forwardings: list[_Forwarding] = []
         self._is_closed = False
+
+    @property
+    def server(self) -> dict[str, Any] | None:
+        """With the user and the port that were used where the host leaves them to OpenSSH's configuration."""
+        host, told = self.host, self.master.settings.first
+        port = host.port or int(told("port", "22"))
+        return {"name": host.name, "address": host.address, "user": host.user or told("user"), "port": port}
 
     def is_closed(self) -> bool:
         """Whether it can be used no longer."""
@@ -204,7 +211,7 @@ class _MuxChannel(PipeChannel):
         self.pause_reading()  # until the session knows its channel
         settings = self._master.settings
         request = SessionRequest(
-            command.encode("utf-8", "surrogateescape"), settings.environment(os.environ), settings.forwards_agent
+            command.encode("utf-8", "surrogateescape"), settings.environment(), settings.forwards_agent
         )
         control = await Control.open(self._master.path, request.encode(), (stdin, stdout, stderr))
         control.exited = self._note_status
@@ -298,26 +305,14 @@ def _close(control: Control, opening: "asyncio.Task[None]") -> None:
     control.close()
 
 
-async def connect(host: Host, access: Access, remembered: Remembered, *, is_hurried: bool = False) -> OpenSSHConnection:
-    """A connection by the first of the host's routes that works.
-
-    `is_hurried`: no further attempt begins once the connect timeout has gone by since the first one began.
-
-    Raises HostKeyError, AuthenticationError or UnreachableError, each with the fix.
-    """
-    program, settings = await settings_of(host, access)
+async def prepare(host: Host, access: Access) -> Attempt[OpenSSHConnection]:
+    """How a host is connected to. Raises ControllerError."""
+    ssh, settings = await settings_of(host)
     timeout = connect_seconds(host, access, settings)
 
-    async def attempt(way: Route) -> OpenSSHConnection:
-        connection = OpenSSHConnection(host, await open_master(program, host, access, settings, way, timeout))
+    async def make(way: Route) -> OpenSSHConnection:
+        connection = OpenSSHConnection(host, await open_master(ssh, host, access, settings, way, timeout))
         connection.transport = way.transport
         return connection
 
-    return await reach(
-        host,
-        attempt,
-        remembered,
-        attempts=access.attempts,
-        retry_seconds=timeout if is_hurried else None,
-        attempt_seconds=attempt_seconds(access, timeout),
-    )
+    return Attempt(make, timeout, attempt_seconds(access, timeout))

@@ -7,7 +7,6 @@ socket's protocol is `openssh_mux`'s, what ssh says when it fails `openssh_words
 
 import asyncio
 import contextlib
-import fnmatch
 import hashlib
 import json
 import math
@@ -22,17 +21,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from . import ssh_asking
 from .access import Access, HostKeyPolicy
 from .errors import AuthenticationError, ControllerError, UnreachableError, reason
 from .hosts import Host
+from .jumps import jump_host
 from .openssh_mux import Control, MasterGoneError, MuxError
 from .openssh_words import failure, warnings
 from .own_files import is_open_key, open_key_phrase, stranger
 from .service_token import with_token
+from .ssh_asking import WHOLE
+from .ssh_config import told_by_ssh
+from .ssh_reader import Values
+from .ssh_values import sent
 from .state_path import default_path
 from .transport import ATTEMPT_SECONDS, CLOUDFLARE, CLOUDFLARED, DIRECT, TAILSCALE, Route
 
-PROGRAM: Final = "ssh"
 FOREVER: Final = math.inf
 """Seconds that a master persists whose configuration has `ControlPersist yes`."""
 _LONGEST_PATH: Final = 107 - 17
@@ -46,8 +50,6 @@ _END_SECONDS: Final = 5.0
 """For a master to end that was told to. It has nothing to wait for."""
 _SWEEP_SECONDS: Final = 60.0
 """Age of a socket from which on it is removed when no master answers there."""
-_ASIDE: Final = ("controlmaster", "controlpath", "controlpersist", "loglevel", "forkafterauthentication")
-"""Settings that do not change whom a connection leads to and how."""
 _AGENT: Final = ("SSH_AUTH_SOCK", "KRB5CCNAME")
 """Environment variables that say which keys and tickets there are."""
 _KEPT_WORDS: Final = 16 * 1024
@@ -64,11 +66,11 @@ _WORDS_SECONDS: Final = 1.0
 class Settings:
     """What `ssh -G` says of a host: the values of each keyword, in lower case, in order."""
 
-    values: Mapping[str, tuple[str, ...]]
+    values: Values
 
     def first(self, keyword: str, default: str = "") -> str:
         """The value of a keyword that has one."""
-        return self.values.get(keyword, (default,))[0]
+        return self.values.get(keyword, [default])[0]
 
     @property
     def persist(self) -> float:
@@ -83,12 +85,10 @@ class Settings:
         """ForwardAgent; the path of another agent's socket counts as well."""
         return self.first("forwardagent", "no") != "no"
 
-    def environment(self, ours: Mapping[str, str]) -> list[bytes]:
+    def environment(self) -> list[bytes]:
         """SetEnv, and what SendEnv lets through of our environment, as NAME=VALUE."""
-        found = dict(words.split("=", 1) for words in self.values.get("setenv", ()) if "=" in words)
-        for name, value in ours.items():
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.values.get("sendenv", ())):
-                found.setdefault(name, value)
+        found = {name: os.environ[name] for name in sent(self.values.get("sendenv", ()))}
+        found |= dict(words.split("=", 1) for words in self.values.get("setenv", ()) if "=" in words)
         return [os.fsencode(f"{name}={value}") for name, value in found.items()]
 
 
@@ -139,13 +139,13 @@ _used: set[str] = set()
 """The sockets of masters that this process uses. A further connection to the same host is another master."""
 
 
-async def settings_of(host: Host, access: Access) -> tuple[str, Settings]:
-    """The ssh program, and what its configuration and our options say of a host. Raises ControllerError."""
-    program = shutil.which(PROGRAM)
-    if program is None:
+async def settings_of(host: Host) -> tuple[str, Settings]:
+    """The ssh program, and what its configuration says of a host. Raises ControllerError."""
+    ssh = ssh_asking.program()
+    if ssh is None:
         sentence = "OpenSSH's client is not installed here; install it, or take out `connection: openssh`"
         raise ControllerError("host.config", sentence, host=host.name)
-    return program, await _resolved(program, _options(host, access), host)
+    return ssh, Settings(await told_by_ssh(ssh, host))
 
 
 def connect_seconds(host: Host, access: Access, settings: Settings) -> float:
@@ -159,9 +159,7 @@ def attempt_seconds(access: Access, timeout: float) -> float:
     return _ASKING_SECONDS if access.passphrase is not None else max(ATTEMPT_SECONDS, timeout)
 
 
-async def open_master(
-    program: str, host: Host, access: Access, settings: Settings, way: Route, timeout: float
-) -> Master:
+async def open_master(ssh: str, host: Host, access: Access, settings: Settings, way: Route, timeout: float) -> Master:
     """A master for a host: one of an earlier process where it is to persist, else a new one.
 
     `timeout` is for each step of connecting, in seconds. Raises HostKeyError, AuthenticationError and UnreachableError,
@@ -175,7 +173,7 @@ async def open_master(
     folder = _folder(host)
     name = None
     if persist:
-        name = await _name(program, words, host, settings)
+        name = await _name(ssh, words, host, settings)
         for number in range(_MOST_MASTERS):
             path = f"{folder}/{name}{number}"
             if path not in _used:
@@ -187,7 +185,7 @@ async def open_master(
                 break
     _sweep(folder)
     path = f"{folder}/{os.urandom(_NAME_BYTES).hex()}"
-    command = [program, "-f", "-N", "-x", "-S", path.replace("%", "%%"), *words]
+    command = [ssh, "-f", "-N", "-x", "-S", path.replace("%", "%%"), *words]
     command += [
         "-o",
         f"ConnectTimeout={math.ceil(timeout)}",
@@ -321,40 +319,30 @@ def _way(way: Route, host: Host, settings: Settings, environment: dict[str, str]
     return [*words, "-o", f"ProxyCommand={carried.replace('%', '%%')}"]
 
 
-# -- what ssh's configuration says -------------------------------------------------------------------------------------
+# -- the name of a master --------------------------------------------------------------------------------------------
 
 
-async def _resolved(program: str, words: Sequence[str], host: Host, *, of: str | None = None) -> Settings:
-    """What `ssh -G` says of the host, or of a jump host before it. Raises ControllerError."""
-    asking = await asyncio.create_subprocess_exec(
-        program, *words, "-G", "--", of or host.address,
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    stdout, stderr = await asking.communicate()
-    if asking.returncode != 0:
-        raise failure(stderr, host, is_configuration=True)
-    values: dict[str, tuple[str, ...]] = {}
-    for line in stdout.decode("utf-8", "surrogateescape").splitlines():
-        keyword, _, value = line.partition(" ")
-        values[keyword] = (*values.get(keyword, ()), value)
-    return Settings(values)
-
-
-async def _name(program: str, words: Sequence[str], host: Host, settings: Settings) -> str:
+async def _name(ssh: str, words: Sequence[str], host: Host, settings: Settings) -> str:
     """The name of a master with these settings: equal where all is equal that decides whom it reaches, and as whom."""
-    found: list[object] = [os.uname().nodename, *words, *([name, os.environ.get(name)] for name in _AGENT)]
-    asked = {host.address}
+    found: list[object] = [os.uname().nodename, ssh, host.address, *words]
+    found += [(name, os.environ.get(name)) for name in _AGENT]
+    found.append(_stamps([host.identity] if host.identity is not None else []))
+    asked = set()
     waiting = [settings]
     while waiting:
         one = waiting.pop()
-        found.append([(keyword, value) for keyword, value in one.values.items() if keyword not in _ASIDE])
-        files = (*one.values.get("identityfile", ()), *one.values.get("certificatefile", ()))
-        found += [_stamp(path) for file in files for path in (file, f"{file}-cert.pub")]
+        found.append(one.first(WHOLE))
+        found.append(_stamps([*one.values.get("identityfile", ()), *one.values.get("certificatefile", ())]))
         for jump in filter(None, one.first("proxyjump", "none").split(",")):
             if jump != "none" and jump not in asked:
                 asked.add(jump)
-                waiting.append(await _resolved(program, (), host, of=jump))
+                waiting.append(Settings(await told_by_ssh(ssh, jump_host(jump, host.name))))
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[: 2 * _NAME_BYTES] + "-"
+
+
+def _stamps(keys: Sequence[str]) -> list[object]:
+    """What changes when one of the keys, or the certificate beside it, is exchanged."""
+    return [_stamp(path) for key in keys for path in (key, f"{key}-cert.pub")]
 
 
 def _stamp(path: str) -> tuple[int, ...] | None:

@@ -31,12 +31,13 @@ _CONFIGURATION: Final = (
     "command-line line ", "Can't open user config file", "Unsupported option", "Missing argument", "Bad yes/no",
     "keyword ", "Include ", "no argument after keyword",
 )  # fmt: skip
+_UNRESOLVED: Final = "Could not resolve hostname"
 _KEY: Final = re.compile(r'Load key "([^"\r\n]*)": ([^\r\n]*)')
 _NOISE: Final = re.compile(r"@{5,}|Warning: Permanently added |It is also possible that a host key|Someone could be")
 
 
-def failure(said: bytes, host: Host, *, is_configuration: bool = False) -> ControllerError:
-    """The error for an `ssh` that ended with 255, and wrote `said`. `is_configuration`: while it read its settings."""
+def failure(said: bytes, host: Host) -> ControllerError:
+    """The error for an `ssh` that ended with 255, and wrote `said`."""
     text = said.decode("utf-8", "replace")
     words = _words(text)
     if any(sign in text for sign in _CHANGED):
@@ -61,14 +62,15 @@ def failure(said: bytes, host: Host, *, is_configuration: bool = False) -> Contr
             f"the host refused our authentication ({words}); check the user and offer a key with --identity",
             host=host.name,
         )
-    if is_configuration or any(sign in text for sign in _CONFIGURATION):
+    if any(sign in text for sign in _CONFIGURATION):
         sentence = f"ssh cannot use its configuration: {words}; correct it"
         return ControllerError("host.config", sentence, host=host.name)
-    return UnreachableError(
-        "host.unreachable",
-        f"cannot connect to {host.address}: {words}; check the address, and that SSH answers there",
-        host=host.name,
+    advice = (
+        "check the name; one of your hosts file is given with --on"
+        if _UNRESOLVED in text
+        else "check the address, and that SSH answers there"
     )
+    return UnreachableError("host.unreachable", f"cannot connect to {host.address}: {words}; {advice}", host=host.name)
 
 
 def warnings(said: bytes) -> list[str]:

@@ -8,6 +8,7 @@ write is not read.
 import asyncio
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from cronium_runner.wire.text import last_words
 
 from .errors import ControllerError
 from .own_files import stranger
-from .ssh_keywords import USED
+from .ssh_keywords import OF_MASTERS, USED
 from .ssh_lines import Configuration, home, stamp_of
 from .ssh_reader import Asked, Values
 from .state_path import default_path
@@ -35,7 +36,9 @@ ASK_SECONDS: Final = 60.0
 AT_ONCE: Final = 2 * (os.cpu_count() or 1)
 """Programs at once; with more each waits for a processor."""
 _FILE_NAME: Final = "ssh_settings.json"
-_VERSION: Final = 1
+WHOLE: Final = "whole answer"
+"""In place of a keyword: a digest of all that was printed and says whom a connection leads to, and how."""
+_VERSION: Final = 2
 _MOST_KEPT: Final = 10_000
 """Answers in the file: about as many bytes as a thousand times that."""
 _LONGEST_FILE: Final = 32 << 20
@@ -135,14 +138,18 @@ def _answer(ssh: str, asked: Asked, configuration: Configuration) -> Values:
 
 def _parsed(printed: str, configuration: Configuration) -> Values:
     values: Values = {}
+    whole = hashlib.sha256()
     for line in printed.split("\n"):
         keyword, _, value = line.partition(" ")
+        if keyword not in OF_MASTERS:
+            whole.update(line.encode("utf-8", "surrogateescape") + b"\n")
         if keyword not in USED:
             continue
         if keyword in _LISTS:
             values[keyword] = _separated(value, keyword, configuration)
         else:
             values.setdefault(keyword, []).append(value)
+    values[WHOLE] = [whole.hexdigest()]
     return values
 
 

@@ -8,6 +8,7 @@ import asyncio
 import os
 from dataclasses import replace
 
+from .errors import ControllerError
 from .hosts import Host
 from .ssh_asking import CannotAskError, ask, program
 from .ssh_lines import home, is_home_of_account, load, tilde
@@ -31,6 +32,21 @@ async def ssh_settings_of(host: Host) -> SSHSettings:
     named = settings.identity_files if settings.are_identities_named else ()
     files = (identity, *(file for file in named if file != identity))
     return replace(settings, identity_files=files, are_identities_named=True)
+
+
+async def told_by_ssh(ssh: str, host: Host) -> Values:
+    """What `ssh -G` says of a host: for connections by that program, whose configuration is not read here.
+
+    Raises ControllerError (`host.config`).
+    """
+    asked = Asked(host.address, host.port, host.user)
+    configuration = load()
+    is_lasting = is_home_of_account() and survey(configuration, asked).is_lasting
+    try:
+        return await ask(ssh, asked, configuration, is_lasting=is_lasting)
+    except CannotAskError as error:
+        sentence = f"{ssh} is no OpenSSH that can be asked for its settings: {error}; correct PATH"
+        raise ControllerError("host.config", sentence, host=host.name) from None
 
 
 def identity_path(host: Host) -> str | None:

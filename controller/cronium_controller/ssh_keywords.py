@@ -83,6 +83,8 @@ USED: Final = _words(
     "hashknownhosts identityfile certificatefile identitiesonly identityagent proxycommand proxyjump proxyusefdpass "
     "addressfamily bindaddress connecttimeout ciphers macs kexalgorithms hostkeyalgorithms preferredauthentications "
     "pubkeyauthentication passwordauthentication kbdinteractiveauthentication compression forwardagent sendenv "
-    "setenv"
+    "setenv controlpersist"
 )
 """What is kept of about eighty lines."""
+OF_MASTERS: Final = _words("controlmaster controlpath controlpersist loglevel forkafterauthentication")
+"""Keywords that change neither whom a connection leads to nor how, only for how long and with which words."""

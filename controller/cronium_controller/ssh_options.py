@@ -3,8 +3,6 @@
 Authentication and the host's key are `login`'s.
 """
 
-import fnmatch
-import os
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -12,12 +10,10 @@ from .errors import ControllerError
 from .ssh_library import asyncssh
 from .ssh_lines import matcher
 from .ssh_settings import ASK_AGENT, SSHSettings
+from .ssh_values import sent
 
 _CIPHERS: Final = "^aes256-gcm@openssh.com,aes128-gcm@openssh.com"
 """Before asyncssh's own: one call of OpenSSL for a packet, where it puts chacha20-poly1305 together from six (0018)."""
-_LOCALE: Final = ("LANG", "LANGUAGE", "LC_*")
-"""Not sent to a host though many systems' ssh_config asks for it: a script's locale is that of its host."""
-
 _KNOWN: Final[dict[str, Callable[[], Iterable[bytes]]]] = {
     "encryption_algs": asyncssh.encryption.get_encryption_algs,
     "mac_algs": asyncssh.mac.get_mac_algs,
@@ -33,7 +29,7 @@ def options_of(settings: SSHSettings, name: str) -> dict[str, Any]:
         "username": settings.user,
         "encryption_algs": _CIPHERS,
         "env": dict(setting.split("=", 1) for setting in settings.set_environment if "=" in setting) or None,
-        "send_env": _sent(settings.send_environment) or None,
+        "send_env": sent(settings.send_environment) or None,
     }
     for option, written in (
         ("encryption_algs", settings.ciphers),
@@ -64,16 +60,3 @@ def _known(option: str, written: str, name: str) -> str:
         f"none of the algorithms {written!r} that the SSH configuration asks for can be used here; add others",
         host=name,
     )
-
-
-def _sent(patterns: tuple[str, ...]) -> list[str]:
-    """The variables of our environment that are sent to the host."""
-    names: list[str] = []
-    for pattern in patterns:
-        if pattern in _LOCALE:
-            continue
-        if pattern.startswith("-"):
-            names = [name for name in names if not fnmatch.fnmatchcase(name, pattern[1:])]
-        else:
-            names += [name for name in os.environ if fnmatch.fnmatchcase(name, pattern) and name not in names]
-    return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in _LOCALE)]

@@ -3,6 +3,7 @@
 The same for what `ssh -G` prints and for what our own reader finds.
 """
 
+import fnmatch
 import functools
 import os
 import re
@@ -22,6 +23,8 @@ DEFAULT_IDENTITIES: Final = tuple(
 _USER_KNOWN_HOSTS: Final = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 _GLOBAL_KNOWN_HOSTS: Final = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_LOCALE: Final = ("LANG", "LANGUAGE", "LC_*")
+"""Not sent to a host though many systems' ssh_config asks for it: a script's locale is that of its host."""
 _YES: Final = ("yes", "true")
 _NO: Final = ("no", "false")
 
@@ -104,6 +107,19 @@ def _absolute(written: tuple[str, ...], folder: str, here: str) -> tuple[str, ..
     """Paths below the working directory `here`; the same for most of many hosts."""
     named = [text for text in written if text.lower() != "none"]
     return tuple(os.path.normpath(os.path.join(here, tilde(text, folder))) for text in named)
+
+
+def sent(patterns: Sequence[str]) -> list[str]:
+    """The variables of our environment that SendEnv sends to the host."""
+    names: list[str] = []
+    for pattern in patterns:
+        if pattern in _LOCALE:
+            continue
+        if pattern.startswith("-"):
+            names = [name for name in names if not fnmatch.fnmatchcase(name, pattern[1:])]
+        else:
+            names += [name for name in os.environ if fnmatch.fnmatchcase(name, pattern) and name not in names]
+    return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in _LOCALE)]
 
 
 def _strictness(value: str) -> str:

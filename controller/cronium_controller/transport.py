@@ -14,7 +14,8 @@ import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import ClassVar, Final, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from cronium_runner.wire.text import last_words
 
@@ -44,6 +45,7 @@ KEPT_WORDS: Final = 400
 """Bytes of them: the reason is in the last line."""
 
 T = TypeVar("T")
+Made = TypeVar("Made", covariant=True)
 
 
 _limits: Final[set[tuple[asyncio.AbstractEventLoop, asyncio.Timeout]]] = set()
@@ -98,6 +100,16 @@ def routes(host: Routed) -> list[Route]:
         (CLOUDFLARE, host.cloudflare_tunnel),
     ]
     return [Route(transport, address) for transport, address in found if address]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt(Generic[Made]):
+    """How one kind of connection is made to a host over one route. Times in seconds."""
+
+    make: Callable[[Route], Awaitable[Made]]
+    connect_timeout: float
+    limit: float = ATTEMPT_SECONDS
+    """For one attempt over all routes."""
 
 
 class Remembered:

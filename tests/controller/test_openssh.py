@@ -13,6 +13,7 @@ from cronium_controller import inventory, openssh_words
 from cronium_controller.errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError
 from cronium_controller.hosts import Host
 from cronium_controller.store import Store
+from kinds import ssh_reading
 from openssh import free_port
 from remote_host import RemoteHost
 from runner_process import command_line, wait_until
@@ -110,11 +111,7 @@ def test_what_the_configuration_of_ssh_says_counts(remote: RemoteHost, tmp_path:
     (tmp_path / "config").write_text(
         f"Host alias\n  HostName 127.0.0.1\n  Port {remote.server.port}\n  ControlPersist 600\n"
     )
-    real = shutil.which("ssh")
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/ssh").write_text(f'#!/bin/sh\nexec {real} -F {tmp_path}/config "$@"\n')
-    (tmp_path / "bin/ssh").chmod(0o755)
-    env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    env = {"PATH": f"{ssh_reading(tmp_path / 'bin', tmp_path / 'config')}:{os.environ['PATH']}"}
     for words, count in (((), 1), ((), 1), (("--persist", "0"), 2)):
         done = remote.cronium("exec", "--host", "alias", *OPENSSH, *words, "--", "echo hi", env=env)
         assert (done.returncode, done.stdout) == (0, b"hi\n"), done.stderr

@@ -264,3 +264,24 @@ async def test_what_only_ssh_can_do_is_refused_with_the_way_out(home: Account) -
     with pytest.raises(ControllerError, match=r"ProxyUseFdpass.*use --connection openssh") as refused:
         await ssh_settings_of(parse_host("web1"))
     assert refused.value.code == "host.config"
+
+
+@needs_ssh
+async def test_the_answer_for_a_master_is_kept_as_well(home: Account) -> None:
+    """Also of a host that nothing concerns: whom ssh itself leads to, and how, is in the answer as a whole."""
+    home.configure(WEB)
+    found = []
+    for text in (WEB, f"{WEB}  ControlPersist 60\n", f"{WEB}  GSSAPIAuthentication yes\n"):
+        home.configure(text)
+        for _ in range(2):
+            home.begin_anew()
+            values = await ssh_config.told_by_ssh(str(home.program), parse_host("web1"))
+        assert values["port"] == ["2222"]
+        found.append((values["controlpersist"], values[ssh_asking.WHOLE]))
+    assert home.count_asked() == 3
+    assert [persist for persist, _ in found] == [["no"], ["60"], ["no"]]
+    digests = [digest for _, digest in found]
+    assert digests[0] == digests[1] != digests[2]
+    home.install("echo usage: other >&2; exit 1")
+    with pytest.raises(ControllerError, match="is no OpenSSH that can be asked"):
+        await ssh_config.told_by_ssh(str(home.program), parse_host("web1"))

@@ -1,5 +1,6 @@
 """Hosts behind real OpenSSH servers with the real binary. Each ends by checking that nothing was left on it."""
 
+import copy
 import gc
 import logging
 import os
@@ -35,19 +36,29 @@ def install_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, binary: Path, install_root: Path) -> Iterator[RemoteHost]:
-    """One host for all tests that only look at executions of their own."""
+def _shared(tmp_path_factory: pytest.TempPathFactory, binary: Path, install_root: Path) -> Iterator[RemoteHost]:
     with RemoteHost(tmp_path_factory.mktemp("shared"), binary, install_root) as host:
         yield host
 
 
 @pytest.fixture
-def new_host(tmp_path: Path, binary: Path, install_root: Path) -> Iterator[Callable[..., RemoteHost]]:
+def shared(_shared: RemoteHost, connection: str | None) -> RemoteHost:
+    """One host for all tests that only look at executions of their own."""
+    host = copy.copy(_shared)
+    host.connection = connection
+    return host
+
+
+@pytest.fixture
+def new_host(
+    tmp_path: Path, binary: Path, install_root: Path, connection: str | None
+) -> Iterator[Callable[..., RemoteHost]]:
     """`new_host(options=[…], environment={…}, root=…)`: a host of the test's own."""
     with ExitStack() as running:
 
         def make(*, root: Path | None = None, **how: Any) -> RemoteHost:
             folder = tmp_path / f"host{len(list(tmp_path.glob('host*')))}"
+            how = {"connection": connection, **how}
             return running.enter_context(RemoteHost(folder, binary, root or install_root, **how))
 
         yield make

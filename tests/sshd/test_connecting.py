@@ -17,10 +17,10 @@ from typing import NoReturn
 
 import pytest
 
-from cronium_controller.connection import open_connection
 from cronium_controller.errors import AuthenticationError, ControllerError, UnreachableError
-from cronium_controller.hosts import Host, parse_host
-from remote_host import RemoteHost
+from cronium_controller.hosts import OPENSSH, Host, parse_host
+from kinds import BOTH, ssh_reading
+from remote_host import RemoteHost, connected
 from runner_process import wait_until
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
@@ -34,7 +34,7 @@ def make_key(path: Path, passphrase: str = "") -> Path:
 
 async def failure(remote: RemoteHost, host: Host, **access: object) -> ControllerError:
     with pytest.raises(ControllerError) as failed:
-        await open_connection(host, remote.access(**access))
+        await connected(host, remote.access(**access))
     message = failed.value.message
     assert message.startswith(f"{host.name}: ")
     assert "\n" not in message
@@ -42,6 +42,7 @@ async def failure(remote: RemoteHost, host: Host, **access: object) -> Controlle
     return failed.value
 
 
+@BOTH
 async def test_a_refused_key_is_offered_once(fresh: RemoteHost) -> None:
     host = parse_host(fresh.server.target, identity=str(make_key(fresh.folder / "wrong")))
     error = await failure(fresh, host)
@@ -53,6 +54,7 @@ async def test_a_refused_key_is_offered_once(fresh: RemoteHost) -> None:
     assert fresh.server.count_in_log("Connection from") == 2, "ours, and the one that waited for the server"
 
 
+@BOTH
 def test_the_command_tries_once_as_well(fresh: RemoteHost) -> None:
     wrong = make_key(fresh.folder / "wrong")
     done = fresh.run("--identity", wrong, fresh.script("echo hi"))
@@ -62,11 +64,13 @@ def test_the_command_tries_once_as_well(fresh: RemoteHost) -> None:
     assert fresh.server.count_in_log("Failed publickey") == 1
 
 
+@BOTH
 async def test_an_unknown_user_is_refused_like_a_wrong_key(shared: RemoteHost) -> None:
     host = parse_host(f"nosuchuser@{shared.server.target}", identity=str(shared.server.identity))
     assert (await failure(shared, host)).code == "host.auth_failed"
 
 
+@BOTH
 async def test_a_key_that_is_not_there(shared: RemoteHost) -> None:
     host = parse_host(shared.server.target, identity="/nowhere/id")
     error = await failure(shared, host)
@@ -75,6 +79,7 @@ async def test_a_key_that_is_not_there(shared: RemoteHost) -> None:
     assert "/nowhere/id" in error.message
 
 
+@BOTH
 @pytest.mark.parametrize("content", ["", "not a key\n", "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n"])
 async def test_a_key_that_is_none(shared: RemoteHost, tmp_path: Path, content: str) -> None:
     (tmp_path / "id").write_text(content)
@@ -82,6 +87,7 @@ async def test_a_key_that_is_none(shared: RemoteHost, tmp_path: Path, content: s
     assert error.code == "host.config"
 
 
+@BOTH
 async def test_an_encrypted_key_without_anybody_to_ask(shared: RemoteHost, tmp_path: Path) -> None:
     key = make_key(tmp_path / "id", "sesame")
     error = await failure(shared, parse_host(shared.server.target, identity=str(key)))
@@ -101,7 +107,7 @@ async def test_an_encrypted_key_with_somebody_to_ask(fresh: RemoteHost, tmp_path
         return "sesame"
 
     host = parse_host(fresh.server.target, identity=str(key))
-    connection = await open_connection(host, fresh.access(passphrase=answer))
+    connection = await connected(host, fresh.access(passphrase=answer))
     await connection.close()
     assert [str(path) for path in asked] == [str(key)]
     error = await failure(fresh, host, passphrase=lambda _: "wrong")
@@ -121,6 +127,7 @@ async def test_an_account_without_a_name_is_one_sentence(shared: RemoteHost, mon
     assert (error.code, error.exit_status) == ("host.config", 125)
 
 
+@BOTH
 async def test_nobody_listens(shared: RemoteHost) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -131,6 +138,7 @@ async def test_nobody_listens(shared: RemoteHost) -> None:
     assert "refused" in error.message
 
 
+@BOTH
 async def test_a_name_that_is_none(shared: RemoteHost) -> None:
     error = await failure(shared, parse_host("no-such-host.invalid"))
     assert error.code == "host.unreachable"
@@ -144,6 +152,7 @@ def listening() -> Iterator[socket.socket]:
         yield made
 
 
+@BOTH
 @pytest.mark.parametrize("banner", [b"", b"SSH-2.0-tarpit\r\n"])
 async def test_a_port_that_never_answers_costs_no_more_than_the_timeout(
     shared: RemoteHost, listening: socket.socket, banner: bytes
@@ -165,6 +174,7 @@ async def test_a_port_that_never_answers_costs_no_more_than_the_timeout(
     (await greeting).close()
 
 
+@BOTH
 @pytest.mark.parametrize(
     "said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-1.5-old\r\n", b"\xff" * 70000, b"SSH-2.0-x\r\n\0\0\0\x05"]
 )
@@ -185,6 +195,7 @@ async def test_something_else_answers(shared: RemoteHost, listening: socket.sock
         await answering
 
 
+@BOTH
 async def test_giving_up_while_connecting_leaves_nothing(shared: RemoteHost, listening: socket.socket) -> None:
     host = parse_host(f"127.0.0.1:{listening.getsockname()[1]}")
     async with shared.controller() as controller:
@@ -197,25 +208,29 @@ async def test_giving_up_while_connecting_leaves_nothing(shared: RemoteHost, lis
 
 
 @pytest.fixture
-def ssh_folder() -> Path:
+def ssh_folder(connection: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The operator's own ~/.ssh (`_own_account` says where)."""
     folder = Path.home() / ".ssh"
     folder.mkdir(parents=True, mode=0o700)
+    if connection == OPENSSH:
+        monkeypatch.setenv("PATH", f"{ssh_reading(tmp_path / 'bin', folder / 'config')}:{os.environ['PATH']}")
     return folder
 
 
+@BOTH
 async def test_ssh_config_says_who_where_and_with_which_key(fresh: RemoteHost, ssh_folder: Path) -> None:
     (ssh_folder / "config").write_text(
         f"Host web01\n  HostName 127.0.0.1\n  Port {fresh.server.port}\n  IdentityFile {fresh.server.identity}\n"
         "  IdentitiesOnly yes\n  RequestTTY force\n"
     )
     for _ in range(2):
-        connection = await open_connection(parse_host("web01"), fresh.access())
+        connection = await connected(parse_host("web01"), fresh.access())
         assert (await connection.run("echo there")).stdout == b"there\n"
         await connection.close()
     assert len(fresh.known_hosts.read_text().splitlines()) == 1
 
 
+@BOTH
 async def test_a_broken_ssh_config_is_named(shared: RemoteHost, ssh_folder: Path) -> None:
     (ssh_folder / "config").write_text("Host *\n  Port many\n")
     error = await failure(shared, parse_host("web01"))
@@ -237,7 +252,7 @@ async def test_a_jump_host_of_ssh_config_is_used(
     assert error.code == "host.key_unknown"
     assert error.message.startswith("inner: at the jump host jump: the host's key ")
     assert not fresh.known_hosts.exists()
-    connection = await open_connection(parse_host("inner"), fresh.access())
+    connection = await connected(parse_host("inner"), fresh.access())
     assert f"[127.0.0.1]:{jump.server.port} " in fresh.known_hosts.read_text()
     assert (await connection.run("echo there")).stdout == b"there\n"
     await connection.close()
@@ -267,6 +282,7 @@ def _listens(path: Path) -> bool:
         return probe.connect_ex(str(path)) == 0
 
 
+@BOTH
 async def test_the_agent_s_key_opens_the_door(
     fresh: RemoteHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,22 +300,24 @@ async def test_the_agent_s_key_opens_the_door(
         asking.chmod(0o700)
         environment = {**os.environ, "SSH_ASKPASS": str(asking), "SSH_ASKPASS_REQUIRE": "force"}
         subprocess.run(["ssh-add", "-q", key], env=environment, check=True, stdin=subprocess.DEVNULL)
-        connection = await open_connection(parse_host(fresh.server.target), fresh.access())
+        connection = await connected(parse_host(fresh.server.target), fresh.access())
         await connection.close()
         # Named by its file, too: what is encrypted there is open in the agent.
-        connection = await open_connection(parse_host(fresh.server.target, identity=str(key)), fresh.access())
+        connection = await connected(parse_host(fresh.server.target, identity=str(key)), fresh.access())
         await connection.close()
     finally:
         agent.send_signal(signal.SIGTERM)
         agent.wait()
 
 
+@BOTH
 async def test_without_any_key_the_advice_is_to_give_one(shared: RemoteHost) -> None:
     error = await failure(shared, parse_host(shared.server.target))
     assert error.code == "host.auth_failed"
     assert "--identity" in error.message
 
 
+@BOTH
 async def test_a_name_that_is_no_address_may_be_one_of_the_hosts_file(shared: RemoteHost) -> None:
     error = await failure(shared, parse_host("web01.invalid"))
     assert error.code == "host.unreachable"
@@ -307,14 +325,16 @@ async def test_a_name_that_is_no_address_may_be_one_of_the_hosts_file(shared: Re
     assert error.message.endswith("; check the name; one of your hosts file is given with --on")
 
 
+@BOTH
 async def test_a_dead_agent_socket_does_not_matter(shared: RemoteHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSH_AUTH_SOCK", "/nowhere/agent")
-    connection = await open_connection(shared.host, shared.access())
+    connection = await connected(shared.host, shared.access())
     await connection.close()
 
 
+@BOTH
 async def test_a_nul_in_a_command_is_refused_and_the_connection_lives(shared: RemoteHost) -> None:
-    connection = await open_connection(shared.host, shared.access())
+    connection = await connected(shared.host, shared.access())
     with pytest.raises(ControllerError):
         await connection.run("echo \0")
     assert (await connection.run("printf 'a\\0b'; exit 3")).stdout == b"a\0b"

@@ -8,10 +8,11 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from cronium_controller.connection import connect, open_connection
+from cronium_controller.connection import open_connection
+from cronium_controller.connections import Connections
 from cronium_controller.errors import AuthenticationError
 from cronium_controller.hosts import Host, parse_host
-from cronium_controller.transport import Remembered
+from cronium_controller.memory import Memory
 from remote_host import RemoteHost
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
@@ -28,7 +29,7 @@ def wrong_keys(folder: Path, count: int) -> list[Path]:
 
 async def refused(remote: RemoteHost, host: Host) -> AuthenticationError:
     with pytest.raises(AuthenticationError) as caught:
-        await connect(host, remote.access(), Remembered())
+        await Connections(remote.access(), Memory()).open(host)
     error = caught.value
     assert (error.code, error.exit_status, error.phase) == ("host.auth_failed", 255, "authentication")
     assert error.message.startswith(f"{host.name}: the host refused our authentication")
