@@ -157,7 +157,7 @@ def judge(chain: list[tuple[str, os.stat_result]], uid: int) -> Iterable[tuple[s
     is_sticky = False  # the one above is writable by everybody, and sticky
     for path, found in chain:
         mode = stat.S_IMODE(found.st_mode)
-        is_closed_itself = stat.S_ISDIR(found.st_mode) and found.st_uid == uid and mode == PRIVATE
+        is_closed_itself = found.st_uid == uid and mode == PRIVATE
         if found.st_uid not in (0, uid) or (is_sticky and not is_closed_itself):
             yield path, found
         is_sticky = False

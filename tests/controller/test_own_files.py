@@ -134,6 +134,28 @@ def test_a_private_group_is_what_the_runner_takes_for_one(
     assert safe_path.is_private_group(1000, 1000) == expected
 
 
+def test_a_group_of_no_account_or_no_file_is_not_private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container with any uid: its group is private where a file says so, and not where none does."""
+    for name, content in (("passwd", "root:x:0:0\n"), ("group", "made:x:1000:\n")):
+        (tmp_path / name).write_text(content)
+    lines = safe_path._lines
+    folder = [tmp_path]
+
+    def without_account(_uid: int) -> pwd.struct_passwd:
+        raise KeyError
+
+    monkeypatch.setattr(safe_path, "_lines", lambda path, count: lines(str(folder[0] / Path(path).name), count))
+    monkeypatch.setattr(pwd, "getpwuid", without_account)
+    for call in ("getuid", "getgid", "getegid"):
+        monkeypatch.setattr(os, call, lambda: 1000)
+    for folder[0], expected in ((tmp_path, True), (tmp_path / "none", False)):
+        monkeypatch.setattr(own_files, "ACCOUNTS_FILE", str(folder[0] / "passwd"))
+        monkeypatch.setattr(own_files, "GROUPS_FILE", str(folder[0] / "group"))
+        assert own_files._is_own_group(1000) is expected
+        assert safe_path.is_private_group(1000, 1000) is expected
+        assert not own_files._is_own_group(1001)
+
+
 @pytest.mark.parametrize("by", ["option", "variable"])
 def test_named_hosts_file_that_all_may_write_is_warned_about(tmp_path: Path, by: str) -> None:
     path = tmp_path / "hosts.yaml"

@@ -93,8 +93,10 @@ def test_there_is_nothing_to_install_from_source(tmp_path: Path) -> None:
     assert caught.value.code == "install.unusable"
 
 
-@pytest.mark.parametrize("kind", ["link", "open", "file"])
-def test_a_root_that_others_could_change_is_refused(kind: str, root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "why"), [("link", "not a directory"), ("open", "mode 0750"), ("file", "not a directory")]
+)
+def test_a_root_that_others_could_change_is_refused(kind: str, why: str, root: Path, tmp_path: Path) -> None:
     if kind == "link":
         (tmp_path / "real").mkdir(mode=0o700)
         root.symlink_to(tmp_path / "real")
@@ -103,7 +105,7 @@ def test_a_root_that_others_could_change_is_refused(kind: str, root: Path, tmp_p
     else:
         root.mkdir()
         root.chmod(0o750)
-    with pytest.raises(RunnerError, match=str(root)) as caught:
+    with pytest.raises(RunnerError, match=f"{root} (is|has) {why}") as caught:
         install.helper_folder()
     assert caught.value.code == "install.unusable"
     assert "CRONIUM_INSTALL_DIR" in caught.value.message
@@ -169,14 +171,19 @@ def test_the_one_file_start_stays_light() -> None:
     }
 
 
-def test_root_in_a_folder_that_all_may_write_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_there", [False, True])
+def test_root_in_a_folder_that_all_may_write_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
     opened = tmp_path / "opened"
     opened.mkdir()
+    if is_there:
+        (opened / "root").mkdir(0o700)
     opened.chmod(0o777)
     roots = [str(opened / "root"), str(tmp_path / "home" / "root")]
     monkeypatch.setattr(location, "roots", lambda: roots)
     assert location.first_usable(lambda root: root) == roots[1]
-    assert os.listdir(opened) == [], "nothing is made there"
+    assert os.listdir(opened) == ["root"] * is_there, "nothing is made there"
     assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
     roots.pop()
     with pytest.raises(location.UnusableError, match=f"chmod g-w,o-w {opened}"):

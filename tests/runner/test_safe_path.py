@@ -19,6 +19,14 @@ TABLE = json.loads((Path(__file__).parents[1] / "safe_path_cases.json").read_tex
 CASES = [pytest.param(case, id=case["case"].replace(" ", "-")) for case in TABLE["cases"]]
 RESOLVED = [pytest.param(case, id=case["case"].replace(" ", "-")) for case in TABLE["cases"] if "resolved" not in case]
 APP = 4242
+REMEDIES = {
+    "home writable by all": "chmod g-w,o-w /home/app",
+    "home writable by a shared group": "chmod g-w /home/app",
+    "0755 in a sticky directory": "chmod 700 /tmp/x",
+    "root's in a sticky directory": "",
+    "leaf of another account": "",
+}
+"""What helps, by case; nothing where only somebody else can do it."""
 
 
 @pytest.fixture
@@ -99,7 +107,7 @@ def ask(path: str) -> Callable[[], str]:
         try:
             safe_path.check(path)
         except safe_path.UnsafePathError as error:
-            return str(error)
+            return f"{error}: {error.remedy}" if error.remedy else str(error)
         return "passes"
 
     return question
@@ -146,6 +154,7 @@ def test_table_of_facts(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -
             said = f"OSError: {error}"
     expected = "passes" if case["verdict"] == "passes" else f"{case.get('at', 'OSError: [Errno 40]')} "
     assert f"{said} ".startswith(expected)
+    assert said.partition(": ")[2] == REMEDIES.get(case["case"], said.partition(": ")[2])
     assert facts.tightened == case.get("tightened", [])
 
 
@@ -154,6 +163,33 @@ def test_table(case: dict[str, Any], root: Path) -> None:
     build(root, case)
     before = modes(root)
     check_verdict(case, root, as_app(root, ask(case["path"])), before)
+
+
+def test_what_cannot_be_tightened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that is read-only."""
+
+    def refuse(path: str, _mode: int) -> None:
+        raise PermissionError(path)
+
+    (tmp_path / ".local").mkdir()
+    (tmp_path / ".local").chmod(0o777)
+    monkeypatch.setattr(os, "chmod", refuse)
+    assert ask(str(tmp_path / ".local"))().startswith(f"{tmp_path}/.local can be written by every user")
+
+
+def test_what_changes_before_it_is_tightened_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may have exchanged what is below a directory until no other user can write it."""
+    changed = os.chmod
+
+    def late(path: str, mode: int) -> None:
+        changed(path, mode)
+        if path == str(tmp_path / ".local"):
+            changed(tmp_path, 0o777)
+
+    (tmp_path / ".local").mkdir()
+    (tmp_path / ".local").chmod(0o777)
+    monkeypatch.setattr(os, "chmod", late)
+    assert ask(str(tmp_path / ".local"))().startswith(f"{tmp_path} can be written by every user")
 
 
 SHELLS = [["dash"], ["bash", "--posix"], ["busybox", "sh"]]
