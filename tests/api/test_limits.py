@@ -287,6 +287,21 @@ def test_a_body_that_never_ends_is_cut_off(tmp_path: Path) -> None:
             connection.sendall(b"a" * (64 * MIB))
 
 
+@pytest.mark.parametrize("by", ["bytes", "time"])
+def test_what_follows_a_refused_request_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    """It is read, as the answer would be lost else, but neither for long nor without end."""
+    monkeypatch.setattr(protocol, "_DISCARD_SECONDS", 600.0 if by == "bytes" else 0.1)
+    monkeypatch.setattr(protocol, "_MOST_DISCARDED", MIB if by == "bytes" else 1 << 40)
+    with live_platform(tmp_path) as live, connect(live.endpoint) as connection:
+        connection.sendall(b"no HTTP\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+        if by == "bytes":
+            with pytest.raises(ConnectionError):
+                connection.sendall(b"a" * (32 * MIB))
+        else:
+            wait_until(lambda: _is_reset(connection), "the connection to be closed")
+
+
 def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "STALLED_SECONDS", 0.5)
     with live_platform(tmp_path) as live, connect(live.endpoint) as connection:
