@@ -30,7 +30,11 @@ REFUSED: dict[str, tuple[list[Frame], str]] = {
     "the beginning again": ([data(STDOUT, 0, b"ab"), data(STDOUT, 0, b"ab")], "offset 0 where 2"),
     "a huge offset": ([data(STDOUT, 2**64 - 1, b"x")], "where 0"),
     "output behind the end": ([FINISHED, data(STDOUT, 0, b"x")], "behind the end"),
+    "output behind a refusal": ([Frame(Kind.REFUSED, 1, b"{}"), data(STDOUT, 0, b"x")], "behind the end"),
+    "output behind a status": ([Frame(Kind.STATUS, 1, b"{}"), data(STDOUT, 0, b"x")], "behind the end"),
     "two ends": ([FINISHED, FINISHED], "came 2 times"),
+    "two refusals": ([Frame(Kind.REFUSED, 1, b"{}")] * 2, "came 2 times"),
+    "a third status": ([Frame(Kind.STATUS, 1, b"{}")] * 3, "came 3 times"),
     "two acceptances": ([ACCEPTED, ACCEPTED], "came 2 times"),
     "a third request for the payload": ([Frame(Kind.WANT_PAYLOAD, 1, b"{}")] * 3, "came 3 times"),
     "a long acceptance": ([Frame(Kind.ACCEPTED, 1, b"x" * (LONGEST_ANSWER + 1))], "at most"),
@@ -48,6 +52,14 @@ def test_what_may_not_come_is_refused_on_arrival(case: str) -> None:
     with pytest.raises(ProtocolError, match=sentence):
         inbox.put(sent[-1])
     assert inbox.size == waiting, "nothing of it is kept"
+
+
+def test_what_one_stream_was_granted_is_not_the_others() -> None:
+    inbox = Inbox((0, 0))
+    inbox.grant(STDOUT, 1)
+    with pytest.raises(ProtocolError, match="were granted"):
+        inbox.put(data(STDERR, 0, b"x" * (CREDIT + 1)))
+    assert inbox.put(data(STDOUT, 0, b"x" * (CREDIT + 1)))
 
 
 def test_output_that_was_not_asked_for_is_refused() -> None:

@@ -111,6 +111,14 @@ def test_a_root_that_others_could_change_is_refused(kind: str, why: str, root: P
     assert "CRONIUM_INSTALL_DIR" in caught.value.message
 
 
+def test_a_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also root's: an ordinary account would believe what root keeps there, and could not write it."""
+    (tmp_path / "root").mkdir(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: 4343)
+    with pytest.raises(location.UnusableError, match="belongs to uid"):
+        location.check_private(str(tmp_path / "root"))
+
+
 def test_home_is_the_password_databases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CRONIUM_INSTALL_DIR")
     expected = location.roots()
