@@ -95,11 +95,9 @@ class HostKeyCheck:
 
         Raises ControllerError when HostKeyAlgorithms names none that asyncssh has.
         """
-        supported = _supported()
-        wanted, is_ordered = _wanted(self._settings.host_key_algorithms)
-        if is_ordered and self._policy is not HostKeyPolicy.OFF:
-            wanted = _preferred(wanted, self._entries(self._name))
-        found = [name.decode() for name in wanted if name in supported]
+        is_known = self._policy is not HostKeyPolicy.OFF
+        recorded = _kinds(self._entries(self._name)) if is_known else _NOTHING_RECORDED
+        found = _algorithms(self._settings.host_key_algorithms, *recorded)
         if not found:
             raise ControllerError(
                 "host.config",
@@ -107,7 +105,7 @@ class HostKeyCheck:
                 "add others",
                 host=self._host,
             )
-        return found
+        return list(found)
 
     def validate(self, key_data: bytes) -> asyncssh.SSHKey:
         """The key that a server shows, when it may be used. Records one that is new when that is the policy.
@@ -264,17 +262,34 @@ def _verdict(entries: Iterable[Entry], key: bytes, authority: bytes | None = Non
     return _Verdict.CHANGED if recorded else _Verdict.NEW
 
 
-def _preferred(algorithms: list[bytes], entries: Sequence[Entry]) -> list[bytes]:
-    """The same algorithms, those first that go with the recorded keys, so that the server shows one that is known."""
+_NOTHING_RECORDED: Final[tuple[frozenset[bytes], bool]] = (frozenset(), False)
+
+
+def _kinds(entries: Sequence[Entry]) -> tuple[frozenset[bytes], bool]:
+    """The kinds of the recorded keys of a host, and whether an authority is recorded that may have signed its key."""
     revoked = {entry.key for entry in entries if entry.marker == REVOKED}
     first: dict[bytes, bytes] = {}
     for entry in entries:
         if entry.marker == KEY:
             first.setdefault(key_type(entry.key), entry.key)
-    kinds = {plain_type(kind) for kind, key in first.items() if key not in revoked}
+    kinds = frozenset(plain_type(kind) for kind, key in first.items() if key not in revoked)
+    return kinds, any(entry.marker == AUTHORITY for entry in entries)
+
+
+@functools.lru_cache(maxsize=64)
+def _algorithms(written: str | None, kinds: frozenset[bytes], has_authority: bool) -> tuple[str, ...]:
+    """HostKeyAlgorithms in asyncssh's words, as far as it has them: the same for most of many hosts."""
+    wanted, is_ordered = _wanted(written)
+    if is_ordered:
+        wanted = _preferred(wanted, kinds, has_authority)
+    supported = _supported()
+    return tuple(name.decode() for name in wanted if name in supported)
+
+
+def _preferred(algorithms: list[bytes], kinds: frozenset[bytes], has_authority: bool) -> list[bytes]:
+    """The same algorithms, those first that go with the recorded keys, so that the server shows one that is known."""
     if algorithms and plain_type(algorithms[0]) in kinds:
         return algorithms
-    has_authority = any(entry.marker == AUTHORITY for entry in entries)
 
     def is_last(name: bytes) -> bool:
         return not (plain_type(name) in kinds or (has_authority and name.endswith(CERTIFICATE)))

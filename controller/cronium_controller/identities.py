@@ -7,6 +7,7 @@ that cannot be used is skipped, with a warning the first time.
 """
 
 import asyncio
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -120,7 +121,7 @@ class Identities:
         return ordered
 
     def _from_file(self, file: KeyFile, public: bytes) -> _Signer:
-        key = asyncssh.public_key.decode_ssh_public_key(public)
+        key = _decoded(public)
 
         def unlock() -> asyncssh.SSHKey:
             try:
@@ -163,6 +164,12 @@ class Identities:
                 pair.algorithm = pair.sig_algorithm + CERTIFICATE
 
         pair.sign_async, pair.set_sig_algorithm = signed, chosen
+
+
+@functools.lru_cache(maxsize=16)
+def _decoded(public: bytes) -> asyncssh.SSHKey:
+    """Decoded once, and not for each of a thousand hosts."""
+    return asyncssh.public_key.decode_ssh_public_key(public)
 
 
 class _FilePair(asyncssh.SSHKeyPair):

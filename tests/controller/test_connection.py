@@ -1,5 +1,7 @@
 """What a connection to a real OpenSSH server survives, and what it says when it doesn't; tests/sshd has the rest."""
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +89,29 @@ async def test_a_server_without_that_cipher_gets_another(remote: RemoteHost) -> 
     told = connection.ssh.get_extra_info("send_cipher")
     await connection.close()
     assert told == "chacha20-poly1305@openssh.com"
+
+
+@pytest.mark.parametrize("is_wanted", [False, True])
+async def test_packets_are_described_only_for_whoever_reads_it(
+    is_wanted: bool, remote: RemoteHost, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    described: list[int] = []
+    as_ever: Callable[..., str] = vars(asyncssh.packet)["plural"]
+
+    def plural(*words: Any) -> str:
+        described.append(1)
+        return as_ever(*words)
+
+    monkeypatch.setattr(asyncssh.packet, "plural", plural)
+    caplog.set_level(logging.DEBUG if is_wanted else logging.WARNING, "asyncssh")
+    asyncssh.set_debug_level(3)
+    try:
+        connection = await open_connection(remote.host, remote.access())
+        await connection.run("true")
+        await connection.close()
+    finally:
+        asyncssh.set_debug_level(1)
+    lines = [record.getMessage() for record in caplog.records if record.name == "asyncssh"]
+    assert bool(described) is is_wanted
+    assert any(line.startswith("[conn=") and "Sent MSG_KEXINIT (20), " in line for line in lines) is is_wanted
+    assert any("  Session id" in line or "Requesting" in line for line in lines) is is_wanted
