@@ -194,7 +194,7 @@ async def open_connection(
     """
     settings = settings or await ssh_settings_of(host)
     way = way or Route(DIRECT, host.address)
-    chain = await jumps(host, settings) if way.transport == DIRECT else []
+    chain = await jumps(host, settings, ssh_settings_of) if way.transport == DIRECT else []
     if not chain:
         return SSHConnection(host, await _log_in(host, access, settings, way))
     tunnel = await _through(chain, host, access)
@@ -202,7 +202,7 @@ async def open_connection(
     return SSHConnection(host, await _log_in_behind(tunnel, host, access, settings, host.name, through))
 
 
-async def _through(chain: Sequence[Jump], host: Host, access: Access) -> asyncssh.SSHClientConnection:
+async def _through(chain: Sequence[Jump[SSHSettings]], host: Host, access: Access) -> asyncssh.SSHClientConnection:
     """A connection to the last of the jump hosts, which the others end with."""
     tunnel: asyncssh.SSHClientConnection | None = None
     for jump, settings in chain:

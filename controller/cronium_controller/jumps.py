@@ -6,70 +6,72 @@ host's, name none of them in its errors, and leave those open behind which a con
 along this list.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from .errors import ControllerError
 from .hosts import Host, parse_host
-from .ssh_config import ssh_settings_of
-from .ssh_settings import SSHSettings
 
 _LONGEST: Final = 16
 """Jump hosts of one host: more than anybody has, few enough to be listed in an error."""
 
 
-class Jump(NamedTuple):
+class Configured(Protocol):
+    """The settings of a host."""
+
+    @property
+    def proxy_jump(self) -> str | None: ...
+
+
+Settings = TypeVar("Settings", bound=Configured)
+
+
+class Jump(NamedTuple, Generic[Settings]):
     """One jump host and its own settings, the ProxyJump excepted."""
 
     host: Host
-    settings: SSHSettings
+    settings: Settings
 
 
-async def jumps(host: Host, settings: SSHSettings) -> list[Jump]:
+async def jumps(
+    host: Host, settings: Settings, settings_of: Callable[[Host], Awaitable[Settings]]
+) -> list[Jump[Settings]]:
     """The jump hosts of a host with these settings, in the order in which they are connected to.
 
     Raises ControllerError for what can't be one, and for a chain that has no end.
     """
     if settings.proxy_jump is None:
         return []
-    return await _Reader(host.name).before(host, settings.proxy_jump, ())
+    return await _Reader(host.name, settings_of).before(host, settings.proxy_jump, ())
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class _Reader(Generic[Settings]):
     """For one host, which errors name."""
 
     name: str
+    settings_of: Callable[[Host], Awaitable[Settings]]
 
-    async def before(self, host: Host, written: str, behind: tuple[str, ...]) -> list[Jump]:
+    async def before(self, host: Host, written: str, behind: tuple[str, ...]) -> list[Jump[Settings]]:
         """What stands in front of `host`, whose ProxyJump is given and which stands in front of those `behind`."""
         behind = (*behind, _spelled(host))
-        chain = [jump_host(text, self.name) for text in written.split(",")]
+        chain = [self._jump(text) for text in written.split(",")]
         if _spelled(chain[0]) in behind or len(behind) + len(chain) > _LONGEST:
             shown, advice = " -> ".join((*behind, _spelled(chain[0]))), f"Host * !{chain[0].address}"
             raise self._mistake(f"leads in a circle ({shown}); leave the jump host out of its own block: {advice}")
-        first, *others = [Jump(jump, await ssh_settings_of(jump)) for jump in chain]
-        before = (
-            []
-            if first.settings.proxy_jump is None
-            else await self.before(first.host, first.settings.proxy_jump, behind)
-        )
-        return [*before, first, *others]
+        first, *others = [Jump(jump, await self.settings_of(jump)) for jump in chain]
+        jump = first.settings.proxy_jump
+        return [*([] if jump is None else await self.before(first.host, jump, behind)), first, *others]
+
+    def _jump(self, text: str) -> Host:
+        try:
+            return parse_host(text.strip().removeprefix("ssh://"))
+        except ControllerError as error:
+            raise self._mistake(f"has a ProxyJump of which {error.message}") from None
 
     def _mistake(self, sentence: str) -> ControllerError:
-        return _mistake(sentence, self.name)
-
-
-def jump_host(written: str, name: str) -> Host:
-    """One host of a ProxyJump, of the host `name`. Raises ControllerError."""
-    try:
-        return parse_host(written.strip().removeprefix("ssh://"))
-    except ControllerError as error:
-        raise _mistake(f"has a ProxyJump of which {error.message}", name) from None
-
-
-def _mistake(sentence: str, name: str) -> ControllerError:
-    return ControllerError("host.config", f"the SSH configuration {sentence}", host=name)
+        return ControllerError("host.config", f"the SSH configuration {sentence}", host=self.name)
 
 
 def _spelled(host: Host) -> str:

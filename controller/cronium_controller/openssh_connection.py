@@ -19,7 +19,8 @@ from typing import Any, Final
 from .access import Access
 from .errors import reason
 from .hosts import Host
-from .openssh_master import Master, attempt_seconds, connect_seconds, open_master, settings_of
+from .openssh_command import settings_of
+from .openssh_master import Master, attempt_seconds, connect_seconds, open_master
 from .openssh_mux import Control, MasterGoneError, MuxError, SessionRequest
 from .pipe_channel import PipeChannel, PipeProcess
 from .sessions import Channel, Connection, Process, Session

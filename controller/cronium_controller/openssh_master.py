@@ -2,7 +2,8 @@
 
 A master is used by the process that started it, and ends with it, unless it is to persist: then it has a name that
 follows from all settings which it was made under, and a later process with the same settings finds it. The control
-socket's protocol is `openssh_mux`'s, what ssh says when it fails `openssh_words`'s.
+socket's protocol is `openssh_mux`'s, ssh's command line `openssh_command`'s, what it says when it fails
+`openssh_words`'s.
 """
 
 import asyncio
@@ -11,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -19,26 +19,23 @@ import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from . import ssh_asking
+from cronium_runner.wire.text import last_words
+
 from .access import Access, HostKeyPolicy
 from .errors import AuthenticationError, ControllerError, UnreachableError, reason
 from .hosts import Host
-from .jumps import jump_host
+from .jumps import Jump, jumps
+from .openssh_command import Settings, carrier_of, host_key_options, options_of, route_options, settings_by, through
 from .openssh_mux import Control, MasterGoneError, MuxError
-from .openssh_words import failure, warnings
-from .own_files import is_open_key, open_key_phrase, stranger
-from .service_token import with_token
+from .openssh_words import failure, has_words, leads_no_further, warnings
+from .own_files import stranger
 from .ssh_asking import WHOLE
-from .ssh_config import told_by_ssh
-from .ssh_reader import Values
-from .ssh_values import sent
 from .state_path import default_path
-from .transport import ATTEMPT_SECONDS, CLOUDFLARE, CLOUDFLARED, DIRECT, TAILSCALE, Route
+from .transport import ATTEMPT_SECONDS, DIRECT, Route
 
-FOREVER: Final = math.inf
-"""Seconds that a master persists whose configuration has `ControlPersist yes`."""
 _LONGEST_PATH: Final = 107 - 17
 """Bytes of a control socket's path: what a Unix socket takes, less what ssh appends for its temporary name."""
 _NAME_BYTES: Final = 8
@@ -55,41 +52,11 @@ _AGENT: Final = ("SSH_AUTH_SOCK", "KRB5CCNAME")
 _KEPT_WORDS: Final = 16 * 1024
 """Bytes of what ssh says: the reason of a failure is at the end, the first sign of it some lines above."""
 _STEPS: Final = 2
-"""Times the connect timeout that connecting and logging in may take together, as with asyncssh."""
+"""Times the connect timeout that connecting and logging in may take together, as with asyncssh; so for each host."""
 _ASKING_SECONDS: Final = 300.0
 """For logging in where ssh may ask for a passphrase or password on the terminal."""
 _WORDS_SECONDS: Final = 1.0
 """For the last words of an ssh that has ended, and for the end of one that was told to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What `ssh -G` says of a host: the values of each keyword, in lower case, in order."""
-
-    values: Values
-
-    def first(self, keyword: str, default: str = "") -> str:
-        """The value of a keyword that has one."""
-        return self.values.get(keyword, [default])[0]
-
-    @property
-    def persist(self) -> float:
-        """Seconds of ControlPersist, 0 when it is off."""
-        told = self.first("controlpersist", "no")
-        if told == "yes":
-            return FOREVER
-        return float(told) if told.isdigit() else 0.0
-
-    @property
-    def forwards_agent(self) -> bool:
-        """ForwardAgent; the path of another agent's socket counts as well."""
-        return self.first("forwardagent", "no") != "no"
-
-    def environment(self) -> list[bytes]:
-        """SetEnv, and what SendEnv lets through of our environment, as NAME=VALUE."""
-        found = {name: os.environ[name] for name in sent(self.values.get("sendenv", ()))}
-        found |= dict(words.split("=", 1) for words in self.values.get("setenv", ()) if "=" in words)
-        return [os.fsencode(f"{name}={value}") for name, value in found.items()]
 
 
 @dataclass(slots=True)
@@ -139,15 +106,6 @@ _used: set[str] = set()
 """The sockets of masters that this process uses. A further connection to the same host is another master."""
 
 
-async def settings_of(host: Host) -> tuple[str, Settings]:
-    """The ssh program, and what its configuration says of a host. Raises ControllerError."""
-    ssh = ssh_asking.program()
-    if ssh is None:
-        sentence = "OpenSSH's client is not installed here; install it, or take out `connection: openssh`"
-        raise ControllerError("host.config", sentence, host=host.name)
-    return ssh, Settings(await told_by_ssh(ssh, host))
-
-
 def connect_seconds(host: Host, access: Access, settings: Settings) -> float:
     """The connect timeout of a host."""
     told = settings.first("connecttimeout")
@@ -166,14 +124,15 @@ async def open_master(ssh: str, host: Host, access: Access, settings: Settings, 
     and ControllerError for what cannot be used here.
     """
     environment = dict(os.environ)
-    words = _options(host, access)
-    words += _way(way, host, settings, environment)
-    words += _host_key_options(access, settings)
+    carrier = carrier_of(way, host, settings, environment)
+    words = route_options(way, host, settings)
+    words += [*options_of(host, access), *host_key_options(access, settings)]
+    chain = await jumps(host, settings, partial(settings_by, ssh)) if way.transport == DIRECT else []
     persist = _persist(host, access, settings)
     folder = _folder(host)
     name = None
     if persist:
-        name = await _name(ssh, words, host, settings)
+        name = _name(ssh, [*way, *words], host, settings, chain)
         for number in range(_MOST_MASTERS):
             path = f"{folder}/{name}{number}"
             if path not in _used:
@@ -185,7 +144,10 @@ async def open_master(ssh: str, host: Host, access: Access, settings: Settings, 
                 break
     _sweep(folder)
     path = f"{folder}/{os.urandom(_NAME_BYTES).hex()}"
-    command = [ssh, "-f", "-N", "-x", "-S", path.replace("%", "%%"), *words]
+    hops = [(jump, f"{path}.{number}") for number, jump in enumerate(chain)]
+    command = [ssh, "-f", "-N", "-x", "-S", path.replace("%", "%%"), *words, *through(ssh, hops, access, timeout)]
+    if carrier is not None and not hops:
+        command += carrier.options(f"{path}.{carrier.name}")
     command += [
         "-o",
         f"ConnectTimeout={math.ceil(timeout)}",
@@ -196,8 +158,12 @@ async def open_master(ssh: str, host: Host, access: Access, settings: Settings, 
         "--",
         host.address,
     ]
-    starting = _Starting(host, access)
-    await starting.run(command, environment, timeout)
+    carried = None if carrier is None else (carrier.name, f"{path}.{carrier.name}")
+    starting = _Starting(host, access, [(jump.host, said) for jump, said in hops], carried)
+    try:
+        await starting.run(command, environment, timeout * (1 + len(hops)))
+    finally:
+        starting.forget_words()
     try:
         if name is not None:
             published = _published(path, f"{folder}/{name}")
@@ -236,107 +202,16 @@ async def _watched(path: str) -> Control:
     return watch
 
 
-# -- the command line ------------------------------------------------------------------------------------------------
-
-
-def _options(host: Host, access: Access) -> list[str]:
-    """What the host and the access say, as ssh's options. They win over ssh's configuration."""
-    words: list[str] = []
-    if host.user is not None:
-        words += ["-l", host.user]
-    if host.port is not None:
-        words += ["-p", str(host.port)]
-    if host.identity is not None:
-        words += ["-i", _key(host.identity, host).replace("%", "%%")]
-    if access.host_keys is HostKeyPolicy.OFF:
-        words += ["-o", "UserKnownHostsFile=/dev/null", "-o", "GlobalKnownHostsFile=/dev/null"]
-    elif access.known_hosts is not None:
-        words += ["-o", f"UserKnownHostsFile={_quoted(access.known_hosts, host)}"]
-    interval = host.keepalive_seconds or access.keepalive_seconds
-    given = {
-        "BatchMode": "yes" if access.passphrase is None else "no",
-        "ConnectionAttempts": 1,
-        "ServerAliveInterval": math.ceil(interval),
-        "ServerAliveCountMax": host.keepalive_count or access.keepalive_count,
-        "ClearAllForwardings": "yes",
-        "RemoteCommand": "none",
-        "LogLevel": "INFO",
-    }
-    return [*words, *(word for name, value in given.items() for word in ("-o", f"{name}={value}"))]
-
-
-def _key(identity: str, host: Host) -> str:
-    path = os.path.abspath(os.path.expanduser(identity))
-    if not os.path.isfile(path):
-        raise ControllerError("host.config", f"no private key at {identity}; correct --identity", host=host.name)
-    if is_open_key(path):
-        raise ControllerError("host.config", f"the private key {path} {open_key_phrase(path)}", host=host.name)
-    return path
-
-
-def _quoted(path: str, host: Host) -> str:
-    """A path as a value of ssh's configuration. Raises ControllerError for one that it cannot have there."""
-    path = os.path.abspath(os.path.expanduser(path))
-    if '"' in path or "${" in path or "\\" in path or not path.isprintable():
-        sentence = f"ssh cannot be given the path {path}: it has a quote, a backslash or '${{'; name another"
-        raise ControllerError("host.config", sentence, host=host.name)
-    return '"' + path.replace("%", "%%") + '"'
-
-
-def _host_key_options(access: Access, settings: Settings) -> list[str]:
-    if access.host_keys is HostKeyPolicy.OFF:
-        chosen = "no"
-    elif access.host_keys is HostKeyPolicy.STRICT or (
-        access.host_keys is None and settings.first("stricthostkeychecking") in ("yes", "true")
-    ):
-        chosen = "yes"
-    else:  # also where the configuration says no: a changed key is refused all the same
-        chosen = "accept-new"
-    return ["-o", f"StrictHostKeyChecking={chosen}"]
-
-
-def _way(way: Route, host: Host, settings: Settings, environment: dict[str, str]) -> list[str]:
-    """The options for a route, by which the host has the same name in known_hosts as by a direct one."""
-    if way.transport == DIRECT:
-        return []
-    known_as = settings.first("hostkeyalias") or settings.first("hostname", host.address)
-    port = settings.first("port", "22")
-    if not settings.first("hostkeyalias") and port != "22":
-        known_as = f"[{known_as}]:{port}"
-    words = ["-o", f"HostKeyAlias={known_as}", "-o", "ProxyJump=none"]
-    if way.transport == TAILSCALE:
-        return [*words, "-o", "ProxyCommand=none", "-o", f"HostName={way.address}"]
-    assert way.transport == CLOUDFLARE, way
-    program = shutil.which(CLOUDFLARED)
-    if program is None:
-        sentence = f"{CLOUDFLARED} is not installed here, and the route needs it; install it"
-        raise UnreachableError("host.unreachable", sentence, host=host.name)
-    through = with_token(host)
-    if through.cloudflare_service_token_id and through.cloudflare_service_token_secret:
-        environment["TUNNEL_SERVICE_TOKEN_ID"] = through.cloudflare_service_token_id
-        environment["TUNNEL_SERVICE_TOKEN_SECRET"] = through.cloudflare_service_token_secret
-    carried = f"exec {shlex.quote(program)} access ssh --hostname {shlex.quote(way.address)}"
-    return [*words, "-o", f"ProxyCommand={carried.replace('%', '%%')}"]
-
-
 # -- the name of a master --------------------------------------------------------------------------------------------
 
 
-async def _name(ssh: str, words: Sequence[str], host: Host, settings: Settings) -> str:
+def _name(ssh: str, words: Sequence[str], host: Host, settings: Settings, chain: Sequence[Jump[Settings]]) -> str:
     """The name of a master with these settings: equal where all is equal that decides whom it reaches, and as whom."""
-    found: list[object] = [os.uname().nodename, ssh, host.address, *words]
-    found += [(name, os.environ.get(name)) for name in _AGENT]
-    found.append(_stamps([host.identity] if host.identity is not None else []))
-    asked = set()
-    waiting = [settings]
-    while waiting:
-        one = waiting.pop()
-        found.append(one.first(WHOLE))
-        found.append(_stamps([*one.values.get("identityfile", ()), *one.values.get("certificatefile", ())]))
-        for jump in filter(None, one.first("proxyjump", "none").split(",")):
-            if jump != "none" and jump not in asked:
-                asked.add(jump)
-                waiting.append(Settings(await told_by_ssh(ssh, jump_host(jump, host.name))))
+    found: list[object] = [os.uname().nodename, ssh, *words, *([name, os.environ.get(name)] for name in _AGENT)]
+    found += _stamps([] if host.identity is None else [host.identity])
+    for jump, told in ((host, settings), *chain):
+        found += [(jump.address, jump.port, jump.user), told.first(WHOLE)]
+        found += _stamps([*told.values.get("identityfile", ()), *told.values.get("certificatefile", ())])
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[: 2 * _NAME_BYTES] + "-"
 
 
@@ -439,9 +314,14 @@ def _sweep(folder: str) -> None:
 class _Starting(asyncio.SubprocessProtocol):
     """A master on its way: ssh in the foreground, until it has logged in and goes on in the background."""
 
-    def __init__(self, host: Host, access: Access) -> None:
+    def __init__(
+        self, host: Host, access: Access, hops: Sequence[tuple[Host, str]], carried: tuple[str, str] | None
+    ) -> None:
+        """`hops` are the jump hosts, each with the file of its words; `carried`: the program that carries the route."""
         self._host = host
         self._access = access
+        self._hops = hops
+        self._carried = carried
         loop = asyncio.get_running_loop()
         self._exited: asyncio.Future[None] = loop.create_future()
         self._heard: asyncio.Future[None] = loop.create_future()
@@ -490,14 +370,14 @@ class _Starting(asyncio.SubprocessProtocol):
         ssh.close()
         if status != 0:
             raise await self._failure()
-        for sentence in warnings(bytes(self._said)):
+        for sentence in warnings(b"\n".join([*(_content(path) for _, path in self._hops), self._said])):
             self._access.warn(f"{self._host.name}: {sentence}")
-        if self._access.host_keys is HostKeyPolicy.OFF:
+        if self._access.host_keys == HostKeyPolicy.OFF:
             sentence = "host key accepted unchecked; its identity is not verified (--host-keys off)"
             self._access.warn(f"{self._host.name}: {sentence}")
 
     async def _failure(self) -> ControllerError:
-        error = failure(bytes(self._said), self._host)
+        error = self._reason()
         identity = self._host.identity
         if isinstance(error, AuthenticationError) and identity is not None and await _is_encrypted(identity):
             sentence = (
@@ -507,6 +387,34 @@ class _Starting(asyncio.SubprocessProtocol):
             return ControllerError("host.config", sentence, host=self._host.name)
         return error
 
+    def _reason(self) -> ControllerError:
+        """What failed, at the host or at one of the jump hosts: the first of them that says something knows why."""
+        names = [host.name for host, _ in self._hops]
+        for number, (jump, path) in enumerate(self._hops):
+            said = _content(path)
+            if not has_words(said):
+                continue
+            reached, told = jump, f"at the jump host {jump}: "
+            if leads_no_further(said):
+                reached, told = self._host, f"through {', '.join(names[: number + 1])}: "
+                if number + 1 < len(self._hops):
+                    reached = self._hops[number + 1][0]
+                    told = f"at the jump host {reached}: "
+            return failure(said, reached).about(self._host.name, told)
+        error = failure(bytes(self._said), self._host)
+        if self._carried is not None and type(error) is UnreachableError:
+            name, path = self._carried
+            told = last_words(_content(path))
+            if told:
+                return UnreachableError("host.unreachable", f"{name} said: {told}", host=self._host.name)
+        return error.about(self._host.name, f"through {', '.join(names)}: ") if names else error
+
+    def forget_words(self) -> None:
+        """Removes the files of what was said by others than ssh itself."""
+        for _, path in (*self._hops, *([] if self._carried is None else [self._carried])):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
     async def _stop(self, ssh: asyncio.SubprocessTransport, *, is_group: bool) -> None:
         """Ends an ssh that has not logged in, with the program that carries its route."""
         if not self._exited.done():
@@ -515,6 +423,15 @@ class _Starting(asyncio.SubprocessProtocol):
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(asyncio.shield(self._exited), _WORDS_SECONDS)
         ssh.close()
+
+
+def _content(path: str) -> bytes:
+    """The end of a file of words; empty where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()[-_KEPT_WORDS:]
+    except OSError:
+        return b""
 
 
 async def _is_encrypted(identity: str) -> bool:

@@ -73,6 +73,16 @@ def failure(said: bytes, host: Host) -> ControllerError:
     return UnreachableError("host.unreachable", f"cannot connect to {host.address}: {words}; {advice}", host=host.name)
 
 
+def has_words(said: bytes) -> bool:
+    """Whether ssh has said something else than that it has recorded a key."""
+    return bool(_told(said.decode("utf-8", "replace")))
+
+
+def leads_no_further(said: bytes) -> bool:
+    """Whether a jump host was reached, and could not connect to what is behind it."""
+    return b"stdio forwarding failed" in said
+
+
 def warnings(said: bytes) -> list[str]:
     """What ssh says of a connection that it has made, and a person should know."""
     lines = said.decode("utf-8", "replace").splitlines()
@@ -81,6 +91,9 @@ def warnings(said: bytes) -> list[str]:
 
 def _words(text: str) -> str:
     """The end of what ssh has said, in one line."""
+    return clean(_told(text)[-_SHOWN:], _SHOWN) or "ssh ended without a word"
+
+
+def _told(text: str) -> str:
     lines = [line.strip().removeprefix("ssh: ") for line in text.splitlines()]
-    told = "; ".join(line.rstrip(".") for line in lines if line and not _NOISE.search(line))
-    return clean(told[-_SHOWN:], _SHOWN) or "ssh ended without a word"
+    return "; ".join(line.rstrip(".") for line in lines if line and not _NOISE.search(line))

@@ -38,7 +38,11 @@ def carrier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def remote(
-    tmp_path: Path, carrier: Path, install_directory: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    carrier: Path,
+    install_directory: Path,
+    connection: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[RemoteHost]:
     """A host of this test's own, its server running."""
     if sshd_path() is None:
@@ -48,6 +52,7 @@ def remote(
         carrier,
         tmp_path / "lib",
         environment={"CRONIUM_INSTALL_DIR": str(install_directory)},
+        connection=connection,
         options=[f"ListenAddress 127.0.0.{number}" for number in (2, 3)],  # for what works on several hosts
     )
     # The API runs in this process: the real account's SSH configuration and agent must not play a part.

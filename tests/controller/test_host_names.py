@@ -105,10 +105,10 @@ async def test_jump_hosts_are_refused_where_ssh_refuses_them(
     (tmp_path / ".ssh/config").write_text(f"Host inner\n  ProxyJump {text}\n")
     host = parse_host("inner")
     if not ssh_refuses("-J", text, "--", "h"):
-        assert len(await jumps.jumps(host, await ssh_settings_of(host))) == 1
+        assert len(await jumps.jumps(host, await ssh_settings_of(host), ssh_settings_of)) == 1
         return
     with pytest.raises(ControllerError) as refused:
-        await jumps.jumps(host, await ssh_settings_of(host))
+        await jumps.jumps(host, await ssh_settings_of(host), ssh_settings_of)
     assert refused.value.code == "host.config"
 
 

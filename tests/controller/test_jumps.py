@@ -11,17 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from cronium_controller import connection as connecting
 from cronium_controller import jumps
 from cronium_controller.connections import Connections
 from cronium_controller.errors import AuthenticationError, ControllerError, HostKeyChangedError, UnreachableError
-from cronium_controller.hosts import Host, parse_host
+from cronium_controller.hosts import OPENSSH, Host, parse_host
 from cronium_controller.job import Job
 from cronium_controller.memory import Memory
 from cronium_controller.payloads import load
 from cronium_controller.ssh_config import ssh_settings_of
+from cronium_controller.ssh_settings import SSHSettings
+from kinds import BOTH, ssh_reading
 from openssh import OpenSSHServer
-from remote_host import RemoteHost, collect
+from remote_host import RemoteHost, collect, connected
 from runner_process import PATIENCE, wait_until
 
 pytestmark = pytest.mark.sshd
@@ -30,9 +31,9 @@ CHAIN = "Host inner\n  HostName 127.0.0.1\n  Port {inner}\n  ProxyJump outer,mid
 NESTED = "Host inner\n  HostName 127.0.0.1\n  Port {inner}\n  ProxyJump middle\nHost middle\n  ProxyJump outer\n"
 
 
-async def chain_of(name: str) -> list[jumps.Jump]:
+async def chain_of(name: str) -> list[jumps.Jump[SSHSettings]]:
     host = parse_host(name)
-    return await jumps.jumps(host, await ssh_settings_of(host))
+    return await jumps.jumps(host, await ssh_settings_of(host), ssh_settings_of)
 
 
 class Way:
@@ -79,12 +80,16 @@ async def wait_closed(*servers: OpenSSHServer) -> None:
 
 
 @pytest.fixture
-def way(remote: RemoteHost, tmp_path: Path) -> Iterator[Way]:
+def way(remote: RemoteHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
+    if remote.connection == OPENSSH:
+        folder = ssh_reading(tmp_path / "bin", remote.home / ".ssh" / "config")
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     made = Way(remote, tmp_path)
     yield made
     made.end()
 
 
+@BOTH
 @pytest.mark.parametrize("written", [CHAIN, NESTED])
 async def test_jobs_and_commands_go_through_two_jump_hosts(way: Way, written: str) -> None:
     host = way.configure(written)
@@ -101,6 +106,7 @@ async def test_jobs_and_commands_go_through_two_jump_hosts(way: Way, written: st
     await wait_closed(way.outer, way.middle, way.remote.server)
 
 
+@BOTH
 @pytest.mark.parametrize("dead", ["outer", "middle"])
 async def test_a_jump_host_that_dies_is_one_clear_error_and_the_next_call_works(way: Way, dead: str) -> None:
     host = way.configure(CHAIN)
@@ -130,6 +136,7 @@ async def test_a_jump_host_that_dies_is_one_clear_error_and_the_next_call_works(
     await wait_closed(way.outer, way.middle, way.remote.server)
 
 
+@BOTH
 async def test_a_jump_host_that_dies_while_it_connects_leaves_nothing_open(way: Way) -> None:
     host = way.configure(CHAIN)
     connections = Connections(way.remote.access(attempts=1), Memory())
@@ -152,6 +159,7 @@ async def test_a_jump_host_that_dies_while_it_connects_leaves_nothing_open(way: 
     await wait_closed(way.outer, way.middle, way.remote.server)
 
 
+@BOTH
 @pytest.mark.parametrize("name", ["outer", "middle"])
 async def test_a_changed_key_of_a_jump_host_stops_at_once_with_one_clear_error(way: Way, name: str) -> None:
     host = way.configure(CHAIN)
@@ -165,14 +173,16 @@ async def test_a_changed_key_of_a_jump_host_stops_at_once_with_one_clear_error(w
     accepted = way.remote.server.count_in_log("Accepted")
     with pytest.raises(HostKeyChangedError) as raised:
         await connections.open(host)
-    assert raised.value.message.startswith(f"inner: at the jump host {name}: the host's key is now ")
-    assert f"-R '[127.0.0.1]:{server.port}'" in raised.value.message
+    assert raised.value.message.startswith(f"inner: at the jump host {name}: the host's key is no")
+    assert f"[127.0.0.1]:{server.port}" in raised.value.message
+    assert "ssh-keygen -R" in raised.value.message
     assert server.count_in_log("Connection from") == before + 1, "one attempt: it is final"
     assert way.remote.server.count_in_log("Accepted") == accepted
     await connections.close_all_connections()
     await wait_closed(way.outer, way.middle, way.remote.server)
 
 
+@BOTH
 async def test_a_refusal_of_a_jump_host_is_met_once(way: Way) -> None:
     host = way.configure(CHAIN)
     (way.middle.folder / "authorized_keys").write_text("")
@@ -185,6 +195,7 @@ async def test_a_refusal_of_a_jump_host_is_met_once(way: Way) -> None:
     await wait_closed(way.outer, way.middle)
 
 
+@BOTH
 async def test_the_three_attempts_wrap_the_whole_chain(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     host = way.configure(CHAIN)
     way.remote.server.stop()
@@ -197,12 +208,13 @@ async def test_the_three_attempts_wrap_the_whole_chain(way: Way, monkeypatch: py
     await wait_closed(way.outer, way.middle)
 
 
+@BOTH
 async def test_a_cancelled_call_leaves_no_jump_host_connected(way: Way) -> None:
     host = replace(way.configure(CHAIN), connect_timeout=60.0)  # not to run out before it is cancelled
     assert way.remote.server._process is not None
     os.kill(way.remote.server._process.pid, signal.SIGSTOP)
     try:
-        opening = asyncio.ensure_future(connecting.open_connection(host, way.remote.access()))
+        opening = asyncio.ensure_future(connected(host, way.remote.access()))
         await asyncio.to_thread(wait_until, lambda: way.middle.count_in_log("Accepted"), "the jump hosts' logins")
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -212,6 +224,7 @@ async def test_a_cancelled_call_leaves_no_jump_host_connected(way: Way) -> None:
         os.kill(way.remote.server._process.pid, signal.SIGCONT)
 
 
+@BOTH
 async def test_another_route_needs_no_jump_host(way: Way) -> None:
     way.configure(CHAIN)
     host = Host("inner", "inner", port=way.remote.server.port, tailscale_ip=f"127.0.0.1:{way.remote.server.port}")

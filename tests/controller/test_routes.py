@@ -23,6 +23,7 @@ from cronium_controller.memory import Memory, account
 from cronium_controller.payloads import load
 from cronium_controller.pool import Limits
 from cronium_runner.wire.results import Outcome
+from kinds import BOTH
 from remote_host import RemoteHost, collect
 
 pytestmark = pytest.mark.sshd
@@ -63,6 +64,7 @@ def with_routes(remote: RemoteHost, tailscale: bool, direct: bool) -> Host:
     )
 
 
+@BOTH
 @pytest.mark.parametrize(("tailscale", "direct", "cloudflare"), list(itertools.product([True, False], repeat=3)))
 async def test_the_first_route_that_is_up_is_taken(
     remote: RemoteHost, monkeypatch: pytest.MonkeyPatch, tailscale: bool, direct: bool, cloudflare: bool
@@ -87,6 +89,7 @@ async def test_the_first_route_that_is_up_is_taken(
             await asyncio.gather(*transport._Carried._watching)  # cloudflared ends with its connection
 
 
+@BOTH
 @pytest.mark.parametrize("trouble", ["key", "login"])
 async def test_a_refusal_is_met_once_whatever_routes_there_are(remote: RemoteHost, trouble: str) -> None:
     host = replace(remote.host, tailscale_ip=f"{UP}:{remote.server.port}")
@@ -117,6 +120,7 @@ async def open_ten(connections: Connections, host: Host) -> None:
         lease.give_back()
 
 
+@BOTH
 async def test_the_next_job_works_after_ten_connections_were_closed_by_the_server(remote: RemoteHost) -> None:
     async with remote.controller() as controller:
         await open_ten(controller.connections, remote.host)
@@ -142,6 +146,7 @@ async def test_the_next_call_works_after_ten_connections_expired(remote: RemoteH
     await connections.close_all_connections()
 
 
+@BOTH
 async def test_the_next_job_works_after_ten_connections_fell_silent(
     remote: RemoteHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +181,7 @@ async def test_a_job_that_fails_counts_as_a_failed_call_and_never_closes_the_hos
         assert (known.calls.consecutive_failures, known.calls.total_successes) == (0, 1)
 
 
+@BOTH
 async def test_a_lost_channel_counts_as_a_failed_call(remote: RemoteHost) -> None:
     async with remote.controller() as controller:
         execution = await controller.submit(remote.host, Job(load(remote.script("sleep 1"))))
@@ -198,6 +204,7 @@ HOSTS = """hosts:
 """
 
 
+@BOTH
 async def test_a_later_process_finds_the_service_token_again(
     remote: RemoteHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -224,6 +231,7 @@ async def test_a_later_process_finds_the_service_token_again(
         await asyncio.gather(*transport._Carried._watching)
 
 
+@BOTH
 async def test_a_later_process_attaches_over_tailscale(remote: RemoteHost) -> None:
     host = replace(remote.host, name="inside", tailscale_ip=f"{UP}:{remote.server.port}", address=DOWN)
     async with remote.controller() as controller:

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,6 +23,7 @@ from cronium_controller.hosts import OPENSSH, Host, parse_host
 from kinds import BOTH, ssh_reading
 from remote_host import RemoteHost, connected
 from runner_process import wait_until
+from ssh_connections import CARRY
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 
@@ -238,6 +240,7 @@ async def test_a_broken_ssh_config_is_named(shared: RemoteHost, ssh_folder: Path
     assert "config" in error.message
 
 
+@BOTH
 async def test_a_jump_host_of_ssh_config_is_used(
     fresh: RemoteHost, new_host: Callable[..., RemoteHost], ssh_folder: Path
 ) -> None:
@@ -260,6 +263,7 @@ async def test_a_jump_host_of_ssh_config_is_used(
     assert fresh.server.count_in_log("Accepted publickey") == 1
 
 
+@BOTH
 async def test_a_changed_key_behind_a_jump_host_is_refused(
     fresh: RemoteHost, new_host: Callable[..., RemoteHost], ssh_folder: Path
 ) -> None:
@@ -274,6 +278,20 @@ async def test_a_changed_key_behind_a_jump_host_is_refused(
     fresh.known_hosts.write_text(f"[127.0.0.1]:{fresh.server.port} {key}\n")
     assert (await failure(fresh, parse_host("inner"))).code == "host.key_changed"
     assert fresh.server.count_in_log("Accepted publickey") == 0
+
+
+@BOTH
+async def test_a_proxy_command_carries_and_says_why_not(fresh: RemoteHost, ssh_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "carry 100%.py").write_text(CARRY)
+    carried = f"{sys.executable} '{tmp_path}/carry 100%%.py' %h %p # by the shell"
+    where = f"Host web01\n  HostName 127.0.0.1\n  Port {fresh.server.port}\n  IdentityFile {fresh.server.identity}\n"
+    (ssh_folder / "config").write_text(f"{where}  ProxyCommand {carried}\n")
+    connection = await connected(parse_host("web01"), fresh.access())
+    assert (await connection.run("echo there")).stdout == b"there\n"
+    await connection.close()
+    (ssh_folder / "config").write_text(f"{where}  ProxyCommand sh -c 'echo the gate is shut >&2; exit 3'\n")
+    error = await failure(fresh, parse_host("web01"))
+    assert error.message == "web01: ProxyCommand said: the gate is shut"
 
 
 def _listens(path: Path) -> bool:
