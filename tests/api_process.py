@@ -7,18 +7,17 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import preloaded
 from cronium_controller.api.issue import issue
 from cronium_controller.api.tokens import Tokens, load_key
 from cronium_controller.platform_store import LiveExecution, PlatformStore
+from preloaded import Preloaded
 from runner_process import PATIENCE, wait_until
-
-_MAIN = "from cronium_controller.cli import main; main()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,22 +99,19 @@ class Platform:
 
     def api(self, *words: str, given: str | None = None, status: int = 0) -> str:
         """`cronium api …`; its standard output, or standard error when a failure was expected."""
-        done = subprocess.run(
-            [sys.executable, "-c", _MAIN, "api", *words],
-            env=self.environment, input=given or "", capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        done = preloaded.run("cronium", ["api", *words], env=self.environment, input=given or "", text=True, timeout=60)
         assert "Traceback" not in done.stderr, done.stderr
         assert done.returncode == status, done.stderr
-        return done.stdout if status == 0 else done.stderr
+        told: str = done.stdout if status == 0 else done.stderr
+        return told
 
     def serve(self, *words: str) -> str:
         """Starts the server and gives its address."""
         with open(self.log, "ab") as log:
             begin = log.tell()
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, "api", "serve", "-v", *(words or ("--port", "0"))],
-                env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+            served = ["api", "serve", "-v", *(words or ("--port", "0"))]
+            options = {"env": self.environment, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            self.process = Preloaded("cronium", served, **options)
 
         def started() -> "re.Match[str] | None":
             assert self.process is not None

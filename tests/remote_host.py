@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,8 @@ from cronium_controller.store import Store
 from cronium_controller.transport import DIRECT, Route
 from cronium_runner.wire.names import STREAM_NAMES
 from openssh import OpenSSHServer
-from runner_process import FAREWELL, PATIENCE, Started, command_line, is_running, processes_with, wait_until
-
-_MAIN = "import sys; from cronium_controller.cli import main; main()"
+from preloaded import Preloaded, Started
+from runner_process import FAREWELL, PATIENCE, command_line, is_running, processes_with, wait_until
 
 
 class RemoteHost:
@@ -119,8 +117,7 @@ class RemoteHost:
         if is_for_hosts and self.connection is not None and "--connection" not in map(str, words):
             reaching += ["--connection", self.connection]
         options = {"stdin": subprocess.DEVNULL, **options}
-        arguments = [sys.executable, "-c", _MAIN, command, *reaching, *rest]
-        return Started(arguments, env={**self.environment, **(env or {})}, **options)
+        return Preloaded("cronium", [command, *reaching, *rest], env={**self.environment, **(env or {})}, **options)
 
     def cronium(
         self, *words: object, input: bytes | None = None, **options: Any

@@ -11,12 +11,10 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from cronium_runner.wire import frames
@@ -24,6 +22,7 @@ from cronium_runner.wire.frames import Frame, Kind
 from cronium_runner.wire.names import STDERR, STDOUT
 from openssh import child_pids
 from payload_bytes import make_payload
+from preloaded import COMMANDS, Preloaded, Started
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 120.0
@@ -93,24 +92,13 @@ def open_files(pid: int) -> list[str]:
     return found
 
 
-class Started(subprocess.Popen[bytes]):
-    """A process that ends with its `with` block, should that fail: else leaving it would wait, perhaps for ever."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self.kill()
-        super().__exit__(kind, error, trace)
-
-
 class Host:
     """One account's runner: a private state directory and everything started on it."""
 
     def __init__(self, folder: Path, install_directory: Path) -> None:
         self.folder = folder
         self.state = folder / "state"
-        self.executable: Sequence[str] = (sys.executable, "-m", "cronium_runner")
+        self.executable: Sequence[str] = COMMANDS["cronium-runner"]
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("CRONIUM_")}
         if "CRONIUM_HELPER_CLIENT" in os.environ:
             self.environment["CRONIUM_HELPER_CLIENT"] = os.environ["CRONIUM_HELPER_CLIENT"]
@@ -131,6 +119,8 @@ class Host:
         environment = {**self.environment, **(env or {})}
         given = {name: value for name, value in environment.items() if value is not None}
         options = {"stdin": subprocess.DEVNULL, "cwd": self.folder, **self.user, **options}
+        if self.executable == COMMANDS["cronium-runner"]:
+            return Preloaded("cronium-runner", [*map(str, words)], env=given, **options)
         return Started([*self.executable, *map(str, words)], env=given, **options)
 
     def run(self, *words: object, input: bytes | None = None, **options: Any) -> "subprocess.CompletedProcess[bytes]":

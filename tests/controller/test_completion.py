@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import preloaded
 from cronium_controller.hosts import parse_host
 from cronium_controller.store import Store
 
@@ -154,10 +155,7 @@ def test_tab_where_nothing_is_known_offers_nothing_and_says_nothing(tmp_path: Pa
             (tmp_path / "state/controller.db").write_text(content)
         for words in ("cronium run --on w", "cronium attach x", "cronium run --host x"):
             asked = {"_CRONIUM_COMPLETE": "bash_complete", "COMP_WORDS": words}
-            done = subprocess.run(
-                [sys.executable, "-c", _MAIN],
-                cwd=tmp_path, env=environment(tmp_path) | asked, capture_output=True, timeout=PATIENCE, check=False,
-            )  # fmt: skip
+            done = preloaded.run("cronium", [], cwd=tmp_path, env=environment(tmp_path) | asked, timeout=PATIENCE)
             assert (done.stdout.strip(), done.stderr) == (b"", b"")
     assert os.listdir(tmp_path / "state") == ["controller.db"]
 

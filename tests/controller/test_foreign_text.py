@@ -5,22 +5,22 @@ import logging
 import os
 import pty
 import subprocess
-import sys
 from pathlib import Path
 
 import asyncssh
 import pytest
 
+import preloaded
 from cronium_controller import show
 from cronium_controller.api.logs import JsonLines
 from cronium_controller.errors import ControllerError, UnreachableError, reason
 from cronium_controller.lines import without_bars
 from cronium_controller.widths import aligned
 from cronium_runner.wire.results import Outcome, Result
+from preloaded import Preloaded
 
 EVIL = "a\x1b[2J\r\ncronium: all hosts ok\x9b1A\u202e"
 SHOWN = r"a\x1b[2J\r\ncronium: all hosts ok\x9b1A\u202e"
-_MAIN = "import sys; from cronium_controller.cli import main; main()"
 PATIENCE = 60.0
 
 
@@ -91,10 +91,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def on_terminal(environment: dict[str, str], *words: str) -> bytes:
     """What `cronium` writes to a terminal that is its standard output."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-c", _MAIN, *words],
-        env=environment, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.DEVNULL,
-    ) as process:  # fmt: skip
+    options = {"stdin": subprocess.DEVNULL, "stdout": theirs, "stderr": subprocess.DEVNULL}
+    with Preloaded("cronium", [*words], env=environment, **options) as process:
         os.close(theirs)
         seen = b""
         try:
@@ -123,10 +121,7 @@ def test_a_fold_on_a_terminal_moves_no_cursor(environment: dict[str, str]) -> No
 
 
 def test_lines_in_a_pipe_keep_their_bytes(environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _MAIN, "exec", *HOSTS, "--", ATTACK],
-        env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
+    done = preloaded.run("cronium", ["exec", *HOSTS, "--", ATTACK], env=environment, timeout=PATIENCE)
     assert done.stdout == b"local: ok\x1b[1A\x1b[2Kweb02: all ok\rweb03: ok\nlocal: \xc2\x9b1A\xff\x1b]52;c;cm0=\x07\n"
 
 

@@ -8,13 +8,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import preloaded
 from cronium_controller import host_names, jumps
 from cronium_controller.client import SSHClient
 from cronium_controller.errors import ControllerError
@@ -23,8 +23,6 @@ from cronium_controller.hosts import Host, SSHConfig, parse_host
 from cronium_controller.inventory import load
 from cronium_controller.ssh_config import ssh_settings_of
 from cronium_controller.store import Store
-
-_MAIN = "import sys; from cronium_controller.cli import main; main()"
 
 INVALID = "invalid"
 
@@ -166,11 +164,7 @@ async def test_no_shell_of_a_proxy_command_sees_a_bad_name(tmp_path: Path, monke
     (tmp_path / ".ssh/config").write_text('Host *\n  ProxyCommand /bin/sh -c "touch ASKED; exec nc %h %p %r"\n')
     for evil in SHELL:
         for target in (evil, f"{evil}@web01"):
-            done = await asyncio.to_thread(
-                subprocess.run,
-                [sys.executable, "-c", _MAIN, "exec", f"--host={target}", "--", "true"],
-                capture_output=True, check=False,
-            )  # fmt: skip
+            done = await asyncio.to_thread(preloaded.run, "cronium", ["exec", f"--host={target}", "--", "true"])
             assert done.returncode == 125, done
             assert done.stderr.endswith(b"[host.config]\n")
             assert done.stderr.count(b"\n") == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import preloaded
 from cronium_controller.store import Store
 from openssh import sshd_path
 from remote_host import RemoteHost
@@ -111,10 +112,7 @@ def test_a_full_or_closed_standard_error_changes_no_exit_status(environment: dic
 def test_a_terminal_that_cannot_erase_gets_no_line_that_moves(environment: dict[str, str], kind: str) -> None:
     ours, theirs = pty.openpty()
     words = ["exec", "--host", "127.0.0.1:1", "--host", "127.0.0.2:1", "--", "true"]
-    done = subprocess.run(
-        [sys.executable, "-c", _MAIN, *words],
-        env=environment | {"TERM": kind}, stdin=subprocess.DEVNULL, stderr=theirs, timeout=PATIENCE, check=False,
-    )  # fmt: skip
+    done = preloaded.run("cronium", words, env=environment | {"TERM": kind}, stderr=theirs, timeout=PATIENCE)
     os.close(theirs)
     said = os.read(ours, 65536)
     os.close(ours)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import preloaded
 from cronium_controller import inventory, node_sets
 from cronium_controller.errors import ControllerError
 from cronium_controller.hosts import BadTarget, SSHConfig
@@ -412,14 +413,7 @@ def test_a_set_is_what_the_library_makes_of_it() -> None:
 def cronium(*words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "CRONIUM_CONTROLLER_STATE": str(cwd / "state"), "XDG_CONFIG_HOME": str(cwd / "config")}
     environment.pop("CRONIUM_HOSTS", None)
-    program = "import sys; from cronium_controller.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words],
-        cwd=cwd,
-        env={**environment, **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-    )
+    done = preloaded.run("cronium", words, cwd=cwd, env={**environment, **ENVIRONMENT}, text=True)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

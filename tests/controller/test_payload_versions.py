@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import preloaded
 from cronium_controller import payload_versions, payloads
 from cronium_controller.errors import PayloadError
 from cronium_controller.hosts import Host
@@ -20,7 +20,6 @@ from cronium_controller.store import Store
 from cronium_runner.wire.results import Outcome, Result
 from remote_host import RemoteHost
 
-_MAIN = "import sys; from cronium_controller.cli import main; main()"
 HOST = Host("web01", "192.0.2.1")
 
 
@@ -46,8 +45,7 @@ def built(versions: PayloadVersions, script: Path, **fields: Any) -> tuple[int, 
 def cronium(tmp_path: Path, *words: object) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "CRONIUM_CONTROLLER_STATE": str(tmp_path / "state"), "HOME": str(tmp_path)}
     environment.pop("CRONIUM_PAYLOADS", None)
-    command = [sys.executable, "-c", _MAIN, "payload", *map(str, words)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return preloaded.run("cronium", ["payload", *words], env=environment, text=True)
 
 
 def test_fields_are_for_scripts_and_not_for_what_has_a_manifest(versions: PayloadVersions, script: Path) -> None:

@@ -16,7 +16,8 @@ from cronium_runner.jobdir import StateDirectory
 from cronium_runner.liveness import Liveness
 from cronium_runner.wire.frames import Kind
 from old_runner import as_old_runner
-from runner_process import PATIENCE, Host, Started, is_running, open_files, wait_until
+from preloaded import Started
+from runner_process import PATIENCE, Host, is_running, open_files, wait_until
 
 WAITING = "echo on\nuntil [ -e {gate} ]; do sleep 0.02; done\necho end\n"
 NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
