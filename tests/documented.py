@@ -21,7 +21,7 @@ PATIENCE: Final = 120.0
 ID: Final = "nightly-2026-01-02"
 OPTIONS: Final = [f"ListenAddress 127.0.0.{number}" for number in range(2, 8)]
 """Of the server that is seven hosts."""
-_WORDS: Final = re.compile(r"""(?:[\w./:@=,%+-]+|'[^']*'| )+""")
+_WORDS: Final = re.compile(r"(?:[\w ./:@=,%+-]|'[^']*')+")
 """What a shell makes nothing of but words: no variable, no pattern, no operator and no home directory."""
 _ran: set[str] = set()
 """Commands that a process has begun with and loaded for itself."""
