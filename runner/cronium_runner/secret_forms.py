@@ -198,15 +198,15 @@ def _texts(secret: Any, depth: int = 3) -> Iterator[str]:
 def _values_in(whole: str, lines: list[str]) -> Iterator[Any]:
     if whole.lstrip()[:1] in ("{", "[", '"') and len(whole) <= MAX_JSON:
         try:
-            yield exactjson.loads(whole.strip())
-        except ValueError:
-            pass
-        else:
+            found = exactjson.loads(whole)
+        except ValueError:  # and no assignment begins so
             return
+        yield found
+        return
     assigned = [_ASSIGNMENT.fullmatch(line) for line in lines if not line.startswith("#")]
-    for found in assigned if all(assigned) else ():
-        assert found is not None
-        value = found[1]
+    for match in assigned if all(assigned) else ():
+        assert match is not None
+        value = match[1]
         if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
             value = value[1:-1]
             yield re.sub(r"\\(.)", r"\1", value)

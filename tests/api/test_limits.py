@@ -1,5 +1,6 @@
 """What one token, one connection and one origin may take: attacks with real sockets on the real service."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -10,9 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.server import ServerState
 
 from api_process import Answer, Client, Platform
 from cronium_controller.api import protocol
@@ -287,6 +292,45 @@ def test_a_body_that_never_ends_is_cut_off(tmp_path: Path) -> None:
             connection.sendall(b"a" * (64 * MIB))
 
 
+def test_a_body_of_the_largest_size_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is thrown away may be less than what a body may have."""
+    monkeypatch.setattr(protocol, "_MOST_DISCARDED", 1000)
+    with live_platform(tmp_path) as live, Client(live.endpoint, live.token("one"), "one") as client:
+        assert client.write("PUT", "variables/x", {"value": "x" * MIB}).status == 200
+
+
+async def test_a_client_that_reads_again_is_not_cut_off() -> None:
+    connections = Connections(Limits(), Metrics())
+    loop = asyncio.get_running_loop()
+    connection = protocol.HttpProtocol(
+        uvicorn.Config(Starlette(), lifespan="off"), ServerState(), loop, Limits(), connections
+    )
+    channel = SimpleNamespace(pause_reading=lambda: None, resume_reading=lambda: None, close=lambda: None)
+    connection.connection_made(TunnelTransport(channel, "web01"))
+    connection.pause_writing()
+    assert connection._stalled is not None
+    connection.resume_writing()
+    assert connection._stalled is None
+    connection.connection_lost(None)
+    connections.close()
+
+
+def test_a_body_that_we_do_not_read_has_no_deadline() -> None:
+    """While the application is busy the client can't go on, and is not to blame."""
+    waits: list[float] = []
+    loop = SimpleNamespace(time=lambda: 1e6, call_later=lambda seconds, _call: waits.append(seconds))
+    for is_paused in (True, False):
+        closed: list[bool] = []
+        connection = SimpleNamespace(
+            _phase=("body", 1), _phase_began=0.0, _received=0, loop=loop, flow=SimpleNamespace(read_paused=is_paused),
+            transport=SimpleNamespace(close=lambda closed=closed: closed.append(True)), _origin=Origin(SOCKET, ""),
+            _admission=SimpleNamespace(note_refusal=lambda *_: None), _look_at_deadline=None,
+        )  # fmt: skip
+        protocol.HttpProtocol._look_at_deadline(connection)  # type: ignore[arg-type]
+        assert bool(closed) is not is_paused
+    assert waits == [1.0]
+
+
 @pytest.mark.parametrize("by", ["bytes", "time"])
 def test_what_follows_a_refused_request_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     """It is read, as the answer would be lost else, but neither for long nor without end."""
@@ -295,6 +339,7 @@ def test_what_follows_a_refused_request_has_an_end(tmp_path: Path, monkeypatch: 
     with live_platform(tmp_path) as live, connect(live.endpoint) as connection:
         connection.sendall(b"no HTTP\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+        assert metric(live.endpoint, 'cronium_api_refused_connections_total{reason="invalid_request"}') == 1
         if by == "bytes":
             with pytest.raises(ConnectionError):
                 connection.sendall(b"a" * (32 * MIB))
@@ -309,6 +354,7 @@ def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path, monkeypatch: pyt
         request = f"GET /executions/one/input HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
         connection.sendall(request.encode())
         wait_until(lambda: _is_reset(connection), "the connection to be cut off")
+        assert metric(live.endpoint, 'cronium_api_refused_connections_total{reason="slow_reader"}') == 1
 
 
 def _is_reset(connection: socket.socket) -> bool:
@@ -355,6 +401,7 @@ def test_a_token_has_so_many_connections(tmp_path: Path, monkeypatch: pytest.Mon
             assert answer.headers["connection"] == "close"
         with Client(live.endpoint, live.token("two"), "two") as other:
             assert other.get("input").status == 200
+        assert metric(live.endpoint, 'cronium_api_refused_connections_total{reason="token_connections"}') >= 1
         busy[0].close()
         wait_until(lambda: _ask(live.endpoint, token) == 200, "room for another")
 

@@ -87,6 +87,29 @@ def test_what_may_come_is_handed_out_in_order() -> None:
     assert inbox.size == 0
 
 
+def test_what_alternates_is_joined_up_to_a_size() -> None:
+    inbox = Inbox((0, 0))
+    for number in range(1000):
+        inbox.put(data(STDOUT, number, b"o"))
+        inbox.put(data(STDERR, number, b"e"))
+    assert len(inbox) < 100
+    for offset in range(1000, CREDIT - 1000, 1000):
+        inbox.put(data(STDOUT, offset, b"o" * 1000))
+    pieces = [one for one in iter(inbox.take, None) if isinstance(one, Piece)]
+    assert max(len(piece.data) for piece in pieces) <= 256 * 1024
+    assert sum(len(piece.data) for piece in pieces if piece.stream == STDERR) == 1000
+
+
+def test_nothing_is_added_to_what_was_taken_or_dropped() -> None:
+    inbox = Inbox((0, 0))
+    inbox.put(data(STDOUT, 0, b"a"))
+    assert inbox.take() == Piece(STDOUT, 0, b"a")
+    inbox.put(data(STDOUT, 1, b"b"))
+    inbox.clear()
+    inbox.put(data(STDOUT, 2, b"c"))
+    assert inbox.take() == Piece(STDOUT, 2, b"c")
+
+
 WORDS = b"hello"
 DIGEST = hashlib.sha256(WORDS).hexdigest()
 

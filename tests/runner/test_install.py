@@ -1,11 +1,13 @@
 """The helper folder of a runner that runs from source, and which directories may hold an installation."""
 
+import errno
 import multiprocessing
 import os
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -196,3 +198,44 @@ def test_root_in_a_folder_that_all_may_write_is_passed_over(
     roots.pop()
     with pytest.raises(location.UnusableError, match=f"chmod g-w,o-w {opened}"):
         location.first_usable(lambda root: root)
+
+
+def test_nothing_is_installed_or_used_in_an_opened_folder(tmp_path: Path) -> None:
+    opened = tmp_path / "opened"
+    opened.mkdir()
+    opened.chmod(0o777)
+    with pytest.raises(location.UnusableError, match=f"chmod g-w,o-w {opened}"):
+        location.make_parent(str(opened / "folder" / "form"))
+    assert os.listdir(opened) == []
+    (opened / "form").mkdir(0o700)
+    with pytest.raises(location.UnusableError, match=f"chmod g-w,o-w {opened}"):
+        location.check_installed(str(opened / "form"))
+
+
+def test_a_place_mounted_noexec_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbidden = str(tmp_path / "noexec")
+    seen = os.statvfs
+
+    def told(path: str) -> object:
+        return SimpleNamespace(f_flag=os.ST_NOEXEC) if path == forbidden else seen(path)
+
+    monkeypatch.setattr(os, "statvfs", told)
+    with pytest.raises(location.UnusableError, match="noexec"):
+        location.make_parent(f"{forbidden}/form")
+    monkeypatch.setattr(location, "roots", lambda: [forbidden, str(tmp_path / "other")])
+    assert location.first_usable(lambda root: root) == str(tmp_path / "other")
+
+
+def test_a_root_that_fails_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roots = [str(tmp_path / "full"), str(tmp_path / "other")]
+    monkeypatch.setattr(location, "roots", lambda: roots)
+
+    def attempt(root: str) -> str:
+        if root == roots[0]:
+            raise OSError(errno.ENOSPC, "")
+        return root
+
+    assert location.first_usable(attempt) == roots[1]
+    roots.pop()
+    with pytest.raises(location.UnusableError, match=r"full cannot be used \(No space left"):
+        location.first_usable(attempt)

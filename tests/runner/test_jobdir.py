@@ -155,14 +155,15 @@ def test_a_link_as_the_state_directory_is_refused(host: Host) -> None:
     host.state.symlink_to(host.folder / "real")
     result = host.run_json(host.script("true\n"))
     assert (result["exit status"], result["error"]["code"]) == (125, "state.unusable")
+    assert f"{host.state} is not a directory" in result["error"]["message"]
     assert list((host.folder / "real").iterdir()) == []
 
 
 def test_a_file_as_the_state_directory_is_refused(host: Host) -> None:
-    host.state.write_text("not a directory")
+    host.state.touch(0o600)
     result = host.run_json(host.script("true\n"))
     assert (result["exit status"], result["error"]["code"]) == (125, "state.unusable")
-    assert str(host.state) in result["error"]["message"]
+    assert f"{host.state} is not a directory" in result["error"]["message"]
 
 
 def test_somebody_elses_state_directory_is_refused(host: Host, as_root: None) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from cronium_runner import masking, secret_forms
 from cronium_runner.masking import Masker
+from cronium_runner.wire import masks
 from runner_process import Host
 
 SPECIAL = "p@ss wörd/&\"quote'$x\\y<z>+1"
@@ -82,9 +83,19 @@ ACCOUNT = json.dumps(
 
 def test_values_in_a_secret_that_is_json_are_masked() -> None:
     private_key = json.loads(ACCOUNT)["private_key"]
+    assert masked('["first-entry", 12345678]', b"first-entry 12345678") == b"*** ***"
+    assert masked('"caf\\u00e9-secret"', "café-secret".encode()) == b"***"
     assert masked(ACCOUNT, private_key.encode()) == b"***\n***\n***\n***\n"
     assert masked(ACCOUNT, b"first-entry 12345678 abc\n") == b"*** *** abc\n"
+    assert masked(f"\n {ACCOUNT}\r\n", b"first-entry 12345678 abc\n") == b"*** *** abc\n"
     assert masked(ACCOUNT, b"id: " + json.dumps(private_key).encode()) == b'id: "***\\n***\\n***\\n***\\n"'
+
+
+def test_a_huge_secret_is_not_read_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = '{"k": "first-entry"}'
+    assert b"first-entry" in secret_forms.texts(secret)
+    monkeypatch.setattr(secret_forms, "MAX_JSON", len(secret) - 1)
+    assert secret_forms.texts(secret) == [secret.encode()]
 
 
 def test_values_in_key_value_lines_are_masked() -> None:
@@ -121,11 +132,21 @@ def test_bytes_of_the_environment_that_are_no_utf_8_are_masked() -> None:
     assert masked(b"abc\xffdefgh".decode("utf-8", "surrogateescape"), b"<abc\xffdefgh>") == b"<***>"
 
 
+@pytest.mark.parametrize(
+    "name", ["TOKEN", "SECRET", "API_KEY", "SECRET_KEY", "ACCESS_KEY", "PRIVATE_KEY", "PASSWORD", "PASSPHRASE"]
+)
+def test_names_that_are_masked(name: str) -> None:
+    for said in (name, name.lower(), f"DB_{name}"):
+        assert masks.is_masked_name(said), said
+    assert masks.is_masked_name(f"{name}_2") == name.startswith("PASS"), "these stand anywhere"
+    assert masks.is_masked_name("pin", ("p?n",))
+    assert not masks.is_masked_name(name, ())
+
+
 def test_names_without_a_prefix_are_masked(host: Host) -> None:
-    names = ["TOKEN", "SECRET", "PASSWORD", "API_KEY", "SECRET_KEY", "ACCESS_KEY", "PRIVATE_KEY", "token"]
-    script = host.script("".join(f"cronium.getVariable {name}\n" for name in [*names, "TOKENS"]))
-    given = [word for name in [*names, "TOKENS"] for word in ("--var", f"{name}={name}-value")]
-    assert host.run_json(script, *given)["stdout"]["text"] == "***\n" * len(names) + "TOKENS-value\n"
+    script = host.script("cronium.getVariable token; cronium.getVariable TOKENS\n")
+    given = [word for name in ("token", "TOKENS") for word in ("--var", f"{name}={name}-value")]
+    assert host.run_json(script, *given)["stdout"]["text"] == "***\nTOKENS-value\n"
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", ""])
