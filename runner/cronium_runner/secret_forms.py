@@ -190,7 +190,7 @@ def _texts(secret: Any, depth: int = 3) -> Iterator[str]:
     yield from lines
     if lines != parts and len(whole.strip()) >= SHORTEST:
         yield whole.strip()  # some lines are too short for a mask of their own; all of them together are not
-    if depth and isinstance(secret, str):
+    if depth:
         for inner in _values_in(whole, parts):
             yield from _texts(inner, depth - 1)
 

@@ -9,7 +9,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -299,20 +299,66 @@ def test_a_body_of_the_largest_size_is_read_to_its_end(tmp_path: Path, monkeypat
         assert client.write("PUT", "variables/x", {"value": "x" * MIB}).status == 200
 
 
+class Channel:
+    """A tunnel's channel that notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: self.asked.append(name)
+
+
+class Waits(Connections):
+    """Lets nobody begin."""
+
+    def admit(self, connection: object, origin: Origin) -> None: ...
+
+
+def arrived(connections: Connections) -> tuple[protocol.HttpProtocol, Channel]:
+    """A connection that has come through a tunnel."""
+    config = uvicorn.Config(Starlette(), lifespan="off")
+    made = protocol.HttpProtocol(config, ServerState(), asyncio.get_running_loop(), Limits(), connections)
+    channel = Channel()
+    made.connection_made(TunnelTransport(channel, "web01"))
+    return made, channel
+
+
 async def test_a_client_that_reads_again_is_not_cut_off() -> None:
-    connections = Connections(Limits(), Metrics())
-    loop = asyncio.get_running_loop()
-    connection = protocol.HttpProtocol(
-        uvicorn.Config(Starlette(), lifespan="off"), ServerState(), loop, Limits(), connections
-    )
-    channel = SimpleNamespace(pause_reading=lambda: None, resume_reading=lambda: None, close=lambda: None)
-    connection.connection_made(TunnelTransport(channel, "web01"))
+    connection, _ = arrived(Connections(Limits(), Metrics()))
     connection.pause_writing()
     assert connection._stalled is not None
     connection.resume_writing()
     assert connection._stalled is None
     connection.connection_lost(None)
-    connections.close()
+
+
+async def test_a_connection_that_waits_is_not_read() -> None:
+    connection, channel = arrived(Waits(Limits(), Metrics()))
+    assert channel.asked == ["pause_reading"]
+    connection.data_received(b"GET /health HTTP/1.1\r\n")  # was on its way
+    assert channel.asked == ["pause_reading", "pause_reading"]
+    assert not connection.conn.trailing_data[0], "it is kept, and not looked at"
+    assert connection.eof_received()
+    connection.begin()
+    assert channel.asked[2:] == ["close"], "half a request, and nothing will follow"
+    connection.connection_lost(None)
+    connection, channel = arrived(Waits(Limits(), Metrics()))
+    connection.begin()
+    await asyncio.sleep(0)
+    assert channel.asked == ["pause_reading", "resume_reading"]
+    connection.connection_lost(None)
+
+
+def test_one_that_there_is_no_room_for_is_told_and_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "NEW_SECONDS", 600.0)
+    limits = Limits(connections_without_token=1, header_seconds=600)
+    with live_platform(tmp_path, limits) as live, contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(connect(live.endpoint)) for _ in range(2 + WAITING)]
+        answer = b""
+        while piece := opened[1].recv(65536):
+            answer += piece
+        assert answer.startswith(b"HTTP/1.1 429 ")
 
 
 def test_a_body_that_we_do_not_read_has_no_deadline() -> None:

@@ -199,6 +199,21 @@ def test_state_directory_in_an_open_folder_is_refused(host: Host) -> None:
     assert os.listdir(opened) == []
 
 
+def test_a_state_directory_that_is_there_is_looked_at_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = tmp_path / "opened"
+    opened.mkdir()
+    state = StateDirectory.open(str(opened / "state"))
+    opened.chmod(0o777)
+    with pytest.raises(StateDirectoryError, match=f"chmod g-w,o-w {opened}"):
+        StateDirectory.open(state.path)
+    opened.chmod(0o700)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(StateDirectoryError, match="executions is not writable"):
+        StateDirectory.open(state.path)
+
+
 def test_a_place_that_cannot_be_written_is_one_sentence_with_path_and_reason(host: Host) -> None:
     done = host.run("run", host.script("true\n"), env={"CRONIUM_STATE_DIR": "/proc/nowhere/state"})
     assert done.returncode == 125

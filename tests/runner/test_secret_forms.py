@@ -98,9 +98,17 @@ def test_a_huge_secret_is_not_read_as_json(monkeypatch: pytest.MonkeyPatch) -> N
     assert secret_forms.texts(secret) == [secret.encode()]
 
 
+def test_values_in_values_have_an_end() -> None:
+    assert secret_forms.texts("a=" * 5000 + "inner-value")[-1].endswith(b"a=inner-value")
+    nested = json.dumps(["DB_URL=first=second-value"])
+    assert b"second-value" in secret_forms.texts(nested), "three levels are looked into"
+
+
 def test_values_in_key_value_lines_are_masked() -> None:
     secret = '# for the shop\nDB_USER=shopkeeper\nexport DB_PASS="two \\"words\\""\n\nTINY=ab\nOTHER=\'single one\'\n'
     assert masked(secret, b'shopkeeper: two "words", single one, ab') == b"***: ***, ***, ab"
+    assert masked("SPACED = some value\n", b"some value") == b"***"
+    assert masked('LINES="alpha\\nbeta"\n', b"alpha\\nbeta") == b"***", "as it stands there"
     assert masked("not=assigned\nother line\n", b"assigned; other line") == b"assigned; ***"
 
 
