@@ -561,6 +561,17 @@ async def test_without_a_token_all_addresses_share_64() -> None:
     connections.close()
 
 
+async def test_a_connection_counts_for_its_last_token() -> None:
+    connections = Connections(Limits(connections=1), Metrics(), clock=lambda: 0.0)
+    [first] = admit(connections, Origin(TUNNEL, "web01"))
+    [second] = admit(connections, Origin(TUNNEL, "web02"))
+    assert connections.identify(first, "one")
+    assert not connections.identify(second, "one")
+    assert connections.identify(first, "two")
+    assert connections.identify(second, "one")
+    connections.close()
+
+
 async def test_those_without_a_token_go_first() -> None:
     connections = Connections(Limits(connections=2), Metrics(), clock=lambda: 0.0)
     known, stranger = admit(connections, Origin(TUNNEL, "web01"), 2, is_idle=True)

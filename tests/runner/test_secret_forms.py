@@ -108,6 +108,7 @@ def test_values_in_key_value_lines_are_masked() -> None:
     secret = '# for the shop\nDB_USER=shopkeeper\nexport DB_PASS="two \\"words\\""\n\nTINY=ab\nOTHER=\'single one\'\n'
     assert masked(secret, b'shopkeeper: two "words", single one, ab') == b"***: ***, ***, ab"
     assert masked("SPACED = some value\n", b"some value") == b"***"
+    assert masked("  an indented line \nanother\n", b"an indented line") == b"***"
     assert masked('LINES="alpha\\nbeta"\n', b"alpha\\nbeta") == b"***", "as it stands there"
     assert masked("not=assigned\nother line\n", b"assigned; other line") == b"assigned; ***"
 
@@ -221,9 +222,10 @@ def test_a_short_secret_has_its_forms_beside_long_ones() -> None:
 
 def test_base64_of_a_long_secret_is_masked() -> None:
     secret = "".join(f"{number:07d}" for number in range(9000))
-    shown = masked(secret, base64.b64encode(secret.encode()))
-    assert len(shown) < 200
-    assert set(shown.decode()) & set("*") == {"*"}
+    for end in ("", "\n"):
+        shown = masked(secret + end, base64.b64encode(secret.encode()))
+        assert len(shown) < 200
+        assert set(shown.decode()) & set("*") == {"*"}
 
 
 def test_what_is_too_short_for_a_secret_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
