@@ -36,6 +36,8 @@ END_SECONDS: Final = 5.0
 START_SECONDS: Final = 240.0
 """Until the greeting: sudo, a runner to be installed on a slow disk, and the agent's own start."""
 _STDERR_KEPT: Final = 4096
+_MOST_TOLD: Final = 128 << 20
+"""Bytes of all statuses together, as a controller takes of a host: the target must not fill the memory of who asks."""
 
 
 class Seen(NamedTuple):
@@ -85,15 +87,18 @@ def statuses(
 ) -> list[dict[str, Any]]:
     """How one of the account's executions stands, or all of them, oldest first; `is_brief` as rows of a table."""
     found: list[dict[str, Any]] = []
+    size = 0
     asked: dict[str, Any] = {"executionId": execution_id}
     if execution_id is None:
         asked = {"all": wants_all, "brief": is_brief}
     with _Agent(account, execution_id) as agent:
         while True:
             agent.send(Kind.STATUS, asked)
-            told = agent.expect(Kind.STATUS).told()
+            frame = agent.expect(Kind.STATUS)
+            size += len(frame.body)
+            told = frame.told()
             page, after = told.get("executions"), told.get("after")
-            if not isinstance(page, list) or not all(isinstance(one, dict) for one in page):
+            if not isinstance(page, list) or size > _MOST_TOLD or not all(isinstance(one, dict) for one in page):
                 sentence = f"the runner of {account.name} tells no statuses; install it again"
                 raise RunnerError("channel.protocol", sentence)
             found += page

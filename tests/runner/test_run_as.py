@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from accounts import Account, throw_away_account
-from cronium_runner import account, hand_over, location, packing, run_as, ustar
+from cronium_runner import account, as_other, hand_over, location, packing, run_as, ustar
 from cronium_runner.bundle import Bundle
 from cronium_runner.errors import RunnerError
 from cronium_runner.jobdir import StateDirectory
 from cronium_runner.submission import Archive, Folder, Script, Source, Submission, from_frame, to_frame
-from cronium_runner.wire import codes
+from cronium_runner.wire import codes, frames
 from cronium_runner.wire.access import Access
 from cronium_runner.wire.limits import Limits
 from runner_process import PATIENCE, Host
@@ -305,3 +305,35 @@ def test_a_submission_survives_the_frame() -> None:
 )
 def test_a_runners_last_word_is_understood(printed: str, told: tuple[str, str] | None) -> None:
     assert codes.told(printed) == told
+
+
+class Endless:
+    """An agent of the target's that always has another page, in which every text moves the cursor."""
+
+    def __init__(self, *_: object) -> None:
+        self.asked = 0
+
+    def __enter__(self) -> "Endless":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def send(self, *_: object) -> None:
+        self.asked += 1
+
+    def expect(self, *_: object) -> frames.Frame:
+        told = {"executions": [{"state": "\x1b[2J"}] * 1000, "after": "x" * self.asked}
+        return frames.Frame(frames.Kind.STATUS, 1, json.dumps(told).encode())
+
+
+def test_a_target_fills_no_memory_of_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(as_other, "_Agent", Endless)
+    monkeypatch.setattr(as_other, "_MOST_TOLD", 1_000_000)
+    target = account.Account("app", 4242, 4242, "/home/app", "/bin/sh")
+    with pytest.raises(RunnerError, match="tells no statuses") as raised:
+        as_other.statuses(target)
+    assert raised.value.code == "channel.protocol"
+    monkeypatch.setattr(
+        Endless, "expect", lambda *_: frames.Frame(frames.Kind.STATUS, 1, b'{"executions": [{"s": "\\u001b"}]}')
+    )
+    assert as_other.statuses(target) == [{"s": "\\x1b"}], "nothing that a terminal obeys"
