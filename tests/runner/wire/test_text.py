@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cronium_runner.wire import text
 from cronium_runner.wire.text import LONGEST, MARK, clean, clean_lines, last_words
 
 _NEVER = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -49,6 +50,19 @@ def test_no_control_of_unicode_gets_through() -> None:
     passed = [character for character in every if clean(f"a{character}b") == f"a{character}b"]
     assert is_harmless("".join(passed))
     assert len(passed) > 1_000_000  # all others are what people write
+
+
+def test_no_more_is_looked_at_than_may_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def escaped(line: str) -> str:
+        sizes.append(len(line))
+        return line
+
+    monkeypatch.setattr(text, "_escaped", escaped)
+    clean("x" * 1_000_000)
+    last_words("x " * 1_000_000)
+    assert max(sizes) < 10_000
 
 
 @given(ANY_TEXT | HOSTILE.map("".join), st.integers(1, 60))
