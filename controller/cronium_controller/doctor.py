@@ -58,11 +58,10 @@ async def examine(connection: Connection, runners: Runners) -> AsyncIterator[Fin
 
 async def _server(connection: Connection) -> AsyncIterator[Finding]:
     """What SSH and the account's shell there let us do."""
-    checks: list[Callable[[Any], Awaitable[Finding]]] = [_login_shell, _file_transfer, _sessions]
+    checks: list[Callable[[Any], Awaitable[Finding]]] = [_login_shell, _file_transfer, _sessions, _forwarding]
     if isinstance(connection, SSHConnection):
         version = clean(connection.ssh.get_extra_info("server_version", "an unknown server"), LONGEST_WORDS)
         seen = f"{version} as {connection.ssh.get_extra_info('username')}"
-        checks.append(_forwarding)
     else:
         seen = "by OpenSSH's own program"
     yield Finding("connection", OK, f"{seen}, route {connection.transport}")
@@ -120,23 +119,26 @@ async def _sessions(connection: Connection) -> Finding:
     return Finding("sessions", OK if len(held) > 1 else NOTE, f"{seen} (MaxSessions)")
 
 
-async def _forwarding(connection: SSHConnection) -> Finding:
-    path = f"/tmp/cronium-doctor-{os.urandom(8).hex()}"  # noqa: S108 - removed at once, nothing listens behind it
+async def _forwarding(connection: Connection) -> Finding:
+    path = f"/tmp/cronium-doctor-{os.urandom(8).hex()}"  # noqa: S108 - removed at once, and what connects is let go
     try:
-        listener = await connection.ssh.forward_remote_path(path, "/nonexistent")
-        listener.close()
-        await listener.wait_closed()
+        await connection.forward(path, None, _Refusing)
         await connection.run(f"rm -f {shlex.quote(path)}", timeout=ASK_SECONDS)  # sshd leaves the socket there
         return Finding("forwarding", OK, "reverse forwarding of sockets")
     except asyncssh.ChannelListenError:
         pass
     try:
-        listener = await connection.ssh.forward_remote_port("127.0.0.1", 0, "127.0.0.1", 1)
-        listener.close()
-        await listener.wait_closed()
+        await connection.forward("127.0.0.1", 0, _Refusing)
         return Finding("forwarding", NOTE, "reverse forwarding of TCP ports only (AllowStreamLocalForwarding)")
     except asyncssh.ChannelListenError:
         return Finding("forwarding", NOTE, "none", "bundled mode works; API mode needs AllowStreamLocalForwarding")
+
+
+class _Refusing(asyncio.Protocol):
+    """Lets go of whoever connects through a forwarding, which ends with the connection."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
 
 
 async def _runner(connection: Connection, runners: Runners) -> AsyncIterator[Finding]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
+from cronium_controller.hosts import SSH
+from kinds import BOTH
 from openssh import reads_bashrc
 from remote_host import RemoteHost
 
@@ -18,11 +20,13 @@ def findings(host: RemoteHost, exit_status: int = 0) -> dict[str, dict[str, str]
     return {told["name"]: told for told in map(json.loads, done.stdout.splitlines())}
 
 
+@BOTH
 def test_a_usual_host_is_well_and_a_person_can_read_it(shared: RemoteHost) -> None:
     found = findings(shared)
     assert {name: told["level"] for name, told in found.items() if told["level"] == "bad"} == {}
-    assert found["connection"]["seen"].startswith("SSH-2.0-OpenSSH")
-    assert found["file transfer"]["seen"].startswith("SFTP")
+    is_ssh = shared.connection == SSH
+    assert found["connection"]["seen"].startswith("SSH-2.0-OpenSSH" if is_ssh else "by OpenSSH's own program")
+    assert found["file transfer"]["seen"].startswith("SFTP" if is_ssh else "no SFTP")
     assert found["sessions"]["seen"] == "10 at once on one connection (MaxSessions)"
     assert found["forwarding"]["level"] == "ok"
     assert str(shared.state) in found["state directory"]["seen"]
@@ -43,6 +47,7 @@ def test_what_a_server_forbids_is_said_with_what_it_means(new_host: NewHost) -> 
     assert "'welcome'" in found["login shell"]["seen"]
 
 
+@BOTH
 def test_forwarding_that_is_off(new_host: NewHost) -> None:
     found = findings(new_host(options=["DisableForwarding yes", "MaxSessions 1"]))
     assert "API mode needs" in found["forwarding"]["advice"]
