@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .health import HostHealth
     from .hosts import BadTarget, Host
     from .inventory import Inventory
+    from .openssh_sockets import Standing
     from .transport import Route
 
 _COLUMNS: Final = ("NAME", "ADDRESS", "USER", "PORT", "ROUTES", "GROUPS", "HEALTH", "USED", "SUCCESS", "LAST ERROR")
@@ -125,15 +126,31 @@ def _hosts_file(function: Any) -> Any:
 @click.option("--on", multiple=True, metavar="NAME|GROUP|SET", shell_complete=completing.host_names, help="Only these.")
 @_hosts_file
 @click.option("--reset", is_flag=True, help="Forget how they stood: a host that is left alone is tried again.")
+@click.option("--connections", is_flag=True, help="List the connections that `ssh` holds for us, and until when.")
+@click.option(
+    "--disconnect",
+    is_flag=False,
+    flag_value="",
+    metavar="[HOST]",
+    shell_complete=completing.host_names,
+    help="End those that no command uses: to HOST, or all.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def hosts(on: Sequence[str], hosts_file: str | None, reset: bool, as_json: bool) -> None:
+def hosts(
+    on: Sequence[str], hosts_file: str | None, reset: bool, connections: bool, disconnect: str | None, as_json: bool
+) -> None:
     """List the hosts of the hosts file, and how they stood when they were last reached. It asks no host.
 
     \b
     Examples:
       cronium hosts --on web
       cronium hosts --on web01 --reset
+      cronium hosts --connections
+      cronium hosts --disconnect web01
     """
+    if connections or disconnect is not None:
+        _show_connections(disconnect, as_json=as_json)
+        return
     from . import show
     from .hosts import BadTarget, Host
 
@@ -157,6 +174,50 @@ def hosts(on: Sequence[str], hosts_file: str | None, reset: bool, as_json: bool)
         click.echo(f"cronium: {mistake.message} [{mistake.code}]", err=True)
     if mistakes:
         sys.exit(mistakes[0].exit_status)
+
+
+def _show_connections(disconnect: str | None, *, as_json: bool) -> None:
+    """Lists what OpenSSH's program holds; with `disconnect`, which names a host or is empty, ends it instead."""
+    import asyncio
+
+    from . import show
+    from .openssh_sockets import disconnected, living
+
+    try:
+        found = living()
+    except ControllerError as error:
+        click.echo(f"cronium: {error.message} [{error.code}]", err=True)
+        sys.exit(error.exit_status)
+    if disconnect is not None:
+        chosen = [one for one in found if disconnect in ("", one.host)]
+        for one in chosen:
+            if one.is_used:
+                click.echo(f"cronium: {one.host}: left, as a command uses it", err=True)
+        found = asyncio.run(disconnected([one for one in chosen if not one.is_used]))
+        if not chosen:
+            click.echo(f"cronium: no connection{f' to {disconnect}' if disconnect else ''} is held", err=True)
+    if as_json:
+        for one in found:
+            show.print_json(one.to_json())
+    elif found:
+        rows = [("HOST", "ADDRESS", "ROUTE", "SINCE", "UNTIL")]
+        rows += [
+            (one.host, f"{one.user}@{one.address}:{one.port}", one.transport, _clock(one.since), _end(one))
+            for one in found
+        ]
+        _print_table(rows if disconnect is None else [row[:-1] for row in rows])
+    elif disconnect is None:
+        click.echo("cronium: no connection is held", err=True)
+
+
+def _end(one: "Standing") -> str:
+    if one.is_used:
+        return "in use"
+    return "it is ended" if one.until is None else _clock(one.until)
+
+
+def _clock(when: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
 
 
 def _load(hosts_file: str | None, targets: Sequence[str]) -> "Inventory":

@@ -1,9 +1,9 @@
 """Connections that OpenSSH's own program holds: the master process of one, with a control socket in a folder of ours.
 
 A master is used by the process that started it, and ends with it, unless it is to persist: then it has a name that
-follows from all settings which it was made under, and a later process with the same settings finds it. The control
-socket's protocol is `openssh_mux`'s, ssh's command line `openssh_command`'s, what it says when it fails
-`openssh_words`'s.
+follows from all settings which it was made under, and a later process with the same settings finds it. Control sockets
+and their folder are `openssh_sockets`', their protocol `openssh_mux`'s; ssh's command line is `openssh_command`'s, what
+it says when it fails `openssh_words`'s.
 """
 
 import asyncio
@@ -14,8 +14,6 @@ import math
 import os
 import shutil
 import signal
-import socket
-import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,23 +28,15 @@ from .hosts import Host
 from .jumps import Jump, jumps
 from .openssh_command import Settings, carrier_of, host_key_options, options_of, route_options, settings_by, through
 from .openssh_mux import Control, MasterGoneError, MuxError
+from .openssh_sockets import MOST_MASTERS, NAME_BYTES, Note, folder, published, sweep, used
 from .openssh_words import failure, has_words, leads_no_further, warnings
-from .own_files import stranger
 from .ssh_asking import WHOLE
-from .state_path import default_path
 from .transport import ATTEMPT_SECONDS, DIRECT, Route
 
-_LONGEST_PATH: Final = 107 - 17
-"""Bytes of a control socket's path: what a Unix socket takes, less what ssh appends for its temporary name."""
-_NAME_BYTES: Final = 8
 _ORPHAN_SECONDS: Final = 1
 """Seconds after which a master without clients ends by itself, as its process was killed. The least that ssh takes."""
-_MOST_MASTERS: Final = 10
-"""Persisting masters of the same settings: as many as the pool opens connections."""
 _END_SECONDS: Final = 5.0
 """For a master to end that was told to. It has nothing to wait for."""
-_SWEEP_SECONDS: Final = 60.0
-"""Age of a socket from which on it is removed when no master answers there."""
 _AGENT: Final = ("SSH_AUTH_SOCK", "KRB5CCNAME")
 """Environment variables that say which keys and tickets there are."""
 _KEPT_WORDS: Final = 16 * 1024
@@ -68,6 +58,7 @@ class Master:
     settings: Settings
     persist: float
     """Seconds that it goes on for after its last client has gone; 0 when it ends with us."""
+    note: Note
 
     @property
     def is_gone(self) -> bool:
@@ -90,7 +81,7 @@ class Master:
     def end(self) -> None:
         """Has it end now."""
         self.watch.terminate()
-        _used.discard(self.path)
+        self._forget(goes_on=False)
 
     async def leave(self) -> None:
         """Ends it, or lets go of it where it persists."""
@@ -98,12 +89,12 @@ class Master:
             self.end()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self.watch.ended), _END_SECONDS)
-        _used.discard(self.path)
+        self._forget(goes_on=not self.is_gone)
         self.watch.close()
 
-
-_used: set[str] = set()
-"""The sockets of masters that this process uses. A further connection to the same host is another master."""
+    def _forget(self, *, goes_on: bool) -> None:
+        used.discard(self.path)
+        self.note.leave(goes_on=goes_on)
 
 
 def connect_seconds(host: Host, access: Access, settings: Settings) -> float:
@@ -129,21 +120,27 @@ async def open_master(ssh: str, host: Host, access: Access, settings: Settings, 
     words += [*options_of(host, access), *host_key_options(access, settings)]
     chain = await jumps(host, settings, partial(settings_by, ssh)) if way.transport == DIRECT else []
     persist = _persist(host, access, settings)
-    folder = _folder(host)
+    where = folder(host.name)
+    told = {
+        "host": host.name, "address": host.address, "user": host.user or settings.first("user"),
+        "port": host.port or int(settings.first("port", "22")), "transport": way.transport,
+        "since": time.time(), "persist": _noted(persist),
+    }  # fmt: skip
     name = None
     if persist:
         name = _name(ssh, [*way, *words], host, settings, chain)
-        for number in range(_MOST_MASTERS):
-            path = f"{folder}/{name}{number}"
-            if path not in _used:
-                _used.add(path)  # before anything is awaited: a parallel call takes the next one
+        for number in range(MOST_MASTERS):
+            path = f"{where}/{name}{number}"
+            if path not in used:
+                used.add(path)  # before anything is awaited: a parallel call takes the next one
                 try:
-                    return Master(path, await _watched(path), settings, persist)
+                    watch = await _watched(path)
+                    return Master(path, watch, settings, persist, Note(path, told, is_new=False))
                 except (MasterGoneError, OSError):
-                    _used.discard(path)
+                    used.discard(path)
                 break
-    _sweep(folder)
-    path = f"{folder}/{os.urandom(_NAME_BYTES).hex()}"
+    sweep(where)
+    path = f"{where}/{os.urandom(NAME_BYTES).hex()}"
     hops = [(jump, f"{path}.{number}") for number, jump in enumerate(chain)]
     command = [ssh, "-f", "-N", "-x", "-S", path.replace("%", "%%"), *words, *through(ssh, hops, access, timeout)]
     if carrier is not None and not hops:
@@ -166,14 +163,18 @@ async def open_master(ssh: str, host: Host, access: Access, settings: Settings, 
         starting.forget_words()
     try:
         if name is not None:
-            published = _published(path, f"{folder}/{name}")
-            path, persist = published, persist if published != path else 0.0
+            shared = published(path, f"{where}/{name}")
+            path, persist = shared, persist if shared != path else 0.0
         watch = await _watched(path)
     except (MasterGoneError, OSError) as error:
-        _used.discard(path)
+        used.discard(path)
         sentence = f"the connection ended as soon as it was made: {reason(error)}"
         raise UnreachableError("host.unreachable", sentence, host=host.name) from None
-    return Master(path, watch, settings, persist)
+    return Master(path, watch, settings, persist, Note(path, told | {"persist": _noted(persist)}, is_new=True))
+
+
+def _noted(persist: float) -> float | None:
+    return None if math.isinf(persist) else persist
 
 
 def _persist(host: Host, access: Access, settings: Settings) -> float:
@@ -212,7 +213,7 @@ def _name(ssh: str, words: Sequence[str], host: Host, settings: Settings, chain:
     for jump, told in ((host, settings), *chain):
         found += [(jump.address, jump.port, jump.user), told.first(WHOLE)]
         found += _stamps([*told.values.get("identityfile", ()), *told.values.get("certificatefile", ())])
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[: 2 * _NAME_BYTES] + "-"
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[: 2 * NAME_BYTES] + "-"
 
 
 def _stamps(keys: Sequence[str]) -> list[object]:
@@ -227,85 +228,6 @@ def _stamp(path: str) -> tuple[int, ...] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-# -- sockets ---------------------------------------------------------------------------------------------------------
-
-
-def _folder(host: Host) -> str:
-    """The folder of control sockets, which no other user can look into or exchange. Raises ControllerError."""
-    folder = str(default_path().parent / "ssh")
-    longest = f"{folder}/{'0' * (2 * _NAME_BYTES)}-0"
-    if len(os.fsencode(longest)) > _LONGEST_PATH or "${" in folder:
-        folder = f"/tmp/cronium-ssh-{os.geteuid()}"  # noqa: S108 - checked below
-    try:
-        os.makedirs(os.path.dirname(folder), mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(folder, 0o700)
-        why = _why_unsafe(folder)
-    except OSError as error:
-        why = reason(error)
-    if why is not None:
-        sentence = f"the folder of control sockets cannot be used: {why}; correct that, or set CRONIUM_CONTROLLER_STATE"
-        raise ControllerError("host.config", sentence, host=host.name)
-    return folder
-
-
-def _why_unsafe(folder: str) -> str | None:
-    """How another user could reach or exchange a folder, None when none can. Raises OSError."""
-    found = os.lstat(folder)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        return f"{folder} is not a directory of this account with mode 0700"
-    above = os.path.realpath(os.path.dirname(folder))
-    while True:
-        found = os.stat(above)
-        is_sticky = found.st_uid == 0 and bool(found.st_mode & stat.S_ISVTX)
-        if not is_sticky and (why := stranger(found)) is not None:
-            return f"{above} {why}"
-        if above == "/":
-            return None
-        above = os.path.dirname(above)
-
-
-def _published(path: str, shared: str) -> str:
-    """Gives a master the first of its shared names that no other master has. Under it, later processes find it."""
-    for number in range(_MOST_MASTERS):
-        name = f"{shared}{number}"
-        if name in _used:
-            continue
-        try:
-            os.link(path, name)
-        except FileExistsError:
-            if _answers(name):  # another process has just made one: ours ends with us
-                return path
-            os.replace(path, name)
-        else:
-            os.unlink(path)
-        _used.add(name)
-        return name
-    return path
-
-
-def _answers(path: str) -> bool:
-    """Whether a process listens at a socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-        except BlockingIOError:  # its queue is full
-            return True
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-    return True
-
-
-def _sweep(folder: str) -> None:
-    """Removes sockets at which no master answers any more: those of masters that were killed, or that persisted."""
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(folder):
-            with contextlib.suppress(OSError):
-                is_old = time.time() - entry.stat(follow_symlinks=False).st_mtime >= _SWEEP_SECONDS
-                if is_old and not _answers(entry.path):
-                    os.unlink(entry.path)
 
 
 # -- starting --------------------------------------------------------------------------------------------------------

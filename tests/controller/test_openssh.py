@@ -1,10 +1,15 @@
 """Connections by OpenSSH's own program: jobs over them, those that persist, what is left of them, what ssh says."""
 
 import contextlib
+import getpass
+import json
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -89,6 +94,47 @@ def test_a_later_command_uses_what_persists(remote: RemoteHost, noted: dict[str,
     # What is left of masters that were ended is a socket that nobody listens at; a new one takes its place.
     assert remote.run_json(*OPENSSH, "--persist", "600", script)["exit status"] == 3
     ended(remote)
+
+
+@pytest.fixture
+def short_state(remote: RemoteHost) -> Iterator[Path]:
+    """A state folder with so short a path that the sockets are in it, and not where those of other tests are."""
+    with tempfile.TemporaryDirectory(prefix="cs", dir="/tmp") as folder:
+        remote.remembered = Path(folder) / "state"
+        yield remote.remembered
+
+
+def test_what_persists_is_listed_and_ended(remote: RemoteHost, short_state: Path, tmp_path: Path) -> None:
+    def listed(*words: str) -> list[dict[str, object]]:
+        done = remote.cronium("hosts", *words, "--json")
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    assert listed("--connections") == []
+    gate = tmp_path / "gate"
+    target = remote.server.target
+    kept = ("exec", "--host", target, *OPENSSH, "--persist", "600", "--")
+    assert remote.cronium(*kept, "true").returncode == 0
+    [one] = listed("--connections")
+    assert (one["host"], one["address"], one["port"]) == (target, "127.0.0.1", remote.server.port)
+    assert (one["user"], one["transport"], one["inUse"]) == (getpass.getuser(), "direct", False)
+    since, until = (datetime.fromisoformat(str(one[name])) for name in ("since", "until"))
+    assert since + timedelta(seconds=599) <= until
+    with remote.start_cronium(*kept, f"echo on; while [ ! -e {gate} ]; do sleep 0.05; done", stdout=-1) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"on\n"
+        [one] = listed("--connections")
+        assert (one["inUse"], one["until"]) == (True, None)
+        left = remote.cronium("hosts", "--disconnect")
+        assert (left.stdout, left.stderr) == (b"", f"cronium: {target}: left, as a command uses it\n".encode())
+        gate.touch()
+        assert process.wait() == 0
+    shown = remote.cronium("hosts", "--connections").stdout.decode().splitlines()
+    assert [line.split()[0] for line in shown] == ["HOST", target]
+    assert remote.cronium("hosts", "--disconnect", "another").stderr == b"cronium: no connection to another is held\n"
+    assert [one["host"] for one in listed("--disconnect", target)] == [target]
+    assert (masters(remote), listed("--connections")) == ([], [])
+    assert list((short_state / "ssh").iterdir()) == []
 
 
 def test_a_killed_command_leaves_no_master(remote: RemoteHost, tmp_path: Path) -> None:
