@@ -30,7 +30,10 @@ def reads_bashrc() -> bool:
 
 
 class OpenSSHServer:
-    """`environment` is what sessions get in addition; `options` are sshd_config's first lines, `matches` its last."""
+    """`environment` is what sessions get in addition; `options` are sshd_config's first lines, `matches` its last.
+
+    `mounts` are files that take the place of the system's, by their paths, for this server alone: for root only.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class OpenSSHServer:
         environment: dict[str, str] | None = None,
         options: list[str] | None = None,
         matches: list[str] | None = None,
+        mounts: dict[Path, str] | None = None,
     ) -> None:
         self.folder = folder
         self.port = free_port()
@@ -48,6 +52,7 @@ class OpenSSHServer:
         self._environment = environment or {}
         self._options = options or []
         self._matches = matches or []
+        self._mounts = mounts or {}
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("host_key", "id_ed25519"):
@@ -93,8 +98,11 @@ class OpenSSHServer:
             configuration.append(f"SetEnv {words}")
         configuration += self._matches
         (self.folder / "sshd_config").write_text("\n".join(configuration) + "\n")
+        command = [program, "-D", "-f", str(self.folder / "sshd_config"), "-E", str(self.log)]
+        for file, place in self._mounts.items():
+            command = ["sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"', "sh", str(file), place, *command]
         self._process = subprocess.Popen(
-            [program, "-D", "-f", self.folder / "sshd_config", "-E", self.log],
+            ["unshare", "-m", *command] if self._mounts else command,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )

@@ -41,6 +41,7 @@ class RemoteHost:
         root: Path,
         *,
         options: list[str] | None = None,
+        mounts: dict[Path, str] | None = None,
         environment: dict[str, str] | None = None,
         connection: str | None = None,
     ) -> None:
@@ -61,6 +62,7 @@ class RemoteHost:
                 **(environment or {}),
             },
             options=options,
+            mounts=mounts,
         )
         self.known_hosts = self.server.known_hosts
         self.warnings: list[str] = []

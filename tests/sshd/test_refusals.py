@@ -1,6 +1,8 @@
 """A refused authentication is refused once, with the words of the host: sshd, and a server that hangs up."""
 
 import asyncio
+import os
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from cronium_controller.memory import Memory
 from remote_host import RemoteHost
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
+CAN_MOUNT = os.geteuid() == 0 and not subprocess.run(["unshare", "-m", "true"], check=False).returncode
 BANNER = b"Only for staff of B\xfcro\n\x1b[31m\nYour account has expired.\n"
 
 
@@ -68,9 +71,8 @@ async def test_the_banner_is_told_with_a_plain_refusal(new_host: Callable[..., R
 class _Door(asyncssh.SSHServer):
     """Hangs up once our signature has come, as sshd does for an account that PAM lets in no further."""
 
-    def __init__(self, words: str, *, resets: bool) -> None:
+    def __init__(self, words: str) -> None:
         self._words = words
-        self._resets = resets
         self._asked = 0
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
@@ -91,19 +93,16 @@ class _Door(asyncssh.SSHServer):
                 self._conn.send_auth_banner(self._words)
             transport = self._conn._transport
             assert isinstance(transport, asyncio.Transport)
-            if self._resets:
-                transport.abort()
-            else:
-                transport.close()
+            transport.close()
         return True
 
 
 @asynccontextmanager
-async def door(words: str, *, resets: bool = False) -> AsyncIterator[tuple[Host, list[_Door]]]:
+async def door(words: str) -> AsyncIterator[tuple[Host, list[_Door]]]:
     opened: list[_Door] = []
 
     def make() -> _Door:
-        opened.append(_Door(words, resets=resets))
+        opened.append(_Door(words))
         return opened[-1]
 
     key = asyncssh.generate_private_key("ssh-ed25519")
@@ -113,7 +112,7 @@ async def door(words: str, *, resets: bool = False) -> AsyncIterator[tuple[Host,
 
 @pytest.mark.parametrize("words", ["System is going down.\n", ""])
 async def test_a_host_that_hangs_up_has_refused_us(shared: RemoteHost, words: str) -> None:
-    """So sshd tells of an expired account and of a nologin file."""
+    """So sshd tells of an account that PAM lets in no further; root's next test has the real one."""
     async with door(words) as (host, opened):
         error = await refused(
             shared, parse_host(f"me@{host.address}:{host.port}", identity=str(shared.server.identity))
@@ -121,3 +120,42 @@ async def test_a_host_that_hangs_up_has_refused_us(shared: RemoteHost, words: st
     assert ("it said: System is going down." in error.message) == bool(words)
     assert "it closed the connection" in error.message
     assert len(opened) == 1
+
+
+PAM = """
+auth required pam_permit.so
+account required pam_nologin.so file={folder}/nologin
+account required pam_unix.so
+session required pam_permit.so
+"""
+
+
+@pytest.mark.skipif(not CAN_MOUNT, reason="only root can give sshd another shadow file, and needs a mount namespace")
+@pytest.mark.parametrize(
+    ("nologin", "said"),
+    [
+        ("Down until noon.\n", "it said: Down until noon."),
+        (None, "it said: Your account has expired; please contact your system administrator."),
+    ],
+)
+async def test_what_pam_says_is_told(
+    nologin: str | None, said: str, new_host: Callable[..., RemoteHost], tmp_path: Path
+) -> None:
+    """A nologin file, and an account that expired in 1970."""
+    (tmp_path / "pam").write_text(PAM.format(folder=tmp_path))
+    entries = Path("/etc/shadow").read_text().splitlines()
+    expired = ["nobody:*:19000:0:99999:7::1:" if line.startswith("nobody:") else line for line in entries]
+    (tmp_path / "shadow").write_text("\n".join(expired) + "\n")
+    (tmp_path / "shadow").chmod(0o600)
+    if nologin is not None:
+        (tmp_path / "nologin").write_text(nologin)
+    [key] = wrong_keys(tmp_path, 1)
+    public = asyncssh.read_private_key(key).export_public_key().decode().strip()
+    remote = new_host(
+        options=["UsePAM yes", f"AuthorizedKeysCommand /bin/echo {public}", "AuthorizedKeysCommandUser root"],
+        mounts={tmp_path / "pam": "/etc/pam.d/sshd", tmp_path / "shadow": "/etc/shadow"},
+    )
+    target = f"nobody@{remote.server.target}"
+    error = await refused(remote, parse_host(target, identity=str(key)))
+    assert said in error.message
+    assert remote.server.count_in_log("Connection from") == 2, "ours, and the one that waited for the server"
