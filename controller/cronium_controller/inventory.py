@@ -7,15 +7,14 @@ expression stands for `node_sets`'s. The last two names are those of a file that
 ours in it is warned about and left out.
 """
 
-import glob
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from . import node_sets
+from . import node_sets, ssh_lines
 from .errors import ControllerError
 from .hosts import BadTarget, Host, SSHConfig
 from .hosts_file import HostEntry, HostsFile, parse
@@ -232,33 +231,10 @@ def find(chosen: str | None = None, *, environment: Mapping[str, str] | None = N
     return None
 
 
-def ssh_aliases(config: str = "~/.ssh/config") -> set[str]:
-    """The names that ~/.ssh/config has a `Host` line for, patterns left out."""
-    names: set[str] = set()
-    waiting, read = [os.path.expanduser(config)], set[str]()
-    while waiting:
-        path = waiting.pop()
-        if path in read:
-            continue
-        read.add(path)
-        for keyword, words in _lines(path):
-            if keyword == "host":
-                names.update(word for word in words if not word.startswith("!") and not set(word) & set("*?"))
-            elif keyword == "include":
-                for word in words:  # a relative one begins at ~/.ssh, says ssh_config(5)
-                    waiting += glob.glob(os.path.join(os.path.expanduser("~/.ssh"), os.path.expanduser(word)))
-    return names
-
-
-def _lines(path: str) -> Iterator[tuple[str, Sequence[str]]]:
-    try:
-        text = Path(path).read_text("utf-8", "replace")
-    except OSError:
-        return
-    for line in text.splitlines():
-        words = line.replace("=", " ", 1).split() if line.strip()[:1] != "#" else []
-        if words:
-            yield words[0].lower(), [word.strip('"') for word in words[1:]]
+def ssh_aliases() -> set[str]:
+    """The names that OpenSSH's configuration has a `Host` line for, patterns left out."""
+    words = (word for line in ssh_lines.load().lines() if line.keyword == "host" for word in line.words)
+    return {word for word in words if not word.startswith("!") and not set(word) & set("*?")}
 
 
 def _user_folder(environment: Mapping[str, str]) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import preloaded
-from cronium_controller import inventory, node_sets
+from cronium_controller import inventory, node_sets, ssh_lines
 from cronium_controller.errors import ControllerError
 from cronium_controller.hosts import BadTarget, SSHConfig
 from cronium_controller.inventory import Inventory
@@ -379,15 +379,18 @@ def test_a_found_file_that_anybody_could_have_written_is_not_trusted(
     assert list(inventory.load("hosts.yaml", environment={}).entries) == ["a"]
 
 
-def test_aliases_are_those_that_ssh_config_spells_out(tmp_path: Path) -> None:
-    (tmp_path / "more").mkdir()
-    (tmp_path / "more/one.conf").write_text("Host gamma\n")
-    (tmp_path / "config").write_text(
-        f"# Host commented\nHost alpha *.example !beta be?a\n  Port 22\nhost=delta\nInclude {tmp_path}/more/*.conf\n"
-        f"Include {tmp_path}/config\n"
+def test_aliases_are_those_that_ssh_config_spells_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(ssh_lines, "SYSTEM_FILE", str(tmp_path / "system"))
+    assert inventory.ssh_aliases() == set()
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/one.conf").write_text('Host gamma "two words" # no\n')
+    (tmp_path / "system").write_text("Host everywhere\n")
+    (tmp_path / ".ssh/config").write_text(
+        f"# Host commented\nHost alpha *.example !beta be?a\n  Port 22\nhost=delta\nInclude *.conf\n"
+        f"Include {tmp_path}/.ssh/config\n"
     )
-    assert inventory.ssh_aliases(str(tmp_path / "config")) == {"alpha", "delta", "gamma"}
-    assert inventory.ssh_aliases(str(tmp_path / "nope")) == set()
+    assert inventory.ssh_aliases() == {"alpha", "delta", "everywhere", "gamma", "two words"}
 
 
 # -- costs and the command -------------------------------------------------------------------------------------------
