@@ -10,7 +10,7 @@ from cronium_controller.connection import open_connection
 from cronium_controller.errors import LoginShellError, UnreachableError
 from cronium_controller.hosts import LOCAL_HOST
 from cronium_controller.local_connection import LocalConnection
-from cronium_controller.sessions import MOST_SAID, Connection
+from cronium_controller.sessions import MOST_SAID, STDERR_TYPE, Connection, ShortCommand
 from openssh import reads_bashrc
 from peak_memory import MIB, peak_memory
 from remote_host import RemoteHost
@@ -52,6 +52,15 @@ async def opened(connect: Callable[[], object]) -> Connection:
     found = await made if asyncio.iscoroutine(made) else made
     assert isinstance(found, Connection)
     return found
+
+
+async def test_one_large_piece_is_kept_up_to_the_cap() -> None:
+    command = ShortCommand("web01")
+    command.data_received(b"x" * (MOST_SAID - 1), None)
+    command.data_received(b"x" * MOST_SAID, STDERR_TYPE)
+    assert sum(map(len, command._said.values())) == MOST_SAID
+    with pytest.raises(LoginShellError):
+        await command.output()
 
 
 async def test_what_a_short_command_says_is_kept_up_to_a_cap(connect: Callable[[], object]) -> None:

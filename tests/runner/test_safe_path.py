@@ -245,3 +245,15 @@ def said_by(words: list[str]) -> str:
     if done.returncode == safe_shell.UNSAFE:
         return done.stderr.removeprefix(f"{safe_shell.WORD} ")
     return done.stdout.strip() + done.stderr
+
+
+@pytest.mark.parametrize("line", ["-rwx------ 2 0 0 64 /", "cannot", None], ids=["a file", "words", "nothing"])
+def test_shell_refuses_what_it_cannot_read(tmp_path: Path, line: str | None) -> None:
+    """Of an `ls` that prints something else for a directory, or nothing."""
+    fake = tmp_path / "ls"
+    fake.write_text("#!/bin/sh\n" if line is None else f"#!/bin/sh\nfor each; do echo '{line}'; done\n")
+    fake.chmod(0o700)
+    script = f"{safe_shell.entering('/')}{safe_shell.CHECK}echo passes"
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (safe_shell.UNSAFE, "")

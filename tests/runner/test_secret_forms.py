@@ -124,11 +124,16 @@ def test_values_in_key_value_lines_are_masked() -> None:
         ("a b/c&d=e", b"a+b%2fc%26d%3De"),
         ("it's quoted", b"it'\\''s quoted"),
         ("with\x1bescape", b"with\\Eescape"),
+        ("with\x1bescape", b"with\\eescape"),
         ('<b>"it\'s"</b>', b"&lt;b&gt;&quot;it&#39;s&quot;&lt;/b&gt;"),
         ("abcdefgh", b"6162636465666768"),
         ("jklmno", b"6A6B6C6D6E6F"),
         ("abcdefgh", b"61 62 63 64\n 65 66 67 68"),
         ("abcdefgh", b"616263\n6465666768"),
+        ("abcdefgh", b"61 62 63 64\n65 66 67 68"),
+        ("back\\slash", rb"back\u005cslash"),
+        ("caf\xe9-secret", rb"caf\xc3\xa9-secret"),
+        ("\ud800half-a-pair", "\ud800half-a-pair".encode("utf-8", "surrogatepass")),
     ],
 )
 def test_a_form_is_masked_byte_by_byte(secret: str, form: bytes) -> None:

@@ -65,6 +65,11 @@ def test_no_more_is_looked_at_than_may_be_shown(monkeypatch: pytest.MonkeyPatch)
     assert max(sizes) < 10_000
 
 
+def test_only_a_tab_and_an_end_of_line_stay_in_lines() -> None:
+    controls = [chr(code) for code in (*range(32), *range(0x7F, 0xA0))]
+    assert [each for each in controls if clean_lines(f"a{each}b".encode()) == f"a{each}b".encode()] == ["\t", "\n"]
+
+
 @given(ANY_TEXT | HOSTILE.map("".join), st.integers(1, 60))
 def test_whatever_comes_is_one_short_line(text: str, longest: int) -> None:
     for shown in (clean(text, longest), last_words(text, longest)):
