@@ -48,10 +48,11 @@ def test_a_table_stays_a_table() -> None:
 
 
 def test_json_is_exact_and_harmless(capfd: pytest.CaptureFixture[str]) -> None:
-    show.print_json({"text": EVIL, "tag": "\U000e0041é"})
-    printed = capfd.readouterr().out
-    assert is_harmless(printed.encode())
-    assert json.loads(printed) == {"text": EVIL, "tag": "\U000e0041é"}
+    for value in ({"text": EVIL, "tag": "\U000e0041é"}, {"text": "\x7f"}):
+        show.print_json(value)
+        printed = capfd.readouterr().out
+        assert is_harmless(printed.encode())
+        assert json.loads(printed) == value
 
 
 def test_a_summary_shows_values_and_obeys_none(capfd: pytest.CaptureFixture[str]) -> None:

@@ -84,3 +84,20 @@ async def test_a_short_command_has_a_deadline(connect: Callable[[], object]) -> 
             pass
         assert (await running.output()).exit_status == 4
     await connection.close()
+
+
+async def test_a_command_that_took_too_long_is_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each one would keep a session of its connection, of which a server has ten."""
+    closed: list[ShortCommand] = []
+    close = ShortCommand.close
+
+    def noted(self: ShortCommand) -> None:
+        closed.append(self)
+        close(self)
+
+    monkeypatch.setattr(ShortCommand, "close", noted)
+    connection = LocalConnection(LOCAL_HOST)
+    with pytest.raises(UnreachableError):
+        await connection.run("exec sleep 1", timeout=0.01)
+    assert len(closed) == 1
+    await connection.close()

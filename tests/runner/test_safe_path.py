@@ -257,3 +257,12 @@ def test_shell_refuses_what_it_cannot_read(tmp_path: Path, line: str | None) -> 
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (safe_shell.UNSAFE, "")
+
+
+def test_shell_enters_what_is_meant_whatever_cdpath_says(tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder / ".local").mkdir(parents=True)
+    environment = {**os.environ, "CDPATH": str(tmp_path / "there")}
+    words = ["sh", "-c", f"{safe_shell.entering('.local')}pwd"]
+    done = subprocess.run(words, cwd=tmp_path / "here", env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path}/here/.local\n"

@@ -123,6 +123,7 @@ def test_values_in_key_value_lines_are_masked() -> None:
         ("\U0001f600smile", rb"\ud83d\ude00smile"),
         ("a b/c&d=e", b"a+b%2fc%26d%3De"),
         ("it's quoted", b"it'\\''s quoted"),
+        ("it's quoted", b"it&#039;s quoted"),
         ("with\x1bescape", b"with\\Eescape"),
         ("with\x1bescape", b"with\\eescape"),
         ('<b>"it\'s"</b>', b"&lt;b&gt;&quot;it&#39;s&quot;&lt;/b&gt;"),
