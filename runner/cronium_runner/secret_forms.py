@@ -338,9 +338,7 @@ def _in_base64(value: bytes) -> Iterator[bytes]:
     for offset in range(3):
         encoded = binascii.b2a_base64(bytes(offset) + value, newline=False)
         # A character holds six bits; those that also hold bits of a neighbour are left out.
-        certain = encoded[-(-8 * offset // 6) : 8 * (offset + len(value)) // 6]
-        if len(certain) >= SHORTEST:
-            yield certain
+        yield encoded[-(-8 * offset // 6) : 8 * (offset + len(value)) // 6]
 
 
 # Units

@@ -5,7 +5,7 @@ import json
 from cronium_runner.errors import RunnerError
 from cronium_runner.wire import exactjson, frames
 from cronium_runner.wire.frames import Kind
-from cronium_runner.wire.text import clean_values
+from cronium_runner.wire.text import clean_values, is_clean_json
 from runner_process import Host
 
 EVIL = "a\x1b[2J\r\ncronium-runner: all is well\x9b1A\u202e"
@@ -62,6 +62,12 @@ def test_what_a_frame_tells_is_cleaned_but_for_values() -> None:
     assert frame.told() == clean
     [long] = frames.FrameReader().feed(frames.encode_json(Kind.REFUSED, 1, {"message": "x" * 100_000}))
     assert len(long.told()["message"]) == 2000
+
+
+def test_a_quick_look_overlooks_no_text_to_be_cleaned() -> None:
+    assert is_clean_json(b'{"a": "b", "n": [1]}')
+    for text in ("\x7f", "\u202e", "\\u001b", "x" * 2001):
+        assert not is_clean_json(f'{{"a": "{text}"}}'.encode()), text
 
 
 def test_values_as_deep_as_json_may_be_are_cleaned() -> None:

@@ -38,6 +38,22 @@ def test_base64_of_a_text_that_holds_it_does_not_give_it_away(before: str, encod
     assert len(shown) < len(encoded) - 30
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_base64_in_lines_does_not_give_it_away(end: bytes) -> None:
+    for before in range(30, 60):
+        encoded = base64.b64encode(f"{'x' * before}{SECRET}@host".encode())
+        lines = end.join(encoded[at : at + 64] for at in range(0, len(encoded), 64))
+        shown = masked([SECRET], lines)
+        assert b"***" in shown
+        assert len(shown) < len(lines) - 20
+
+
+def test_both_alphabets_of_base64_are_masked() -> None:
+    secret = "???>>>~~~???>>>~~~"
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        assert masked([secret], encode(secret.encode())) == b"***"
+
+
 def test_json_and_each_line_of_a_multi_line_secret_are_masked() -> None:
     key = '-----BEGIN KEY-----\nabc"def\\ghi\nlast line here\n'
     shown = masked([key], json.dumps({"key": 'abc"def\\ghi'}).encode(), b"\nlast line here\n")

@@ -266,3 +266,18 @@ def test_shell_enters_what_is_meant_whatever_cdpath_says(tmp_path: Path) -> None
     words = ["sh", "-c", f"{safe_shell.entering('.local')}pwd"]
     done = subprocess.run(words, cwd=tmp_path / "here", env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == f"{tmp_path}/here/.local\n"
+
+
+def test_shell_makes_nothing_in_an_unsafe_place_and_all_else_private(tmp_path: Path) -> None:
+    def make(path: Path) -> int:
+        words = ["sh", "-c", f'umask 000; {safe_shell.FUNCTIONS}make_safe "$1"', "sh", str(path)]
+        return subprocess.run(words, capture_output=True, check=False).returncode
+
+    (tmp_path / "opened").mkdir()
+    (tmp_path / "opened").chmod(0o777)
+    assert make(tmp_path / "opened" / "a" / "b") != 0
+    assert os.listdir(tmp_path / "opened") == []
+    assert make(tmp_path / "a" / "b") == 0
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "a/b")] == [0o700] * 2
+    (tmp_path / "a" / "b").chmod(0o777)
+    assert make(tmp_path / "a" / "b") != 0, "one that was there is looked at as well"

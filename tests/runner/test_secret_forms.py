@@ -124,6 +124,8 @@ def test_values_in_key_value_lines_are_masked() -> None:
         ("a b/c&d=e", b"a+b%2fc%26d%3De"),
         ("it's quoted", b"it'\\''s quoted"),
         ("it's quoted", b"it&#039;s quoted"),
+        ("caf\xe9-secret", b"caf&#xe9;-secret"),
+        ("caf\xe9-secret", b"caf&#xE9;-secret"),
         ("with\x1bescape", b"with\\Eescape"),
         ("with\x1bescape", b"with\\eescape"),
         ('<b>"it\'s"</b>', b"&lt;b&gt;&quot;it&#39;s&quot;&lt;/b&gt;"),
@@ -215,9 +217,10 @@ def test_the_forms_of_long_secrets_are_bounded() -> None:
     lines = "\n".join(f"{number:032x}-some-line" for number in range(1500))
     assert units(["ghp_" + "0123456789" * 4]) <= 320
     assert units([lines]) <= 400_000
-    many = [f"{number}{lines[:20_000]}" for number in range(60)]
-    assert units(list(many)) <= 64 * 1024 * 8 + 60 * 20_000 * 4 + 60 * 600
-    assert len(secret_forms.forms(["x" * (1 << 20)])) <= 64
+    many = ["\n".join(f"{number:04x}{line:028x}-some-line" for line in range(500)) for number in range(8)]
+    assert units(list(many)) <= 64 * 1024 * 8 + sum(map(len, many)) * 4 + 8 * 600
+    assert units([lines.replace("\n", " ")[:5000]]) <= 5000 * 4 + 10, "as it is, and in base64"
+    assert len(secret_forms.forms(["".join(f"{number:07d}" for number in range(40_000))])) <= 20, "280 KB: as it is"
 
 
 def test_a_short_secret_has_its_forms_beside_long_ones() -> None:
