@@ -201,10 +201,7 @@ async def disconnected(masters: Sequence[Standing]) -> list[Standing]:
                     control.close()
         except (MuxError, OSError):  # a TimeoutError is one
             return not answers(path)
-        for left in (
-            path + _NOTE,
-            path,
-        ):  # ssh removes its socket by the name that it has given it, which may be another
+        for left in (path + _NOTE, path):  # ssh removes its socket by the name that it gave it, which may be another
             with contextlib.suppress(OSError):
                 os.unlink(left)
         return True
