@@ -200,8 +200,11 @@ def _first_line(entrypoint: str, script: str, *, is_shell: bool) -> str:
     `is_shell`: a shell will read the file, so that a Windows line ending is a fault in any first line.
     """
     try:
-        with open(script, "rb", buffering=0) as file:
-            start = file.read(_SHEBANG_BYTES) or b""
+        opened = os.open(script, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            start = os.read(opened, _SHEBANG_BYTES)
+        finally:
+            os.close(opened)
     except OSError as error:
         raise NotExecutableError(f"cannot read {shown(entrypoint)}: {error.strerror}") from None
     if start.startswith(_UTF_16):
@@ -245,10 +248,13 @@ def _find(programs: Sequence[str], work_dir: str, path_env: str, wanted: str) ->
     for program in programs:
         candidates = [os.path.join(work_dir, program)] if "/" in program else _on_path(program, path_env)
         for candidate in candidates:
-            if _is_program(candidate):
+            try:
+                is_file = stat.S_ISREG(os.stat(candidate).st_mode)
+            except (OSError, ValueError):
+                continue
+            if is_file and os.access(candidate, os.X_OK):
                 return candidate
-            if os.path.exists(candidate):
-                unusable = unusable or candidate
+            unusable = unusable or candidate
     if unusable:
         raise NotExecutableError(f"{wanted} is at {unusable}, but that cannot be executed; check its permissions")
     raise InterpreterNotFoundError(f"{wanted} is not on this host; install it, or name another interpreter")
@@ -257,8 +263,4 @@ def _find(programs: Sequence[str], work_dir: str, path_env: str, wanted: str) ->
 def _on_path(program: str, path_env: str) -> list[str]:
     # Relative and empty entries would mean the work directory, where the payload lies; shells search it, we
     # don't.
-    return [os.path.join(folder, program) for folder in path_env.split(":") if folder.startswith("/")]
-
-
-def _is_program(path: str) -> bool:
-    return os.path.isfile(path) and os.access(path, os.X_OK)
+    return [f"{folder.removesuffix('/')}/{program}" for folder in path_env.split(":") if folder.startswith("/")]
