@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 from .archive import MAX_ENTRIES, MAX_UNPACKED_BYTES, GzipStream, entries, shown
 from .digest import sha256
 from .errors import PayloadError
-from .tree import Tree, remove_tree
+from .tree import Tree, remove_tree, write_all
 
 __all__ = [
     "contents",
@@ -67,7 +67,7 @@ def open_payload(path: str, expected_hex: str | None = None) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise PayloadError("payload.unreadable", f"the payload {path} is not a regular file; give a tar.gz file")
-    source = os.fdopen(descriptor, "rb")
+    source = os.fdopen(descriptor, "rb", buffering=0)  # what reads it does that in large pieces
     try:
         if expected_hex is not None:
             verify_digest(source, expected_hex)
@@ -177,7 +177,7 @@ def unpack(source: BinaryIO | str, directory: int | str) -> list[str]:
                     raise _unsafe(entry.name, "names a folder but is a file; pack it again")
                 with tree.new_file(name, entry.is_executable) as file:
                     for piece in stream.pieces(entry.size):
-                        file.write(piece)
+                        write_all(file, piece)
         return tree.files
 
 
@@ -292,7 +292,7 @@ def _copy_file(path: str, file: BinaryIO) -> None:
         raise PayloadError("payload.unreadable", f"cannot read {path}: {error.strerror}") from None
     try:
         while piece := os.read(original, _CHUNK):
-            file.write(piece)
+            write_all(file, piece)
     finally:
         os.close(original)
 

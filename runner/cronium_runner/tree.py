@@ -73,14 +73,14 @@ class Tree:
         self._made[name] = _FOLDER
 
     def new_file(self, name: str, is_executable: bool) -> BinaryIO:
-        """The new, empty file `name`, open for writing; folders on the way are made."""
+        """The new, empty file `name`, open for `write_all`; folders on the way are made."""
         if name in self._made:
             raise _duplicate(name)
         parent = self._open_parent(name)
         mode = 0o700 if is_executable else 0o600
         descriptor = os.open(name.rpartition("/")[2], _NEW_FILE_FLAGS, mode, dir_fd=parent)
         self._made[name] = _FILE
-        return os.fdopen(descriptor, "wb")
+        return os.fdopen(descriptor, "wb", buffering=0)
 
     def _mkdir(self, name: str) -> None:
         os.mkdir(name.rpartition("/")[2], 0o700, dir_fd=self._open_parent(name))
@@ -127,6 +127,13 @@ class Tree:
     def _translated(self, error: OSError) -> StateDirectoryError:
         where = "the work directory" if isinstance(self._directory, int) else self._directory
         return StateDirectoryError(f"cannot write the payload's files into {where}: {error.strerror}")
+
+
+def write_all(file: BinaryIO, piece: bytes) -> None:
+    """Writes a piece to a file without a buffer, which may take less at once."""
+    written = file.write(piece)
+    while written < len(piece):
+        written += file.write(memoryview(piece)[written:])
 
 
 def _duplicate(name: str) -> PayloadError:
