@@ -6,7 +6,9 @@ written becomes a `NumberLiteral`, and the rest is refused at the door. Input fr
 what it returned can always be written by `encode`. No files and no sockets here.
 """
 
+from collections.abc import Callable, Iterable
 from json import JSONDecodeError, JSONDecoder, JSONEncoder
+from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
 from typing import Any, Final, NoReturn
 
 # Half of the interpreter's recursion limit (1000), which writing shares with what calls it.
@@ -90,7 +92,7 @@ def dumps(value: Any) -> str:
     """`value` as compact JSON in one line. Raises `UnsupportedJSONError` for what JSON has no form for."""
     try:
         try:
-            return _FAST.encode(value)
+            return "".join(_fast(value, 0))
         except _LiteralFoundError:
             parts: list[str] = []
             _write(value, parts)
@@ -198,4 +200,10 @@ _PLAIN: Final = JSONDecoder(parse_float=_real, parse_constant=_refuse_constant)
 _EXACT: Final = JSONDecoder(parse_float=_real, parse_int=_integer, parse_constant=_refuse_constant)
 _FAST: Final = JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"), default=_default
+)
+# What `_FAST` makes for each value anew; it is C, and another Python may lack it.
+_fast: Final[Callable[..., Iterable[str]]] = (
+    c_make_encoder(None, _default, encode_basestring, None, ":", ",", False, False, False)
+    if c_make_encoder
+    else _FAST.iterencode
 )
