@@ -196,9 +196,17 @@ class StateDirectory:
             )
         return execution
 
+    def has(self, execution_id: str) -> bool:
+        """Whether there is something of this id, an execution or the tombstone of one."""
+        return os.path.lexists(f"{self.executions}/{execution_id}")
+
+    def has_result(self, execution_id: str) -> bool:
+        """Whether there is a file for its result, whatever is in it."""
+        return os.path.lexists(f"{self.executions}/{execution_id}/result.json")
+
     def is_claimed(self, execution_id: str) -> bool:
         """Whether the id is taken, by an execution, by the tombstone of one, or by one whose directory was removed."""
-        return os.path.lexists(os.path.join(self.executions, execution_id)) or self.started.has(execution_id)
+        return self.has(execution_id) or self.started.has(execution_id)
 
     def forget_started(self) -> None:
         """Has `started` forget the ids whose records are complete, once it is large.
@@ -268,7 +276,7 @@ class StateDirectory:
 
     def new_temporary(self, folder: str) -> str:
         """A fresh name in `folder` that no execution id or digest can have."""
-        return os.path.join(folder, TEMPORARY + os.urandom(8).hex())
+        return f"{folder}/{TEMPORARY}{os.urandom(8).hex()}"
 
     def sweep(self) -> None:
         """Removes what processes that died in the middle have left half-prepared, once it is certainly nobody's."""
@@ -304,7 +312,7 @@ class StateDirectory:
 
     def payload_path(self, sha256: str) -> str:
         """Where the payload of this digest is, or would be."""
-        return os.path.join(self.payloads, sha256 + ".tar.gz")
+        return f"{self.payloads}/{sha256}.tar.gz"
 
     def ensure_payloads(self) -> None:
         """Makes the payload cache's folder when it is not there."""
@@ -313,14 +321,14 @@ class StateDirectory:
     def socket_path(self) -> str:
         """A fresh path for a helper socket, at most 107 bytes, in a folder of ours that is closed to others."""
         name = os.urandom(4).hex()
-        return os.path.join(self._socket_folder(name), name)
+        return f"{self._socket_folder(name)}/{name}"
 
     def forwarded_folder(self) -> str:
         """Where sshd may make the sockets of API mode (8 hexadecimal digits and `.api`); ours and closed to others."""
         return self._socket_folder("0" * 8 + FORWARDED)
 
     def _socket_folder(self, name: str) -> str:
-        folder = os.path.join(self.path, "s")
+        folder = f"{self.path}/s"
         if len(os.fsencode(folder)) + 1 + len(name) > SOCKET_PATH_LIMIT:
             # A deep state directory (tests, long home paths). The folder's owner and mode are checked, so nobody
             # who made it first can listen in.
@@ -341,7 +349,7 @@ class Stage:
     def __init__(self, state: StateDirectory, path: str) -> None:
         self._state = state
         self.path = path
-        self.work = os.path.join(path, "work")
+        self.work = f"{path}/work"
 
     def claim(self, execution_id: str, record: dict[str, Any]) -> "ExecutionDirectory":
         """Takes the id, durably, with `record` as the first line of its state.
@@ -352,13 +360,13 @@ class Stage:
         claimed = ExecutionDirectory(self._state, execution_id, path=self.path)
         try:
             claimed.begin(record)
-            os.rename(self.path, os.path.join(self._state.executions, execution_id))
+            os.rename(self.path, goal := f"{self._state.executions}/{execution_id}")
         except OSError as error:
             claimed.let_go()
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise AlreadyClaimedError(execution_id) from None
             raise
-        claimed.move_to(os.path.join(self._state.executions, execution_id))
+        claimed.move_to(goal)
         if self._state.started.has(execution_id):
             claimed.release()  # it was started, and its directory removed, while this one was prepared
             raise AlreadyClaimedError(execution_id)
@@ -383,7 +391,7 @@ class ExecutionDirectory:
         self.id = execution_id
         self._held: int | None = None
         self._lines: list[bytes] = []
-        self.move_to(path or os.path.join(state.executions, execution_id))
+        self.move_to(path or f"{state.executions}/{execution_id}")
 
     def __repr__(self) -> str:
         return f"<ExecutionDirectory {self.id}>"
@@ -391,8 +399,8 @@ class ExecutionDirectory:
     def move_to(self, path: str) -> None:
         """The directory has another name now."""
         self.path = path
-        self.work = os.path.join(path, "work")
-        self.state_path = os.path.join(path, "state.jsonl")
+        self.work = f"{path}/work"
+        self.state_path = f"{path}/state.jsonl"
 
     def begin(self, record: dict[str, Any]) -> None:
         """Writes the claim, the history's first line. From here on this process holds the supervisor's lock."""
@@ -408,6 +416,9 @@ class ExecutionDirectory:
 
     def append_state(self, state: State, record: dict[str, Any]) -> None:
         """Adds one line to the history of states. One write(2) with O_APPEND: a reader sees all of it or nothing."""
+        if self._held is not None:  # also when the record was removed: `restore` needs all of its lines
+            self._append(self._held, _line(state, record))
+            return
         opened = open_file(self.state_path, os.O_WRONLY | os.O_APPEND)
         try:
             self._append(opened, _line(state, record))
@@ -438,7 +449,7 @@ class ExecutionDirectory:
         lines = [*self._lines, _line(state, {REMOVED: True})]
         self.state_directory.restore(self.id, lines)
         self.let_go()
-        self._held = liveness.hold_file(self.state_path)
+        self._held = liveness.hold_file(self.state_path, os.O_RDWR | os.O_APPEND)
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of state.jsonl, oldest first. A line cut short by a crash is left out. Raises StateDamagedError."""
@@ -456,16 +467,16 @@ class ExecutionDirectory:
 
     def spool_path(self, name: str) -> str:
         """Where the stream `stdout` or `stderr` is kept."""
-        return os.path.join(self.path, name)
+        return f"{self.path}/{name}"
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Makes the result durable: complete under its name, or not there at all. Raises OSError when it can't."""
-        write_durably(os.path.join(self.path, "result.json"), exactjson.encode(result) + b"\n")
+        write_durably(f"{self.path}/result.json", exactjson.encode(result) + b"\n")
         _sync_directory(self.path)
 
     def read_result(self) -> dict[str, Any] | None:
         """The recorded result, or None while there is none. Raises StateDamagedError for one that cannot be read."""
-        path = os.path.join(self.path, "result.json")
+        path = f"{self.path}/result.json"
         try:
             value = exactjson.loads(read_file(path, RESULT_LIMIT))
         except FileNotFoundError:

@@ -69,11 +69,11 @@ def hold(opened: int) -> bool:
     return True
 
 
-def hold_file(path: str) -> int | None:
+def hold_file(path: str, flags: int = os.O_RDONLY) -> int | None:
     """Opens a state.jsonl and takes the lock; the descriptor to keep. None when that is not possible."""
     opened = None
     with contextlib.suppress(OSError, StateDamagedError):
-        opened = open_file(path, os.O_RDONLY)
+        opened = open_file(path, flags)
         hold(opened)
     return opened
 

@@ -58,7 +58,7 @@ class Prepared(NamedTuple):
 
 def prepare(state: StateDirectory, submission: Submission) -> Prepared:
     """Prepares and claims. Raises RunnerError for a rejection, AlreadyClaimedError when the id is taken."""
-    if state.is_claimed(submission.execution_id):
+    if state.has(submission.execution_id):  # the claim looks for a removed one as well
         raise AlreadyClaimedError(submission.execution_id)
     stage = state.stage()
     listening = containment = None

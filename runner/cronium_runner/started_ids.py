@@ -38,11 +38,14 @@ class StartedIds:
 
     def add(self, execution_id: str) -> None:
         """Remembers an id. Raises OSError, StateDamagedError."""
-        with self._locked(os.O_CREAT) as opened:
-            at = _whole(os.fstat(opened).st_size)  # over what a process that died in the middle has left
+        opened, size = self._lock(os.O_CREAT)
+        try:
+            at = _whole(size)  # over what a process that died in the middle has left
             if os.pwrite(opened, _digest(execution_id), at) != _SIZE:
                 os.ftruncate(opened, at)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+        finally:
+            os.close(opened)
 
     def take_back(self, execution_id: str) -> None:
         """Forgets an id that was added and whose script was not started after all. It needs no space.
@@ -89,17 +92,26 @@ class StartedIds:
                 raise
 
     @contextlib.contextmanager
-    def _locked(self, create: int = 0) -> Iterator[int]:
-        """The open file under an exclusive lock. `create` is O_CREAT where it may be made."""
+    def _locked(self) -> Iterator[int]:
+        opened, _ = self._lock()
+        try:
+            yield opened
+        finally:
+            os.close(opened)
+
+    def _lock(self, create: int = 0) -> tuple[int, int]:
+        """The open file under an exclusive lock, and its size. `create` is O_CREAT where it may be made."""
         while True:
             opened = self._open(create)
             try:
                 fcntl.flock(opened, fcntl.LOCK_EX)
-                if _is_at(self.path, opened):  # else it was replaced just now
-                    yield opened
-                    return
-            finally:
+                found = os.fstat(opened)
+                if _is_at(self.path, found):  # else it was replaced just now
+                    return opened, found.st_size
+            except BaseException:
                 os.close(opened)
+                raise
+            os.close(opened)
 
     def _open(self, create: int) -> int:
         try:
@@ -126,9 +138,9 @@ def _whole(size: int) -> int:
     return size - size % _SIZE
 
 
-def _is_at(path: str, opened: int) -> bool:
+def _is_at(path: str, found: os.stat_result) -> bool:
     try:
-        return os.path.samestat(os.lstat(path), os.fstat(opened))
+        return os.path.samestat(os.lstat(path), found)
     except FileNotFoundError:
         return False
 

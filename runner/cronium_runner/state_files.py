@@ -30,16 +30,21 @@ _OUR_OWN_SHORTAGE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 def open_file(path: str, flags: int, mode: int = 0o600) -> int:
     """Opens a regular file and returns its descriptor. Raises StateDamagedError when it is none, else OSError."""
+    return _open(path, flags, mode)[0]
+
+
+def _open(path: str, flags: int, mode: int = 0o600) -> tuple[int, os.stat_result]:
     try:
         opened = os.open(path, flags | _SAFELY, mode)
     except OSError as error:
         if error.errno in _NO_FILE:
             raise StateDamagedError(path, f"is {_NO_FILE[error.errno]}, not a regular file") from None
         raise
-    if not stat.S_ISREG(os.fstat(opened).st_mode):
+    found = os.fstat(opened)
+    if not stat.S_ISREG(found.st_mode):
         os.close(opened)
         raise StateDamagedError(path, "is not a regular file")
-    return opened
+    return opened, found
 
 
 def read_file(path: str, limit: int) -> bytes:
@@ -49,9 +54,9 @@ def read_file(path: str, limit: int) -> bytes:
     process has no descriptor or memory for it.
     """
     try:
-        opened = open_file(path, os.O_RDONLY)
+        opened, found = _open(path, os.O_RDONLY)
         try:
-            return _read(opened, path, limit)
+            return _read(opened, path, found.st_size, limit)
         finally:
             os.close(opened)
     except FileNotFoundError:
@@ -62,14 +67,14 @@ def read_file(path: str, limit: int) -> bytes:
         raise StateDamagedError(path, f"cannot be read: {error.strerror}") from None
 
 
-def _read(opened: int, path: str, limit: int) -> bytes:
-    size = os.fstat(opened).st_size
+def _read(opened: int, path: str, size: int, limit: int) -> bytes:
     if size > limit:
         raise StateDamagedError(path, f"has {size} bytes, more than the {limit} that it may have")
-    pieces = []
+    content = os.read(opened, size + 1)
+    if len(content) == size:  # no further byte was there
+        return content
     while piece := os.read(opened, max(4096, size + 1)):
-        pieces.append(piece)
-        size -= len(piece)
-        if sum(map(len, pieces)) > limit:  # it grows while we read
+        content += piece
+        if len(content) > limit:  # it grows while we read
             raise StateDamagedError(path, f"has more than the {limit} bytes that it may have")
-    return b"".join(pieces)
+    return content
