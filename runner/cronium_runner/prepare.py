@@ -139,7 +139,7 @@ def _set_up_time() -> Iterator[None]:
             f"the payload was not unpacked within {SET_UP_SECONDS:g} s; nothing was started; look at the host's disk",
         )
 
-    signal.signal(signal.SIGALRM, give_up)
+    process.on_signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, SET_UP_SECONDS)
     try:
         yield

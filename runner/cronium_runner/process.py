@@ -4,6 +4,7 @@ signalling our descendants.
 What is decided about them (deadlines, grace, outcomes) is the supervisor's; a dead supervisor's are `orphans`'s.
 """
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import errno
 import os
@@ -26,6 +27,12 @@ _RESTORED_SIGNALS: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGS
 """An ignored signal stays ignored over exec: Python ignores two, and whoever started us may ignore any."""
 
 
+on_signal: Callable[[int, "int | Callable[[int, Any], object]"], object] = _signal.signal
+"""`signal.signal` without its enumerations, which cost more than the call; takes IGNORED, DEFAULT or a function."""
+IGNORED: Final = int(signal.SIG_IGN)
+DEFAULT: Final = int(signal.SIG_DFL)
+
+
 def become_subreaper() -> None:
     """Makes orphaned descendants children of this process, however often they fork or call setsid.
 
@@ -34,13 +41,19 @@ def become_subreaper() -> None:
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
+_prctl_address = 0
+"""Looked for once, by an agent for all its supervisors."""
+
+
 def _prctl(option: int, value: int) -> None:
     """The standard library has no prctl, and importing all of ctypes costs a start-up 4 ms; its core does it in one."""
+    global _prctl_address
     import _ctypes
 
     with contextlib.suppress(OSError, AttributeError):
-        prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]  # None is this process itself
-        _ctypes.call_function(prctl, (option, value, 0, 0, 0))
+        if not _prctl_address:
+            _prctl_address = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]  # None: ourselves
+        _ctypes.call_function(_prctl_address, (option, value, 0, 0, 0))
 
 
 _login_core_limit: tuple[int, int] | None = None
@@ -84,10 +97,10 @@ def detach(kept: int) -> None:
     os.setsid()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_IGN)  # drops what came between fork and setsid: it was meant for the parent
+        on_signal(number, IGNORED)  # drops what came between fork and setsid: it was meant for the parent
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
+        on_signal(number, DEFAULT)
     os.closerange(3, kept)
     os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
     null = os.open("/dev/null", os.O_RDWR)

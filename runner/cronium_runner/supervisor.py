@@ -245,10 +245,10 @@ class Supervisor:
         readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._signals_read, self._signals_write = readable, writable
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
+            process.on_signal(number, _ignore)
         # A login that ends hangs up on its processes; an execution outlives it.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        process.on_signal(signal.SIGHUP, process.IGNORED)
+        process.on_signal(signal.SIGPIPE, process.IGNORED)
         signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
         self._add(readable, self._hear_signals)
 
@@ -520,6 +520,10 @@ class Supervisor:
             return "execution.cancelled", "the execution was cancelled and its processes were ended"
         exceeded = self._containment.verdict(exit_code, number) if state is Outcome.FAILED else None
         return exceeded or (None, None)
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    """A handler, so that the signal is written to the loop's descriptor."""
 
 
 def _live(prepared: Prepared) -> "Live":
