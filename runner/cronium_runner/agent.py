@@ -302,7 +302,7 @@ class Agent:
         undertaker.note_end(pid, status)
         if pid in self._detached:
             self._detached.pop(pid).close()
-        if execution_id is not None and self.state.is_claimed(execution_id):
+        if execution_id is not None and self._has_no_result(execution_id):
             # Died without a result: its orphans are ours to end, also when nobody follows any more. What can't be
             # done about it now, the next contact does.
             with contextlib.suppress(Exception):
@@ -311,6 +311,9 @@ class Agent:
                 following.final_result(ExecutionDirectory(self.state, execution_id), is_guardian=True)
         if (lock := self._guards.pop(pid, None)) is not None:
             os.close(lock)
+
+    def _has_no_result(self, execution_id: str) -> bool:
+        return not self.state.has_result(execution_id) and self.state.is_claimed(execution_id)
 
     def _hear_controller(self) -> None:
         try:

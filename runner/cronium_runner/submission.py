@@ -169,7 +169,7 @@ def from_frame(body: dict[str, Any], payload_path: Callable[[str], str]) -> Subm
     if on_disconnect not in ("continue", "cancel"):
         raise InputError(f"onDisconnect is 'continue' or 'cancel', not {shown(on_disconnect)}", "usage.invalid")
     globs = body.get("maskedNames", masks.DEFAULT_NAMES)
-    if not all(isinstance(glob, str) for glob in globs):
+    if not set(map(type, globs)) <= {str}:
         raise InputError("the submission's maskedNames are texts", "usage.invalid")
     try:
         limits = from_mapping(body.get("limits", {}))
