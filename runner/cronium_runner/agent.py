@@ -505,7 +505,7 @@ def import_what_supervisors_need() -> None:
 
 def _prepare_what_supervisors_need() -> None:
     """The same for what is more than imports: finding the helpers, and what is found out at a first use."""
-    from . import cgroup, install, manifest
+    from . import cgroup, install, manifest, prepare
     from .wire import masks
 
     install.helper_folder()
@@ -513,6 +513,8 @@ def _prepare_what_supervisors_need() -> None:
     cgroup.place()
     cgroup.sweep()
     masks.is_masked_name("")  # compiles the default names
+    masks.masked_names(())
+    prepare.remember_environment()
     manifest.parse_manifest(b"version: v1\nentrypoint: warm\n", members=("warm",))
 
 

@@ -38,6 +38,11 @@ def login_environment(inherited: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
+def for_scripts(environment: Mapping[str, str]) -> dict[str, str]:
+    """What scripts inherit of `environment`, this process's: the login's, without the names that are ours."""
+    return {name: value for name, value in login_environment(environment).items() if not name.startswith(_OURS)}
+
+
 def script_environment(
     inherited: Mapping[str, str],
     *,
@@ -48,15 +53,12 @@ def script_environment(
 ) -> dict[str, str]:
     """What any script of one execution gets as its environment; `for_interpreter` adds what one language needs.
 
-    `inherited` is this process's environment, `manifest` and `execution` are the additions that each asks for, and
+    `inherited` is what `for_scripts` answers, `manifest` and `execution` are the additions that each asks for, and
     `own` are the documented CRONIUM_* names, which win. The helpers are found first, on PATH and as modules, whatever
     language a script starts. Python doesn't keep its output back, so that it is seen at once, and not lost when the
     script is ended.
     """
-    made = {name: value for name, value in login_environment(inherited).items() if not name.startswith(_OURS)}
-    made.update(manifest)
-    made.update(execution or {})
-    made.update(own)
+    made = {**inherited, **manifest, **(execution or {}), **own}
     made["PATH"] = f"{helpers.bin}:{made.get('PATH') or DEFAULT_PATH}"
     made["PYTHONPATH"] = _in_front(helpers.modules, made.get("PYTHONPATH"), ":")
     made["NODE_PATH"] = _in_front(helpers.node, made.get("NODE_PATH"), ":")

@@ -75,9 +75,10 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
             "CRONIUM_SOCKET": state.socket_path(),
             **_exposed(submission, parsed),
         }
-        command, script_environment = _command(stage, parsed, own, submission.secrets)
-        install.link_for_modules(state.path, install.helper_folder())
-        is_masked = functools.partial(masks.is_masked_name, globs=submission.masked_names)
+        helpers = install.helper_folder()
+        command, script_environment = _command(stage, parsed, own, submission.secrets, helpers)
+        install.link_for_modules(state.path, helpers)
+        masked_names = submission.masked_names
         values = _values(submission)(
             os.path.join(stage.work, ".cronium"),
             input=submission.input if submission.has_input else parsed.metadata.get("inputData"),
@@ -85,8 +86,8 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
             secrets=submission.secrets,
             event=event,
             environment=parsed.environment,
-            is_masked=is_masked,
-            also_masked=[value for name, value in script_environment.items() if is_masked(name)],
+            is_masked=functools.partial(masks.is_masked_name, globs=masked_names),
+            also_masked=map(script_environment.__getitem__, masks.masked_names(script_environment, masked_names)),
         )
         values.create_files()
         containment = contain(submission.limits.or_else(parsed.limits))
@@ -152,7 +153,7 @@ def inspect(state: StateDirectory, source: Source) -> tuple[Manifest, list[str]]
     stage = state.stage()
     try:
         parsed, _ = _fill(stage, source)
-        command, _ = _command(stage, parsed, {}, ())
+        command, _ = _command(stage, parsed, {}, (), install.helper_folder())
         contain(parsed.limits or Limits()).close()  # refuses limits that can't be enforced here
         return parsed, [_moved(word, stage.work, ".") for word in command.argv] + list(parsed.args)
     finally:
@@ -175,6 +176,15 @@ def remember_manifest(path: str) -> None:
                 found[name] = content
         name = manifest.find_manifest(found)
         _parsed(found[name], name, frozenset(found))
+
+
+_inherited: dict[str, str] | None = None
+
+
+def remember_environment() -> None:
+    """Copies this process's environment now: for supervisors that are forked later, and would each decode it again."""
+    global _inherited
+    _inherited = environment.for_scripts(os.environ)
 
 
 @functools.lru_cache(maxsize=256)
@@ -225,21 +235,23 @@ def _fill(stage: Stage, source: Source) -> tuple[Manifest, str]:
         parsed = Manifest("v1", source.interpreter, members[0])
     else:
         name = manifest.find_manifest(members)
-        with open(os.path.join(stage.work, name), "rb") as file:
-            parsed = _parsed(file.read(strict_yaml.MAX_BYTES + 1), name, frozenset(members))
+        with open(f"{stage.work}/{name}", "rb", buffering=0) as file:
+            size = min(os.fstat(file.fileno()).st_size, strict_yaml.MAX_BYTES + 1)
+            parsed = _parsed(file.read(size) or b"", name, frozenset(members))
     payload.remove_byte_order_mark(os.path.join(stage.work, parsed.entrypoint))
     return parsed, digest
 
 
 def _command(
-    stage: Stage, parsed: Manifest, own: Mapping[str, str], hidden: Collection[str]
+    stage: Stage, parsed: Manifest, own: Mapping[str, str], hidden: Collection[str], helpers: install.HelperFolder
 ) -> tuple[interpreter.ResolvedCommand, dict[str, str]]:
     """The command that runs the entrypoint, and the environment that it gets: ours without the names that are `hidden`.
 
     A secret may have come by our environment; to the script it is a variable, not something that all its children see.
     """
-    helpers = install.helper_folder()
-    inherited = {name: value for name, value in os.environ.items() if name not in hidden}
+    inherited = environment.for_scripts(os.environ) if _inherited is None else _inherited
+    if hidden:
+        inherited = {name: value for name, value in inherited.items() if name not in hidden}
     plain = environment.script_environment(inherited, manifest=parsed.environment, own=own, helpers=helpers)
     command = interpreter.resolve(parsed.interpreter, parsed.entrypoint, stage.work, plain["PATH"])
     return command, environment.for_interpreter(plain, command.kind, helpers)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cronium_runner.environment import DEFAULT_PATH, for_interpreter, login_environment, script_environment
+from cronium_runner.environment import DEFAULT_PATH, for_interpreter, for_scripts, login_environment, script_environment
 from cronium_runner.install import HelperFolder
 
 OWN = {"CRONIUM_HELPER_MODE": "bundled", "CRONIUM_WORK_DIR": "/w"}
@@ -20,7 +20,9 @@ FOR_ALL = {"PYTHONPATH": "/h/modules", "NODE_PATH": "/h/node", "PYTHONUNBUFFERED
 def made(
     login: dict[str, str], manifest: dict[str, str] | None = None, execution: dict[str, str] | None = None
 ) -> dict[str, str]:
-    return script_environment(login, manifest=manifest or {}, own=OWN, helpers=HELPERS, execution=execution)
+    return script_environment(
+        for_scripts(login), manifest=manifest or {}, own=OWN, helpers=HELPERS, execution=execution
+    )
 
 
 def test_bootloader_traces_are_removed_and_its_changes_undone() -> None:
@@ -129,7 +131,7 @@ def test_node_understands_the_preload(name: str, tmp_path: Path) -> None:
     (folder / "cronium.js").write_text("globalThis.loaded = __filename;")
     (folder / "other.js").write_text("exports.found = true;")
     helpers = HelperFolder("", "", str(folder), "")
-    plain = script_environment(os.environ, manifest={}, own={}, helpers=helpers)
+    plain = script_environment(for_scripts(os.environ), manifest={}, own={}, helpers=helpers)
     environment = for_interpreter(plain, "node", helpers)
     program = "console.log(JSON.stringify([loaded, require('other').found]))"
     done = subprocess.run(["node", "-e", program], env=environment, capture_output=True, text=True, check=True)
@@ -139,6 +141,6 @@ def test_node_understands_the_preload(name: str, tmp_path: Path) -> None:
 def test_python_finds_the_folder(tmp_path: Path) -> None:
     (tmp_path / "only_here.py").write_text("X = 1")
     helpers = HelperFolder("", str(tmp_path), "", "/h/modules")
-    plain = script_environment(os.environ, manifest={}, own={}, helpers=helpers)
+    plain = script_environment(for_scripts(os.environ), manifest={}, own={}, helpers=helpers)
     environment = for_interpreter(plain, "python", helpers)
     subprocess.run([sys.executable, "-c", "import only_here"], env=environment, check=True)

@@ -46,9 +46,18 @@ def is_masked_name(name: str, globs: tuple[str, ...] = DEFAULT_NAMES) -> bool:
     return _expression(globs).match(name.upper()) is not None
 
 
+def masked_names(names: Iterable[str], globs: tuple[str, ...] = DEFAULT_NAMES) -> list[str]:
+    """Those of the names whose values are masked. Most often none; then it is told by one look at all together."""
+    names = list(names)
+    together = "\n".join(names).upper()
+    if not any(part in together for part in _parts(globs)):
+        return []
+    return [name for name in names if is_masked_name(name, globs)]
+
+
 def too_short(secrets: Mapping[str, Any], variables: Mapping[str, Any], globs: tuple[str, ...]) -> list[str]:
     """The names whose values ask for a mask and are too short for one: for a warning to the caller."""
-    named = {name: value for name, value in variables.items() if is_masked_name(name, globs)}
+    named = {name: variables[name] for name in masked_names(variables, globs)}
     return [name for name, value in {**named, **secrets}.items() if len(text_of(value)) < SHORTEST]
 
 
@@ -116,6 +125,12 @@ def _hidden(path: str, value: Any, paths: frozenset[str]) -> Any:
     if isinstance(value, list):
         return [_hidden(f"{path}.{at}", item, paths) for at, item in enumerate(value)]
     return value
+
+
+@functools.lru_cache(maxsize=64)
+def _parts(globs: tuple[str, ...]) -> tuple[str, ...]:
+    """Of each glob a part without wildcards, which every name has that it matches; may be empty."""
+    return tuple(max(re.split(r"[*?]", glob.partition("[")[0].upper()), key=len) for glob in globs)
 
 
 @functools.lru_cache(maxsize=64)
