@@ -1,14 +1,15 @@
-"""What a no-op job costs in system calls, counted by strace: file-system objects, fsyncs, forks, execs.
+"""What a no-op job costs: file-system objects, fsyncs, forks, execs, all system calls, and function calls of Python.
 
-On a file system that charges for each new file these numbers are the time of a job (docs: design), so they are
-guarded here and not by a clock.
+On a file system that charges for each new file the first are the time of a job (docs: design); the calls are its CPU.
+So they are guarded here and not by a clock.
 """
 
 import os
 import re
 import shutil
 import subprocess
-from collections import Counter
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,32 @@ from runner_process import AgentProcess, Host, wait_until
 MOST_OBJECTS = 12
 SYNCS = 3
 FORKS = 2
+SYSTEM_CALLS = 240
+"""Of a supervisor, at most."""
+SUPERVISOR_CALLS = 450
+AGENT_CALLS = 220
+"""Calls of Python functions for one job, at most; a tenth above what they are."""
+
+COUNTING = """
+import os, sys
+counted = [0]
+def count(frame, event, argument):
+    counted[0] += event == "call"
+def begin():
+    counted[0] = 0
+    sys.setprofile(count)
+def end(status):
+    sys.setprofile(None)
+    with open(f"{os.environ['COUNTS']}/{os.getpid()}", "w") as file:
+        file.write(f"{os.getppid()} {counted[0]}")
+    leave(status)
+leave, os._exit = os._exit, end
+os.register_at_fork(after_in_child=begin)
+begin()
+from cronium_runner.__main__ import main
+end(main())
+"""
+"""A runner whose processes write down how many functions they called since they were forked."""
 
 CALLS = (
     "trace=mkdir,mkdirat,open,openat,creat,symlink,symlinkat,link,linkat,mknod,mknodat,bind,rename,renameat,renameat2,"
@@ -28,7 +55,7 @@ CALLS = (
 SUCCEEDED = re.compile(r"= \d+")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def strace() -> None:
     """Skips where processes can't be traced."""
     found = shutil.which("strace")
@@ -39,9 +66,9 @@ def strace() -> None:
 
 
 @contextmanager
-def traced(pid: int, log: Path) -> Iterator[None]:
+def traced(pid: int, log: Path, calls: str = CALLS) -> Iterator[None]:
     """Traces a process, and what it forks, while the block runs."""
-    command = ["strace", "-f", "-e", CALLS, "-s", "200", "-o", str(log), "-p", str(pid)]
+    command = ["strace", "-f", "-e", calls, "-s", "200", "-o", str(log), "-p", str(pid)]
     tracer = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:
         assert tracer.stderr is not None
@@ -89,6 +116,7 @@ def made_objects(calls: list[tuple[str, str]]) -> list[str]:
     return made
 
 
+@pytest.mark.usefixtures("strace")
 def test_a_no_op_job_on_a_warm_agent(host: Host) -> None:
     payload = host.payload("", interpreter="[/bin/true]")
     log = host.folder / "trace"
@@ -109,6 +137,55 @@ def test_a_no_op_job_on_a_warm_agent(host: Host) -> None:
     executed = [text for name, text in calls if name.startswith("exec")]
     assert len(executed) == 1, executed
     assert '"/bin/true"' in executed[0]
+
+
+@pytest.mark.usefixtures("strace")
+def test_a_supervisor_makes_few_system_calls(host: Host) -> None:
+    """Whatever the login's PATH is: one look at each of its folders."""
+    host.environment["PATH"] = "/usr/local/bin:/usr/bin:/bin"
+    payload = host.payload("", interpreter="sh")
+    log = host.folder / "trace"
+    with host.agent() as agent:
+        agent.finished(agent.start(payload, "warm"))
+        with traced(agent.process.pid, log, "trace=all"):
+            agent.finished(agent.start(payload, "job"))
+            wait_until(lambda: not has_children(agent), "the supervisor to end")
+        assert agent.close() == 0
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for line in log.read_text(errors="replace").splitlines():
+        if begun := re.match(r"(\d+) +(\w+)\(", line):
+            counts[begun[1]][begun[2]] += 1
+    [supervisor] = [calls for calls in counts.values() if calls["fsync"]]
+    assert 100 < supervisor.total() <= SYSTEM_CALLS, supervisor.most_common()
+
+
+def calls_of(host: Host, jobs: int) -> tuple[int, list[int]]:
+    """Calls of Python functions by an agent that does so many jobs, and by each supervisor."""
+    folder = host.folder / f"counts-{jobs}"
+    folder.mkdir()
+    program = host.script(COUNTING, "counting.py")
+    host.executable = (sys.executable, str(program))
+    host.environment["COUNTS"] = str(folder)
+    payload = host.payload("", interpreter="sh")
+    with host.agent() as agent:
+        for number in range(jobs):
+            agent.finished(agent.start(payload, f"job-{jobs}-{number}"))
+            wait_until(lambda: not has_children(agent), "the supervisor to end")
+        assert agent.close() == 0
+    told = {path.name: path.read_text().split() for path in folder.iterdir()}
+    agents = str(agent.process.pid)
+    own = int(told[agents][1])
+    return own, [int(calls) for parent, calls in told.values() if parent == agents]
+
+
+def test_a_warm_job_calls_few_functions(host: Host) -> None:
+    """However many variables the login has: the agent copies them once."""
+    host.environment |= {f"VARIABLE_{number}": "value" for number in range(200)}
+    few, _ = calls_of(host, 2)
+    many, supervisors = calls_of(host, 12)
+    assert len(supervisors) == 12
+    assert 100 < max(supervisors) <= SUPERVISOR_CALLS, supervisors
+    assert 50 < (many - few) / 10 <= AGENT_CALLS, (few, many)
 
 
 def has_children(agent: AgentProcess) -> bool:
@@ -134,6 +211,7 @@ def test_a_warm_submission_is_one_exchange(host: Host) -> None:
         assert agent.close() == 0
 
 
+@pytest.mark.usefixtures("strace")
 @pytest.mark.parametrize(
     ("words", "files"), [("cronium.input k", 0), ("cronium.event", 0), ("cronium.setVariable A b", 1)]
 )
