@@ -111,6 +111,9 @@ def _prepare_and_run(state: StateDirectory, submission: Submission, guardian: so
         _tell(guardian, b"exists\n")
         return
     except (RunnerError, OSError) as error:
+        if state.started.has(submission.execution_id):  # its record was removed, which else the claim notices
+            _tell(guardian, b"exists\n")
+            return
         _tell_rejection(submission, guardian, _as_rejection(state, error))
         return
     socket_path = prepared.helper_socket.getsockname()

@@ -162,6 +162,21 @@ def test_started_ids_are_remembered_apart_from_their_directories(host: Host) -> 
     assert host.run("run", "--execution-id", "one", host.folder / "script.sh").returncode == 0
 
 
+def test_a_refused_script_does_not_hide_that_the_id_is_taken(host: Host) -> None:
+    host.run("run", "--execution-id", "one", host.script("true\n"))
+    shutil.rmtree(host.execution("one"))
+    (host.folder / "utf-16.sh").write_bytes("true\n".encode("utf-16"))
+    done = host.run("run", "--execution-id", "one", host.folder / "utf-16.sh")
+    assert b"[state.damaged]" in done.stderr, done.stderr
+
+
+def test_a_restored_record_has_what_happened_after_its_removal(host: Host) -> None:
+    script = host.script(f"{REMOVALS['directory']}sleep 60\n")
+    result = host.run_json("--execution-id", "job", "--timeout", "1", script)
+    assert result["state"] == "lost"
+    assert "terminating" in [line["state"] for line in host.history("job")]
+
+
 def test_rejected_start_is_not_remembered(host: Host) -> None:
     script = host.folder / "program"
     script.write_bytes(b"no program\n")
