@@ -141,9 +141,13 @@ class Result(NamedTuple):
         execution_id, state = value.get("executionId"), value.get("state")
         if not isinstance(execution_id, str) or not isinstance(state, str):
             raise ValueError("a result needs executionId and state")
-        known: dict[str, Any] = {
-            name: _checked(value[key], key, read) for key, (name, read) in _PLAIN.items() if value.get(key) is not None
-        }
+        known: dict[str, Any] = {}
+        for key, (name, read) in _PLAIN.items():
+            told = value.get(key)
+            if told is not None:
+                known[name] = found = read(told)
+                if found is None:
+                    raise _unusable(key, told)
         usage, error = _object(value.get("usage"), "usage"), _object(value.get("error"), "error")
         error_code = _checked(error.get("code"), "error.code", _text)
         fallback = _object(value.get("fallback"), "fallback")
@@ -226,10 +230,13 @@ def _summary_to_json(summary: StreamSummary) -> dict[str, Any]:
 
 def _summary_from_json(value: Any) -> StreamSummary:
     summary = _object(value, "stream")
+    size, truncated, sha256 = summary.get("bytes"), summary.get("truncated"), summary.get("sha256")
+    if type(size) is int and type(truncated) is bool and sha256 is None:  # what a silent script leaves
+        return StreamSummary(size, truncated)
     return StreamSummary(
-        size=_checked(summary.get("bytes"), "bytes", _integer) or 0,
-        truncated=_checked(summary.get("truncated"), "truncated", _truth) or False,
-        sha256=_checked(summary.get("sha256"), "sha256", _text),
+        size=_checked(size, "bytes", _integer) or 0,
+        truncated=_checked(truncated, "truncated", _truth) or False,
+        sha256=_checked(sha256, "sha256", _text),
     )
 
 
@@ -288,14 +295,24 @@ def _mapping(value: Any) -> dict[str, Any] | None:
 
 def _checked(value: Any, key: str, read: Callable[[Any], Any]) -> Any:
     """What `read` makes of the value; None for None. Raises ValueError naming the key."""
-    found = None if value is None else read(value)
-    if found is None and value is not None:
-        raise ValueError(f"a result's {key} cannot be {type(value).__name__} {value!r:.60}")
+    if value is None:
+        return None
+    found = read(value)
+    if found is None:
+        raise _unusable(key, value)
     return found
 
 
+def _unusable(key: str, value: Any) -> ValueError:
+    return ValueError(f"a result's {key} cannot be {type(value).__name__} {value!r:.60}")
+
+
 def _object(value: Any, key: str) -> dict[str, Any]:
-    return _checked(value, key, _mapping) or {}
+    if isinstance(value, dict):
+        return value
+    if value is not None:
+        raise _unusable(key, value)
+    return {}
 
 
 def _progress(value: Any) -> dict[str, Any] | None:
