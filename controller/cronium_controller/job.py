@@ -18,6 +18,7 @@ PREFER_API: Final = "prefer-api"
 MODES: Final = (BUNDLED, API, PREFER_API)
 
 _ABSENT: Any = object()
+_UNLIMITED: Final = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Job:
     def __post_init__(self) -> None:
         given = {"variables": self.variables, "secrets": self.secrets, "input": self.input_or_none, "event": self.event}
         for name, value in given.items():
+            if value is None or (type(value) is dict and not value):
+                continue
             try:
                 exactjson.check_value(value)
             except exactjson.UnsupportedJSONError as error:
@@ -60,7 +63,7 @@ class Job:
         except fields.TextError as error:
             raise ControllerError("usage.invalid", f"the job's {error}") from None
         try:
-            event = fields.event_with_texts(self.event)
+            event = fields.event_with_texts(self.event) if self.event else {}
         except fields.TextError as error:
             raise ControllerError("input.invalid", f"the event's {error}") from None
         object.__setattr__(self, "job_id", job_id)
@@ -97,16 +100,20 @@ class Job:
         if self.input is not _ABSENT:
             body["input"] = self.input
         event = self.event if server is None or self.event.get("server") else {**self.event, "server": server}
-        mappings = {"variables": self.variables, "secrets": self.secrets, "event": event}
-        body.update({key: value for key, value in mappings.items() if value})
-        args = None if self.args is None else list(self.args)
-        optional = {"args": args, "timeout": self.timeout, "jobId": self.job_id}
-        body.update({key: value for key, value in optional.items() if value is not None})
+        for key, value in (("variables", self.variables), ("secrets", self.secrets), ("event", event)):
+            if value:
+                body[key] = value
+        if self.args is not None:
+            body["args"] = list(self.args)
+        if self.timeout is not None:
+            body["timeout"] = self.timeout
+        if self.job_id is not None:
+            body["jobId"] = self.job_id
         if self.on_disconnect != "continue":
             body["onDisconnect"] = self.on_disconnect
         if self.masked_names != masks.DEFAULT_NAMES:
             body["maskedNames"] = list(self.masked_names)
-        if self.limits != Limits():
+        if self.limits != _UNLIMITED:
             body["limits"] = self.limits.to_json()
         if access is not None:
             body["api"] = access.to_json()

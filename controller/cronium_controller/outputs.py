@@ -4,6 +4,7 @@ The host keeps it until the record's retention ends. Nothing is fetched before i
 """
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from cronium_runner.wire.frames import BEHIND_ALL
@@ -25,13 +26,6 @@ class OutputStream(StreamSummary):
 
     _fetch: Fetch
 
-    @classmethod
-    def of(cls, summary: StreamSummary, fetch: Fetch) -> "OutputStream":
-        """The same summary with a way to the bytes."""
-        made = cls(*summary)
-        made._fetch = fetch
-        return made
-
     async def bytes(self, limit: int = MOST_FETCHED) -> bytes:
         """The first `limit` bytes (16 MiB), as the script wrote them. Raises as `Controller.attach` does."""
         return await self._fetch(min(limit, self.size)) if self.size else b""
@@ -44,10 +38,10 @@ class OutputStream(StreamSummary):
 def with_output(controller: "Controller", host: "Host", result: Result) -> Result:
     """A result whose streams can be read."""
 
-    def stream(number: int, summary: StreamSummary) -> OutputStream:
-        return OutputStream.of(summary, lambda limit: fetched(controller, result.execution_id, host, number, limit))
-
-    return result._replace(stdout=stream(STDOUT, result.stdout), stderr=stream(STDERR, result.stderr))
+    stdout, stderr = OutputStream._make(result.stdout), OutputStream._make(result.stderr)
+    stdout._fetch = partial(fetched, controller, result.execution_id, host, STDOUT)
+    stderr._fetch = partial(fetched, controller, result.execution_id, host, STDERR)
+    return result._replace(stdout=stdout, stderr=stderr)
 
 
 async def fetched(controller: "Controller", execution_id: str, host: "Host", stream: int, limit: int) -> bytes:
