@@ -8,7 +8,6 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
 from .access import Access
@@ -25,13 +24,10 @@ REFUSALS: Final = 5
 """Times that a server may have no room for another session: each teaches the pool how many it has room for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(tuple[object, ...]):
     """What a connection leads to and over what: the account, the routes, the key. Who asks may call it by any name."""
 
-    account: tuple[object, ...]
-    identity: str | None
-    host: Host = field(compare=False)
+    host: Host
     """As it was asked for: a Cloudflare token, timeouts and a name are no reason for another connection."""
 
     def __str__(self) -> str:
@@ -40,7 +36,9 @@ class Way:
 
 def way_to(host: Host) -> Way:
     """What connections to a host go by: hosts for which it is equal share them."""
-    return Way(host.account, host.identity, host)
+    way = Way((*host.account, host.identity))
+    way.host = host
+    return way
 
 
 @contextlib.contextmanager
