@@ -18,7 +18,7 @@ from cronium_runner.wire.text import last_words
 from .errors import ChannelLostError, ControllerError, DeployError, reason
 from .inbox import Inbox, Piece
 from .logs import logger
-from .patience import Patience
+from .patience import Deadline, Patience
 from .sessions import Channel, Connection, Session
 from .ssh_library import asyncssh
 
@@ -86,16 +86,13 @@ class Conversation:
         self._inbox.grant(stream, count)
         self._channel.send(frames.encode_credit(self._number, stream, count))
 
-    def waiting(self) -> Frame | Piece | None:
-        """The next frame, if one has arrived and was not taken."""
-        return self._inbox.take()
-
-    async def receive(self) -> Frame | Piece | None:
-        """The next frame; None once the conversation was closed by us.
+    async def receive(self, deadline: Deadline | None = None) -> Frame | Piece | None:
+        """The next frame; None once the conversation was closed by us. `deadline` counts while the host is waited for.
 
         Raises ChannelLostError when the channel is gone, or the host given up, and nothing is left to read.
         """
-        while (taken := self._inbox.take()) is None:
+        inbox = self._inbox
+        while not inbox.waiting:
             if self._is_closed:
                 return None
             if self._channel.lost is not None:
@@ -103,8 +100,15 @@ class Conversation:
             if self._given_up is not None:
                 raise ChannelLostError(self._given_up, host=self._channel.host_name, code="execution.overdue")
             self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        return taken
+            if deadline is None:
+                await self._waiter
+                continue
+            deadline.go_on()
+            try:
+                await self._waiter
+            finally:
+                deadline.hold()
+        return inbox.take()
 
     def give_up(self, why: str) -> None:
         """The host has not said what it was to say, in more time than that can take: `receive` waits no longer."""
@@ -153,6 +157,7 @@ class AgentChannel:
         self.host_name = host_name
         self.lost: str | None = None
         """Why the channel is gone, once it is."""
+        self._is_lost = False
         self.lost_code = LOST
         """What that goes by in docs/errors.md."""
         self.agent: dict[str, Any] = {}
@@ -331,7 +336,7 @@ class AgentChannel:
         """The channel is gone: whoever waits learns it."""
         if self.lost is not None:
             return
-        self.lost, self.lost_code = reason, code
+        self.lost, self.lost_code, self._is_lost = reason, code, True
         self._writable.set()
         if self._pinging is not None:
             self._pinging.cancel()
@@ -354,7 +359,7 @@ class AgentChannel:
 
     def hear(self, piece: bytes) -> None:
         """Takes bytes of the agent's standard output; what still comes of a channel that was ended is dropped."""
-        if not self._may_hear():
+        if self.lost is not None:
             return
         self._last_heard = time.monotonic()
         try:
@@ -366,15 +371,11 @@ class AgentChannel:
                 piece = rest
             for frame in self._reader.feed(piece):
                 self._take(frame)
-                if not self._may_hear():
+                if self._is_lost:  # what an agent sends behind a breach of the protocol is not looked at
                     return
         except ProtocolError as error:
             _log.warning("channel_protocol_error", extra={"host": self.host_name, "reason": str(error)})
             self.close(f"the agent there broke the protocol: {error}", PROTOCOL_BROKEN)
-
-    def _may_hear(self) -> bool:
-        """Whether it is not gone: what an agent sends behind a breach of the protocol is not looked at."""
-        return self.lost is None
 
     def hear_stderr(self, piece: bytes) -> None:
         """Takes bytes of the agent's standard error; the last few are kept for messages."""

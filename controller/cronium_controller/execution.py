@@ -79,6 +79,7 @@ class Execution:
         """Whether this submission started it; False when the id existed, None while that is not known."""
         self._transport = transport
         self._conversation = conversation
+        self._patience = conversation.patience
         self._store = store
         self._job = job
         self._is_new = is_new
@@ -110,7 +111,7 @@ class Execution:
         self._received = None if offsets is None else Received(offsets)
         """What has arrived of the output; None when none was asked for."""
         self._deadline = Deadline(self._give_up)
-        self._deadline.set(conversation.patience.until_answer())
+        self._deadline.set(self._patience.until_answer())
         self._acknowledging: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[None] | None = None
 
@@ -141,7 +142,7 @@ class Execution:
         """Asks the host to end the execution: SIGTERM, grace, SIGKILL. `result` tells when nothing of it is left."""
         self._conversation.send(Kind.CANCEL, {})
         self.is_cancelled = True
-        self._deadline.shorten(self._conversation.patience.until_cancelled(has_api=self._live is not None))
+        self._deadline.shorten(self._patience.until_cancelled(has_api=self._live is not None))
 
     def detach(self) -> None:
         """Follows no longer, and `pieces` ends, wherever it waits; the execution goes on and can be attached to."""
@@ -213,13 +214,7 @@ class Execution:
 
     async def _receive(self) -> Piece | None:
         """Takes one frame. Raises ChannelLostError, also for what is not in the protocol: then we know nothing."""
-        frame = self._conversation.waiting()
-        if frame is None:
-            self._deadline.go_on()
-            try:
-                frame = await self._conversation.receive()
-            finally:
-                self._deadline.hold()
+        frame = await self._conversation.receive(self._deadline)
         if frame is None:
             return None
         if isinstance(frame, Piece):
@@ -237,7 +232,7 @@ class Execution:
         if self._received is not None:
             self._received.add(piece)
         if sum(self.offsets) <= COUNTED_OUTPUT:
-            self._deadline.put_off(len(piece.data), self._conversation.patience)
+            self._deadline.put_off(len(piece.data), self._patience)
 
     async def _take(self, frame: Frame) -> None:
         match frame.kind:
@@ -247,7 +242,7 @@ class Execution:
                 if self._job is None:
                     raise ProtocolError("it asks for the payload of an execution that was not submitted")
                 self.has_sent_payload = True
-                patience = self._conversation.patience
+                patience = self._patience
                 self._deadline.set(patience.until_answer())
                 self._deadline.go_on()
                 try:
@@ -292,9 +287,9 @@ class Execution:
         timeout = self._job.timeout or self._job.payload.timeout if self._job is not None and is_ours else None
         known = [seconds for seconds in (timeout, remaining_in(told)) if seconds is not None]
         has_api = self._live is not None
-        self._deadline.set(self._conversation.patience.until_end(min(known, default=LONGEST_TIMEOUT), has_api=has_api))
+        self._deadline.set(self._patience.until_end(min(known, default=LONGEST_TIMEOUT), has_api=has_api))
         if self.is_cancelled:
-            self._deadline.shorten(self._conversation.patience.until_cancelled(has_api=has_api))
+            self._deadline.shorten(self._patience.until_cancelled(has_api=has_api))
 
     def _give_up(self) -> None:
         what = "its end" if self.was_started is not None else "that it has the job"
@@ -369,7 +364,7 @@ class Execution:
 
     async def _acknowledged(self) -> Frame | Piece | None:
         """The answer to the acknowledgement; None when none comes."""
-        self._deadline.set(self._conversation.patience.answer)
+        self._deadline.set(self._patience.answer)
         self._deadline.go_on()
         try:
             return await self._conversation.receive()

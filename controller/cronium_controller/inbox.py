@@ -65,18 +65,19 @@ class Inbox:
         self._next = None if offsets is None else dict(zip(STREAM_NAMES, offsets, strict=True))
         self._credit = dict.fromkeys(STREAM_NAMES, CREDIT)
         self._counts: dict[int, int] = {}
-        self._waiting: deque[Frame | _Waiting] = deque()
+        self.waiting: deque[Frame | _Waiting] = deque()
+        """What has arrived and was not taken."""
         self._last: dict[int, _Waiting] = {}
         """Of each stream, the piece that came last and still waits."""
         self._is_over = False
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     @property
     def size(self) -> int:
         """Bytes that wait to be taken."""
-        return sum(len(one.data if isinstance(one, _Waiting) else one.body) for one in self._waiting)
+        return sum(len(one.data if isinstance(one, _Waiting) else one.body) for one in self.waiting)
 
     def grant(self, stream: int, count: int) -> None:
         """Allows the agent `count` more bytes of a stream."""
@@ -96,7 +97,7 @@ class Inbox:
         if len(frame.body) > LONGEST_ANSWER and frame.kind not in _LONG:
             raise ProtocolError(f"{Kind(frame.kind).name} has {len(frame.body)} bytes; {LONGEST_ANSWER} at most")
         self._is_over |= frame.kind in _ENDS
-        self._waiting.append(frame)
+        self.waiting.append(frame)
         return True
 
     def _put_output(self, stream: int, offset: int, data: bytes) -> None:
@@ -114,17 +115,17 @@ class Inbox:
         self._next[stream] += len(data)
         self._credit[stream] -= len(data)
         last = self._last.get(stream)
-        is_next = last is not None and (self._waiting[-1] is last or len(self._waiting) > _IN_ORDER)
+        is_next = last is not None and (self.waiting[-1] is last or len(self.waiting) > _IN_ORDER)
         if last is None or not is_next or not last.join(data):
             self._last[stream] = last = _Waiting(stream, offset, data)
-            self._waiting.append(last)
+            self.waiting.append(last)
 
     def take(self) -> Frame | Piece | None:
         """The next frame or piece of output; None when none waits."""
-        if not self._waiting:
+        if not self.waiting:
             return None
-        one = self._waiting.popleft()
-        if isinstance(one, Frame):
+        one = self.waiting.popleft()
+        if not isinstance(one, _Waiting):
             return one
         if self._last.get(one.stream) is one:
             del self._last[one.stream]
@@ -132,5 +133,5 @@ class Inbox:
 
     def clear(self) -> None:
         """Drops everything that waits."""
-        self._waiting.clear()
+        self.waiting.clear()
         self._last.clear()

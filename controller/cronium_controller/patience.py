@@ -5,6 +5,7 @@ before `margin` are the runner's own limits for the same phases.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -46,6 +47,46 @@ class Patience:
         return self.grace + self.drain + self.clean_up + (self.delivery if has_api else 0.0) + self.margin
 
 
+class _Timer:
+    """The one timer of an event loop's deadlines. It rings when the first is up, or before: then all are looked at."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.running: set[Deadline] = set()
+        self._handle: asyncio.TimerHandle | None = None
+        self._rings_at = math.inf
+
+    def watch(self, deadline: "Deadline", at: float) -> None:
+        """Has the deadline looked at by then."""
+        self.running.add(deadline)
+        if at < self._rings_at:
+            if self._handle is not None:
+                self._handle.cancel()
+            self._handle, self._rings_at = self._loop.call_at(at, self._ring), at
+
+    def _ring(self) -> None:
+        self._handle, self._rings_at = None, math.inf
+        now = self._loop.time()
+        for deadline in list(self.running):
+            at = deadline.look(now)
+            if at is None:
+                self.running.discard(deadline)
+            else:
+                self.watch(deadline, at)
+
+
+_timers: dict[asyncio.AbstractEventLoop, _Timer] = {}
+
+
+def _timer_of(loop: asyncio.AbstractEventLoop) -> _Timer:
+    timer = _timers.get(loop)
+    if timer is None:
+        for other in [other for other in _timers if other.is_closed()]:
+            del _timers[other]
+        timer = _timers[loop] = _Timer(loop)
+    return timer
+
+
 class Deadline:
     """Calls `expired` once, when its time is up. Only the time between `go_on` and `hold` counts, in which the host is
     waited for: a slow reader of the output uses up none of it."""
@@ -55,12 +96,12 @@ class Deadline:
         self._expired = expired
         self._loop = loop or asyncio.get_running_loop()
         self._at: float | None = None
-        self._held_since: float | None = self._loop.time()
+        self._held_since: float | None = 0.0
         self._due: float | None = None
         """When it expires, had no output put it off."""
         self._late = 0
         """Bytes of output since `margin` seconds before `_due`."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = _timer_of(self._loop)
 
     def __repr__(self) -> str:
         return f"<Deadline {'none' if self._at is None else f'{self._at:.1f}'}>"
@@ -72,7 +113,8 @@ class Deadline:
         self._late = 0
         if self._held_since is not None:
             self._held_since = now
-        self._arm()
+        else:
+            self._timer.watch(self, self._at)
 
     def shorten(self, seconds: float) -> None:
         """Expires in so many seconds at the latest."""
@@ -98,33 +140,22 @@ class Deadline:
             if self._at is not None and self._due is not None:
                 self._at += held
                 self._due += held
-                self._arm()
+                self._timer.watch(self, self._at)
 
     def stop(self) -> None:
         """It never expires."""
         self._at = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.running.discard(self)
 
-    def _arm(self) -> None:
-        """Has the timer ring when the time is up, or before: then it looks again."""
-        assert self._at is not None, "set before"
-        if self._timer is not None:
-            if self._timer.when() <= self._at:
-                return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(self._at, self._ring)
-
-    def _ring(self) -> None:
-        self._timer = None
+    def look(self, now: float) -> float | None:
+        """Expires when its time is up. When to look again; None when there is no need, unless it is set or goes on."""
         if self._at is None or self._held_since is not None:
-            return
-        if self._at > self._loop.time():
-            self._arm()
-            return
+            return None
+        if self._at > now:
+            return self._at
         self._at = None
         self._expired()
+        return None
 
 
 def remaining_in(told: dict[str, Any]) -> float | None:

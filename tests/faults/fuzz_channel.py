@@ -129,7 +129,7 @@ async def _conversed(source: Source) -> None:
     channel.lose("the stream is over")
     outcome = await following
     await execution.wait_acknowledged()
-    assert execution._deadline._timer is None
+    assert execution._deadline not in execution._deadline._timer.running
     assert ssh.written <= 4000 + 10 * len(content)
     first = offsets or (0, 0)
     assert execution.offsets == [begin + len(taken[stream]) for begin, stream in zip(first, taken, strict=True)]

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 from cronium_controller.channel import Conversation
 from cronium_controller.execution import Execution
 from cronium_controller.hosts import parse_host
-from cronium_controller.patience import Patience
+from cronium_controller.patience import Deadline, Patience
 from cronium_controller.store import Store
 from cronium_runner import follow, helpers
 from cronium_runner.errors import RunnerError
@@ -197,11 +197,8 @@ class _Told(Conversation):
     def patience(self) -> Patience:
         return Patience()
 
-    def waiting(self) -> Frame | None:
+    async def receive(self, _deadline: Deadline | None = None) -> Frame | None:
         return next(self._frames, None)
-
-    async def receive(self) -> Frame | None:
-        return self.waiting()
 
     def send(self, kind: Kind, body: dict[str, Any]) -> None:
         frames.encode_json(kind, 1, body)
