@@ -51,7 +51,9 @@ async def told_by_ssh(ssh: str, host: Host) -> Values:
 
 def identity_path(host: Host) -> str | None:
     """The private key that the host names, as an absolute path."""
-    return None if host.identity is None else os.path.abspath(tilde(host.identity, home()))
+    if host.identity is None or host.identity.startswith("/"):
+        return None if host.identity is None else os.path.normpath(host.identity)
+    return os.path.abspath(tilde(host.identity, home()))
 
 
 def why_not_asked() -> str | None:

@@ -32,15 +32,14 @@ _NO: Final = ("no", "false")
 def settings_of(asked: Asked, values: Values, found: Survey) -> SSHSettings:
     """What the values mean for a host. Raises ControllerError (`host.config`)."""
 
-    def one(keyword: str) -> str | None:
-        value = (values.get(keyword) or [""])[0]
-        return None if value.lower() in ("", "none") else value
+    first = {keyword: told[0] for keyword, told in values.items() if told and told[0].lower() not in ("", "none")}
+    one = first.get
 
     def mentioned(keyword: str) -> str | None:
         return one(keyword) if keyword in found.mentioned else None
 
     def is_on(keyword: str) -> bool:
-        return (one(keyword) or "no").lower() in _YES
+        return first.get(keyword, "no").lower() in _YES
 
     port, user = asked.port or port_of(one("port") or "22") or 22, asked.user or one("user") or local_user()
     host, alias = one("hostname") or asked.name.lower(), one("hostkeyalias")
@@ -52,8 +51,11 @@ def settings_of(asked: Asked, values: Values, found: Survey) -> SSHSettings:
 
     def paths(keyword: str, default: Sequence[str] = ()) -> tuple[str, ...]:
         written = tuple(values.get(keyword) or default)
-        if not any("%" in text or "${" in text for text in written):
-            return _absolute(written, folder, os.getcwd() if any(text[:1] not in "/~" for text in written) else "/")
+        if not written:
+            return ()
+        together = "".join(written)
+        if "%" not in together and "${" not in together:
+            return _absolute(written, folder, "/" if _are_anchored(written) else os.getcwd())
         return _absolute(tuple(map(tokens.replaced_all, written)), folder, os.getcwd())
 
     identities = values.get("identityfile") or list(DEFAULT_IDENTITIES)
@@ -100,6 +102,12 @@ def settings_of(asked: Asked, values: Values, found: Survey) -> SSHSettings:
         set_environment=tuple(values.get("setenv", [])),
         send_environment=tuple(values.get("sendenv", [])),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _are_anchored(written: tuple[str, ...]) -> bool:
+    """Whether none of the paths depends on the working directory."""
+    return all(text[:1] in "/~" for text in written)
 
 
 @functools.lru_cache(maxsize=64)
