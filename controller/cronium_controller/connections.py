@@ -41,15 +41,25 @@ def way_to(host: Host) -> Way:
     return way
 
 
-@contextlib.contextmanager
-def asked_for(host: Host) -> Iterator[None]:
+class _Naming:
+    """`asked_for` as a class: it is entered several times for each job, and a generator would cost twice as much."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, ControllerError) and error.host not in (None, self._name):
+            raise error.about(self._name) from None
+
+
+def asked_for(host: Host) -> _Naming:
     """Errors in the block name the host as it was asked for: its connection may have been made under another name."""
-    try:
-        yield
-    except ControllerError as error:
-        if error.host is None or error.host == host.name:
-            raise
-        raise error.about(host.name) from None
+    return _Naming(host.name)
 
 
 async def prepare(host: Host, access: Access) -> Attempt[Connection]:

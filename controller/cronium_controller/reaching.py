@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -76,6 +76,29 @@ def _found(opening: "asyncio.Task[Reached]") -> Reached | None:
     return opening.result() if is_there else None
 
 
+class _Kept:
+    """`Reachable.kept` as a class: it is entered several times for each job, and a generator would cost twice as much.
+
+    `unused` is told when no caller is left.
+    """
+
+    __slots__ = ("_callers", "_key", "_unused")
+
+    def __init__(self, callers: Counter[_Key], key: _Key, unused: Callable[[_Key], object]) -> None:
+        self._callers = callers
+        self._key = key
+        self._unused = unused
+
+    def __enter__(self) -> None:
+        self._callers[self._key] += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._callers[self._key] -= 1
+        if not self._callers[self._key]:
+            del self._callers[self._key]
+            self._unused(self._key)
+
+
 class Reachable:
     """The hosts of one controller. An agent that nobody uses is left when its connection would be closed."""
 
@@ -122,18 +145,9 @@ class Reachable:
             self._connections.memory.note_call(host, None)
         return reached
 
-    @contextlib.contextmanager
-    def kept(self, host: Host, run_as: str | None = None) -> Iterator[None]:
+    def kept(self, host: Host, run_as: str | None = None) -> "_Kept":
         """Meanwhile the agent is not left, also while nobody converses with it."""
-        key = _key(host, run_as)
-        self._callers[key] += 1
-        try:
-            yield
-        finally:
-            self._callers[key] -= 1
-            if not self._callers[key]:
-                del self._callers[key]
-                self._sweep_when_due(key)
+        return _Kept(self._callers, _key(host, run_as), self._sweep_when_due)
 
     def is_reached(self, host: Host, run_as: str | None = None) -> bool:
         """Whether there is an agent, or one is on its way."""
