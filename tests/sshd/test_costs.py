@@ -2,7 +2,10 @@
 
 import asyncio
 import os
+import sys
+from collections import Counter
 from pathlib import Path
+from types import FrameType
 
 import asyncssh
 import pytest
@@ -13,6 +16,11 @@ from cronium_runner.wire import frames
 from cronium_runner.wire.frames import Kind
 from openssh import OpenSSHServer
 from remote_host import RemoteHost
+
+MOST_CALLS = 300
+"""Of functions of ours for one job: a tenth above what they are."""
+MOST_TIMERS = 4
+"""asyncssh's for packets that it might acknowledge, and none of ours."""
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 
@@ -59,6 +67,29 @@ async def test_a_job_of_a_new_controller_is_two_writes(shared: RemoteHost, monke
         await execution.result()
         await execution.wait_acknowledged()
     assert written == [[Kind.HELLO, Kind.SUBMIT], [Kind.ACKNOWLEDGE]]
+
+
+async def test_a_warm_job_calls_few_functions_here(shared: RemoteHost) -> None:
+    """Of ours, and timers of the event loop: its heap is sorted anew for each that is set and cancelled."""
+    counts: Counter[str] = Counter()
+
+    def count(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call":
+            name = frame.f_code.co_filename
+            counts["ours"] += "/cronium_controller/" in name or "/cronium_runner/" in name
+            counts["timers"] += frame.f_code is asyncio.TimerHandle.__init__.__code__
+
+    async with shared.controller() as controller:
+        job = Job(load(shared.script("true")))
+        for number in range(12):
+            if number == 2:
+                sys.setprofile(count)
+            execution = await controller.submit(shared.host, job)
+            await execution.result()
+            await execution.wait_acknowledged()
+        sys.setprofile(None)
+    assert 100 < counts["ours"] / 10 <= MOST_CALLS, counts
+    assert counts["timers"] / 10 <= MOST_TIMERS, counts
 
 
 async def test_a_payload_travels_once(shared: RemoteHost, tmp_path: Path) -> None:
