@@ -90,7 +90,7 @@ echo "cronium-run-as: runner $root/$folder/cronium-runner"
 
 
 class Archive(NamedTuple):
-    """The installed runner as one tar file in memory. `descriptor` is read from its start, and can't be written."""
+    """The installed runner as one nameless tar file. `descriptor` is read from its start, and can't be written."""
 
     descriptor: int
     sha256: str
@@ -132,9 +132,9 @@ def was_reached(printed: bytes) -> bool:
 
 def archive(own: bundle.Bundle, read_file: Callable[[str], bytes]) -> Archive:
     """Packs the bundle. The descriptor is the caller's to close. Raises OSError; RunnerError for a damaged bundle."""
-    descriptor = os.memfd_create("cronium-runner", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    writing, reading, is_sealable = _nameless_file()
     digest = sha256()
-    with os.fdopen(os.dup(descriptor), "wb") as file:
+    with os.fdopen(writing, "wb") as file:
 
         def put(piece: bytes) -> None:
             digest.update(piece)
@@ -151,9 +151,29 @@ def archive(own: bundle.Bundle, read_file: Callable[[str], bytes]) -> Archive:
         for path, target in own.links:
             put(ustar.link(path, target))
         put(ustar.END)
-    _seal(descriptor)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return Archive(descriptor, digest.hexdigest())
+    if is_sealable:
+        _seal(reading)
+    os.lseek(reading, 0, os.SEEK_SET)
+    return Archive(reading, digest.hexdigest())
+
+
+def _nameless_file() -> tuple[int, int, bool]:
+    """Two descriptors of one new file, to write and to read, and whether it can be sealed.
+
+    It is in memory, where the kernel has such files (3.17). Elsewhere it is on disk, and the second descriptor is for
+    reading only: the target, which gets it, can't open a file of ours for writing.
+    """
+    try:
+        writing = os.memfd_create("cronium-runner", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError:  # a container's filter of system calls may refuse it, too
+        import tempfile
+
+        writing, path = tempfile.mkstemp(prefix="cronium-runner-")
+        try:
+            return writing, os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), False
+        finally:
+            os.unlink(path)
+    return writing, os.dup(writing), True
 
 
 def _seal(descriptor: int) -> None:

@@ -85,7 +85,7 @@ class Orphans:
             is_ours = self._is_ours(pid)
             if is_ours and number:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, number) if held == -1 else signal.pidfd_send_signal(held, number)
+                    _send(pid, held, number)
             return is_ours
         finally:
             if held != -1:
@@ -114,6 +114,19 @@ class Orphans:
                 return False
             pid, parent = parent, int(fields[1])
         return False
+
+
+def _send(pid: int, held: int, number: int) -> None:
+    """Raises OSError. `held` is the process's descriptor, -1 without one."""
+    if held != -1:
+        try:
+            signal.pidfd_send_signal(held, number)
+            return
+        except ProcessLookupError:
+            raise
+        except OSError:  # a container's filter of system calls may allow the descriptor, and not this
+            pass
+    os.kill(pid, number)
 
 
 def _command(pid: int) -> bytes:

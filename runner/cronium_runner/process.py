@@ -154,6 +154,8 @@ def _spawn_script(argv: list[str], environment: Mapping[str, str], stdout: int, 
             setsigdef=_RESTORED_SIGNALS,
         )
     except OSError as error:
+        if error.errno == errno.EPERM:  # a container's filter may refuse clone3, and the C library tries no other way
+            return _fork_script(argv, environment, stdout, stderr, ())
         raise _not_executable(argv, environment, error.errno) from None
     except ValueError as error:
         raise NotExecutableError(f"cannot execute {argv[0]}: {error}") from None

@@ -1,6 +1,7 @@
 """What a dead supervisor has left: found by what marks it, and nobody else."""
 
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -39,6 +40,22 @@ def test_orphans_are_known_by_what_they_inherited_and_others_are_left_alone(slee
         assert orphan.wait(PATIENCE) == -signal.SIGKILL
     assert sleeper.poll() is None
     wait_until(lambda: not left.may_be_left(), "a look that finds nobody")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+@pytest.mark.parametrize("refused", ["os.pidfd_open", "signal.pidfd_send_signal"])
+def test_a_filter_of_system_calls_protects_nobody(
+    refused: str, number: int, sleeper: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(refused, refuse)
+    left = Orphans(f"CRONIUM_SOCKET={SOCKET}", None, None)
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, "CRONIUM_SOCKET": SOCKET}) as orphan:
+        wait_until(lambda: left.signal(signal.SIGKILL), "the orphan's environment")
+        assert orphan.wait(PATIENCE) == -signal.SIGKILL
+    assert sleeper.poll() is None
 
 
 def test_one_that_forks_and_ends_for_ever_is_caught(sleeper: "subprocess.Popen[bytes]") -> None:

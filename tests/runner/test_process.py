@@ -1,5 +1,6 @@
 """Starting real processes, and naming them so that a reused pid is never mistaken for the one that was meant."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -85,7 +86,15 @@ def test_what_cannot_be_executed_is_one_sentence_and_nothing_runs(program: str) 
     assert process.descendants(os.getpid()) == before
 
 
-def test_a_started_script_gets_exactly_what_it_was_given() -> None:
+@pytest.mark.parametrize("can_spawn", [True, False])
+def test_a_started_script_gets_exactly_what_it_was_given(can_spawn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a container whose filter of system calls refuses clone3, by which posix_spawn starts."""
+
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not can_spawn:
+        monkeypatch.setattr(os, "posix_spawn", refuse)
     readable, writable = os.pipe()
     argv = ["/bin/sh", "-c", 'echo "$1|$A|$(readlink /proc/self/fd/0)|$(ps -o sid= $$ | tr -d " ")"', "sh", "a b"]
     pid = process.start_script(

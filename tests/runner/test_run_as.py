@@ -1,5 +1,6 @@
 """`--run-as` without the binary, and its parts by themselves. With the binary: tests/frozen/test_run_as.py."""
 
+import errno
 import gzip
 import io
 import json
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,7 +151,18 @@ def test_the_right_answers_are_understood() -> None:
     assert not hand_over.was_reached(b"sudo: cronium-run-as: here, not at the start of a line")
 
 
-def test_the_archive_is_whole_and_cannot_be_written() -> None:
+@pytest.mark.parametrize(("has_memfd", "said"), [(True, "Operation not permitted"), (False, "Bad file descriptor")])
+def test_the_archive_is_whole_and_cannot_be_written(
+    has_memfd: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the kernel, or a container's filter, has no files in memory."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    if not has_memfd:
+        monkeypatch.setattr(os, "memfd_create", refuse)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     packed = hand_over.archive(BUNDLE, lambda _: b"abc")
     with os.fdopen(packed.descriptor, "rb") as file, tarfile.open(fileobj=file) as found:
         assert {entry.name: (entry.mode, entry.linkname) for entry in found} == {
@@ -157,8 +170,9 @@ def test_the_archive_is_whole_and_cannot_be_written() -> None:
             "contents": (0o600, ""),
             "helpers/bin/x": (0o777, "../client"),
         }
-        with pytest.raises(OSError, match="Operation not permitted"):
+        with pytest.raises(OSError, match=said):
             os.pwrite(packed.descriptor, b"x", 0)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_damaged_runner_of_ours_is_not_handed_over() -> None:
