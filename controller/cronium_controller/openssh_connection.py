@@ -23,7 +23,7 @@ from .openssh_command import settings_of
 from .openssh_master import Master, attempt_seconds, connect_seconds, open_master
 from .openssh_mux import Control, MasterGoneError, MuxError, SessionRequest
 from .pipe_channel import PipeChannel, PipeProcess
-from .sessions import Channel, Connection, Process, Session
+from .sessions import Channel, Connection, DataType, Process, Session
 from .ssh_library import asyncssh
 from .transport import Attempt, Route
 
@@ -32,6 +32,8 @@ _SIGNALLED: Final = 255
 _TAKEN_SECONDS: Final = 5.0
 """For a master to take what was written to a command before the command is let go of."""
 _TAKEN_PAUSE: Final = 0.005
+_PROBE_SECONDS: Final = 15.0
+"""For a command that does nothing."""
 _INT: Final = struct.Struct("i")
 
 
@@ -44,9 +46,13 @@ class OpenSSHConnection(Connection):
     def __init__(self, host: Host, master: Master) -> None:
         super().__init__(host)
         self.master = master
-        self._channels: set[PipeChannel] = set()
+        self.channels: set[PipeChannel] = set()
         self._forwardings: list[_Forwarding] = []
         self._is_closed = False
+        self.runs_commands = False
+        """Whether a session has shown that the server runs commands: it has said something, or had an exit status."""
+        self._probing: asyncio.Task[None] | None = None
+        self._probe: PipeProcess | None = None
 
     @property
     def server(self) -> dict[str, Any] | None:
@@ -75,8 +81,8 @@ class OpenSSHConnection(Connection):
     async def _started(self, session: Session, command: str) -> "_MuxChannel":
         if self.is_closed():
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "the connection is closed")
-        channel = _MuxChannel(session, self._channels.discard, self.master)
-        self._channels.add(channel)
+        channel = _MuxChannel(session, self)
+        self.channels.add(channel)
         try:
             await channel.start(command)
         except MasterGoneError:
@@ -90,6 +96,25 @@ class OpenSSHConnection(Connection):
             channel.abort()
             raise
         return channel
+
+    async def runs(self, ended: "_MuxChannel") -> bool:
+        """Whether the server runs commands, asked once a first session has ended without a word or a status.
+
+        That is what a refused command looks like, as well as one that a signal has ended.
+        """
+        if ended.session is self._probe:
+            return True
+        if self._probing is None:
+            self._probing = asyncio.ensure_future(self._run_probe())
+        await asyncio.shield(self._probing)
+        return self.runs_commands
+
+    async def _run_probe(self) -> None:
+        self._probe = PipeProcess()
+        with contextlib.suppress(asyncssh.Error, OSError, TimeoutError):
+            async with asyncio.timeout(_PROBE_SECONDS):
+                await self._started(self._probe, "exit 0")
+                await self._probe.wait()
 
     async def forward(self, listen: str, port: int | None, answering: Callable[[], asyncio.Protocol]) -> int:
         """Has the host listen at a socket's path or a port, for a socket here that only this account can connect to.
@@ -120,19 +145,19 @@ class OpenSSHConnection(Connection):
         self._is_closed = True
         self.master.end()
         self._end_forwardings()
-        for channel in list(self._channels):
+        for channel in list(self.channels):
             channel.abort()
 
     async def close(self) -> None:
         """Ends the connection, or lets go of one that persists; executions on the host go on."""
         self._is_closed = True
-        for channel in list(self._channels):
+        for channel in list(self.channels):
             channel.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TAKEN_SECONDS):
-                while self._channels:
+                while self.channels:
                     await asyncio.sleep(_TAKEN_PAUSE)
-        for channel in list(self._channels):
+        for channel in list(self.channels):
             channel.abort()
         for forwarding in self._forwardings if self.master.persist else ():
             self.master.watch.cancel_forward(forwarding.listen, forwarding.port, forwarding.path)
@@ -190,13 +215,15 @@ class _Accepted(asyncio.Protocol):
 class _MuxChannel(PipeChannel):
     """A session of a master."""
 
-    def __init__(self, session: Session, forget: Callable[[PipeChannel], None], master: Master) -> None:
-        super().__init__(session, forget)
-        self._master = master
+    def __init__(self, session: Session, connection: OpenSSHConnection) -> None:
+        super().__init__(session, connection.channels.discard)
+        self._connection = connection
+        self._master = connection.master
         self._control: Control | None = None
         self._is_started = False
         self._told_status: int | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._explaining: asyncio.Task[None] | None = None
         self._untaken: int | None = None
         """A descriptor that tells how much of the input the master has yet to take, once the input has ended."""
 
@@ -281,7 +308,12 @@ class _MuxChannel(PipeChannel):
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
+    def _hear(self, data: bytes, datatype: DataType) -> None:
+        self._connection.runs_commands = True
+        super()._hear(data, datatype)
+
     def _note_status(self, status: int) -> None:
+        self._connection.runs_commands = True
         self._told_status = status
 
     def _note_control_end(self, _: Any) -> None:
@@ -290,13 +322,18 @@ class _MuxChannel(PipeChannel):
         if self._told_status is not None:
             self._note_exit(self._told_status)
         else:
-            self._ending = asyncio.ensure_future(self._note_unexplained_end())
+            self._explaining = asyncio.ensure_future(self._note_unexplained_end())
 
     async def _note_unexplained_end(self) -> None:
         """A session that ended without an exit status: by a signal, or with its connection."""
         is_alive = await self._master.is_alive()
-        self._ending = None
-        self._note_exit(_SIGNALLED if is_alive and not self._master.is_gone else None)
+        if not is_alive or self._master.is_gone:
+            self._note_exit(None)
+        elif not self._connection.runs_commands and not await self._connection.runs(self):
+            sentence = "the server refuses to run it"
+            self._note_exit(None, asyncssh.ChannelOpenError(asyncssh.OPEN_REQUEST_SESSION_FAILED, sentence))
+        else:
+            self._note_exit(_SIGNALLED)
 
 
 def _close(control: Control, opening: "asyncio.Task[None]") -> None:

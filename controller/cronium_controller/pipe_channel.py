@@ -16,13 +16,14 @@ class PipeChannel(abc.ABC):
     """A command's pipes and its end, which is when its exit is known and both outputs have ended."""
 
     def __init__(self, session: Session, forget: Callable[["PipeChannel"], None]) -> None:
-        self._session = session
+        self.session = session
         self._forget = forget
         self._input: asyncio.WriteTransport | None = None
         self._outputs: list[asyncio.ReadTransport] = []
         self._open_outputs = 0
         self._has_exited = False
         self._status: int | None = None
+        self._error: Exception | None = None
         self._is_over = False
 
     async def start(self, command: str) -> None:
@@ -32,8 +33,8 @@ class PipeChannel(abc.ABC):
             stdout = await self._make_output(theirs, None)
             stderr = await self._make_output(theirs, STDERR_TYPE)
             await self._begin(command, stdin, stdout, stderr)
-        self._session.connection_made(self)
-        self._session.session_started()
+        self.session.connection_made(self)
+        self.session.session_started()
 
     @abc.abstractmethod
     async def _begin(self, command: str, stdin: int, stdout: int, stderr: int) -> None:
@@ -47,7 +48,7 @@ class PipeChannel(abc.ABC):
         theirs.callback(os.close, reading)
         pipe = os.fdopen(writing, "wb", 0)
         loop = asyncio.get_running_loop()
-        self._input, _ = await loop.connect_write_pipe(lambda: _Input(self._session, self._note_input_end), pipe)
+        self._input, _ = await loop.connect_write_pipe(lambda: _Input(self.session, self._note_input_end), pipe)
         return reading
 
     async def _make_output(self, theirs: contextlib.ExitStack, datatype: int | None) -> int:
@@ -56,7 +57,7 @@ class PipeChannel(abc.ABC):
         pipe = os.fdopen(reading, "rb", 0)
         loop = asyncio.get_running_loop()
         output, _ = await loop.connect_read_pipe(
-            lambda: _Output(lambda data: self._session.data_received(data, datatype), self._note_output_end), pipe
+            lambda: _Output(lambda data: self._hear(data, datatype), self._note_output_end), pipe
         )
         self._outputs.append(output)
         self._open_outputs += 1
@@ -101,7 +102,7 @@ class PipeChannel(abc.ABC):
             self._input.close()
         for output in self._outputs:
             output.close()
-        asyncio.get_running_loop().call_soon(self._session.connection_lost, None)
+        asyncio.get_running_loop().call_soon(self.session.connection_lost, None)
 
     def abort(self) -> None:
         """Ends them, whatever has not been read."""
@@ -115,6 +116,9 @@ class PipeChannel(abc.ABC):
 
     # -- what happens ------------------------------------------------------------------------------------------------
 
+    def _hear(self, data: bytes, datatype: DataType) -> None:
+        self.session.data_received(data, datatype)
+
     def _note_input_end(self) -> None:
         if self._is_over:
             self._end()
@@ -123,12 +127,13 @@ class PipeChannel(abc.ABC):
         self._open_outputs -= 1
         self._end_if_over()
 
-    def _note_exit(self, status: int | None) -> None:
-        """The command has ended; None: without an exit status."""
+    def _note_exit(self, status: int | None, error: Exception | None = None) -> None:
+        """The command has ended; None: without an exit status, for the reason `error` where it is known."""
         self._has_exited = True
         self._status = status
+        self._error = error
         if not self._is_over and status is not None:
-            self._session.exit_status_received(status)
+            self.session.exit_status_received(status)
         self._end_if_over()
 
     def _end_if_over(self) -> None:
@@ -138,7 +143,7 @@ class PipeChannel(abc.ABC):
         self._is_over = True
         self._drop_input()
         self._end()
-        self._session.connection_lost(None)
+        self.session.connection_lost(self._error)
 
     def _drop_input(self) -> None:
         """Ends it with what was not read; asyncio takes it amiss when one is ended that is about to be closed."""

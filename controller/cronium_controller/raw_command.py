@@ -115,6 +115,8 @@ class RunningCommand(Session):
         self.stdout = bytearray()
         self.stderr = bytearray()
         self.is_truncated = False
+        self.host: str | None = None
+        """The host's name, for errors."""
         self._most = most
         self.is_open = False
         self._passing = None if output is None else _Passing(output)
@@ -171,9 +173,14 @@ class RunningCommand(Session):
         return True
 
     async def completed(self) -> Completed:
-        """How it ended, as far as is known, when all output has been heard. Raises what `output` raises."""
+        """How it ended, as far as is known, when all output has been heard. Raises what `output` raises.
+
+        And UnreachableError when it turns out that the server has refused to start it.
+        """
         if self._passing is not None:
             await self._passing.wait()
+        if self._error is not None and isinstance(self._error, asyncssh.ChannelOpenError):
+            raise _runs_nothing(self.host)
         return Completed(self._status, bytes(self.stdout), bytes(self.stderr), truncated=self.is_truncated)
 
     def close(self) -> None:
@@ -191,20 +198,23 @@ async def start(
     when the server has no room for another session, UnreachableError when nobody can tell whether it was started.
     """
     running = RunningCommand(output, most=most)
+    running.host = connection.host.name
     try:
         async with asyncio.timeout(timeout):
             await connection.create_session(lambda: running, text)
     except asyncssh.ChannelOpenError as error:
         if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED:
-            raise UnreachableError(
-                "host.unreachable", "the server opens a session but runs no commands", host=connection.host.name
-            ) from None
+            raise _runs_nothing(connection.host.name) from None
         raise
     except (TimeoutError, asyncssh.Error, OSError) as error:
         if not running.is_open:
             raise NotStartedError(reason(error)) from None
         raise dropped(connection, reason(error)) from None
     return running
+
+
+def _runs_nothing(host: str | None) -> UnreachableError:
+    return UnreachableError("host.unreachable", "the server opens a session but runs no commands", host=host)
 
 
 def dropped(connection: Connection, why: str) -> UnreachableError:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import asyncssh
 import pytest
 
 from cronium_controller.access import Access
@@ -76,6 +77,30 @@ async def test_streams_and_ends(connected: Connection) -> None:
 
     ended, _ = await asyncio.gather(process.wait(), write())
     assert (ended.stdout, ended.exit_status) == (bytes(3_000_000), 3)
+
+
+class _Appliance(asyncssh.SSHServer):
+    """Lets everybody in, and runs nothing."""
+
+    def begin_auth(self, username: str) -> bool:
+        return False
+
+    def session_requested(self) -> asyncssh.SSHServerSession[bytes]:
+        return asyncssh.SSHServerSession()
+
+
+@pytest.mark.parametrize("kind", [SSH, OPENSSH])
+async def test_a_server_that_runs_no_commands_is_told(kind: str, tmp_path: Path) -> None:
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    listening = await asyncssh.listen("127.0.0.1", 0, server_host_keys=[key], server_factory=_Appliance)
+    host = parse_host(f"127.0.0.1:{listening.get_port()}")
+    access = Access(known_hosts=str(tmp_path / "known_hosts"), attempts=1, connection=kind)
+    async with SSHClient(SSHConfig.from_host(host), access=access) as client:
+        result = await client.run_async("echo hi")
+    assert (result.success, result.error_code) == (False, "host.unreachable")
+    assert "the server opens a session but runs no commands" in str(result.error)
+    listening.close()
+    await listening.wait_closed()
 
 
 async def test_a_signal_is_no_success(connected: Connection) -> None:
