@@ -5,6 +5,7 @@ import logging
 import os
 import pty
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncssh
@@ -14,8 +15,10 @@ import preloaded
 from cronium_controller import show
 from cronium_controller.api.logs import JsonLines
 from cronium_controller.errors import ControllerError, UnreachableError, reason
+from cronium_controller.inbox import Piece
 from cronium_controller.lines import without_bars
 from cronium_controller.widths import aligned
+from cronium_runner.wire.names import STDOUT
 from cronium_runner.wire.results import Outcome, Result
 from preloaded import Preloaded
 
@@ -74,6 +77,26 @@ def test_no_output_looks_like_the_bar_of_a_fold() -> None:
         without_bars(bar + b"\nweb02 (1)\n" + bar + b" \r\n--\n") == b" " + bar + b"\nweb02 (1)\n " + bar + b" \r\n--\n"
     )
     assert without_bars(b"x " + bar + b"\n") == b"x " + bar + b"\n"
+
+
+class Ended:
+    """An execution of one host that has printed EVIL."""
+
+    id, host, is_left = "e", "web01", False
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        yield Piece(STDOUT, 0, EVIL.encode())
+
+    async def result(self) -> Result:
+        return Result("e", Outcome.SUCCEEDED, exit_code=0)
+
+
+async def test_the_output_of_one_script_is_exact_on_a_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "isatty", lambda _: True)
+    assert await show.follow(Ended(), as_json=False) == 0  # type: ignore[arg-type]
+    assert capfd.readouterr().out == EVIL
 
 
 # -- of several hosts --------------------------------------------------------------------------------------------------

@@ -247,6 +247,11 @@ WORDS = [
 ]
 
 
+def test_what_ssh_says_of_a_connection_is_clean() -> None:
+    said = b"debug\nFailed to add the host to the list of known hosts (/a\x1b[2J).\r\n"
+    assert openssh_words.warnings(said) == [r"Failed to add the host to the list of known hosts (/a\x1b[2J)."]
+
+
 @pytest.mark.parametrize(("said", "kind", "shown"), WORDS)
 def test_what_ssh_says_is_one_error(said: str, kind: type[ControllerError], shown: str) -> None:
     error = openssh_words.failure(said.encode(), Host("web01", "web01"))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from cronium_controller import sftp, shell_command
 from cronium_controller.connection import open_connection
 from cronium_controller.errors import LoginShellError, UnreachableError
 from cronium_controller.hosts import LOCAL_HOST
@@ -101,3 +102,24 @@ async def test_a_command_that_took_too_long_is_let_go_of(monkeypatch: pytest.Mon
         await connection.run("exec sleep 1", timeout=0.01)
     assert len(closed) == 1
     await connection.close()
+
+
+async def test_a_server_that_opens_no_session_for_a_copy_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def mute(_opening: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(sftp, "ANSWER_SECONDS", 0.1)
+    connection = LocalConnection(LOCAL_HOST)
+    monkeypatch.setattr(connection, "open_session", mute)
+    with pytest.raises(UnreachableError, match="has not answered"):
+        await asyncio.wait_for(shell_command.run(connection, "true", "path", lambda _: None), PATIENCE)
+    await connection.close()
+
+
+async def test_of_the_errors_of_a_copy_only_the_end_is_kept() -> None:
+    heard = shell_command._Heard(LocalConnection(LOCAL_HOST), lambda _: None, 1.0)
+    for _ in range(100):
+        heard.data_received(b"x" * 1000, STDERR_TYPE)
+    heard.data_received(b"\nno \x1b[2Jspace\n", STDERR_TYPE)
+    assert len(heard._words) <= 4096
+    assert heard.last_words == r"no \x1b[2Jspace"

@@ -2,9 +2,13 @@
 
 import json
 
+import pytest
+
+from cronium_runner import cli_show
 from cronium_runner.errors import RunnerError
 from cronium_runner.wire import exactjson, frames
 from cronium_runner.wire.frames import Kind
+from cronium_runner.wire.results import Result
 from cronium_runner.wire.text import clean_values, is_clean_json
 from runner_process import Host
 
@@ -47,6 +51,17 @@ def test_json_has_the_exact_text_and_nothing_to_obey(host: Host) -> None:
 def test_an_error_is_one_line_whatever_is_put_into_it() -> None:
     assert RunnerError("run_as.refused", EVIL).message == str(RunnerError("run_as.refused", EVIL)) == SHOWN
     assert len(RunnerError("run_as.refused", "x" * 100_000).message) == 2000
+
+
+def test_a_sentence_of_ours_is_one_clean_line(capsys: pytest.CaptureFixture[str]) -> None:
+    cli_show.say(EVIL)
+    assert capsys.readouterr().err == f"cronium-runner: {SHOWN}\n"
+
+
+def test_a_result_tells_clean_and_short_text() -> None:
+    for long, shown in ((EVIL, SHOWN), ("x" * 100_000, f"{'x' * 1999}…")):
+        told = Result.from_json({"executionId": "e", "state": "failed", "error": {"code": "x", "message": long}})
+        assert told.error_message == shown
 
 
 def test_what_a_frame_tells_is_cleaned_but_for_values() -> None:

@@ -23,6 +23,7 @@ from cronium_runner.jobdir import StateDirectory
 from cronium_runner.submission import Archive, Folder, Script, Source, Submission, from_frame, to_frame
 from cronium_runner.wire import codes, frames
 from cronium_runner.wire.access import Access
+from cronium_runner.wire.collection import REPORT
 from cronium_runner.wire.limits import Limits
 from runner_process import PATIENCE, Host
 
@@ -351,3 +352,7 @@ def test_a_target_fills_no_memory_of_who_asks(monkeypatch: pytest.MonkeyPatch) -
         Endless, "expect", lambda *_: frames.Frame(frames.Kind.STATUS, 1, b'{"executions": [{"s": "\\u001b"}]}')
     )
     assert as_other.statuses(target) == [{"s": "\\x1b"}], "nothing that a terminal obeys"
+    report: dict[str, object] = {key: kind() for key, kind in REPORT.items()} | {"failed": {"x\x1b": "\x1b[2J"}}
+    answer = json.dumps({"collection": report}).encode()
+    monkeypatch.setattr(Endless, "expect", lambda *_: frames.Frame(frames.Kind.STATUS, 1, answer))
+    assert as_other.collect(target, {})["failed"] == {r"x\x1b": r"\x1b[2J"}

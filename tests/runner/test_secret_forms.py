@@ -219,6 +219,8 @@ def test_the_forms_of_long_secrets_are_bounded() -> None:
     assert units([lines]) <= 400_000
     many = ["\n".join(f"{number:04x}{line:028x}-some-line" for line in range(500)) for number in range(8)]
     assert units(list(many)) <= 64 * 1024 * 8 + sum(map(len, many)) * 4 + 8 * 600
+    anchors = [len(form.anchors) for form in secret_forms.forms([SPECIAL, "<'/&>" * 8])]
+    assert max(anchors) <= secret_forms.MAX_CHOICES, "of which each is searched for"
     assert units([lines.replace("\n", " ")[:5000]]) <= 5000 * 4 + 10, "as it is, and in base64"
     assert len(secret_forms.forms(["".join(f"{number:07d}" for number in range(40_000))])) <= 20, "280 KB: as it is"
 

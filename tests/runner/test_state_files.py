@@ -61,11 +61,26 @@ def two_ended(host: Host) -> None:
 @pytest.mark.parametrize("harm", HARM)
 def test_reading_what_is_no_small_file_raises(tmp_path: Path, harm: Harm) -> None:
     harm(tmp_path / "file")
+    opened = os.listdir("/proc/self/fd")
     with pytest.raises(StateDamagedError, match=str(tmp_path / "file")) as caught:
         read_file(str(tmp_path / "file"), 1000)
+    assert os.listdir("/proc/self/fd") == opened
     assert caught.value.code == "state.damaged"
     if harm is as_gigabyte:
         assert f"has {GIGABYTE} bytes" in caught.value.message, "its size is looked at, and nothing of it read"
+
+
+def test_a_file_that_grows_while_it_is_read_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(bytes(20_000))
+    looked = os.fstat
+
+    def before(opened: int) -> os.stat_result:
+        found = looked(opened)
+        return os.stat_result((*found[:6], 0, *found[7:10]))
+
+    monkeypatch.setattr(os, "fstat", before)
+    with pytest.raises(StateDamagedError, match="more than the 10000 bytes"):
+        read_file(str(tmp_path / "file"), 10_000)
 
 
 @pytest.mark.parametrize("harm", HARM[:3])

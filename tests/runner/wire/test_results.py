@@ -94,6 +94,17 @@ def test_secrets_in_summary_and_progress_are_hidden() -> None:
         assert (hidden.summary, hidden.progress) == ("***", {"percent": 5, "text": "***"})
 
 
+def test_no_path_of_what_is_hidden_tells_a_secret_or_fills_a_frame() -> None:
+    def holds(text: str) -> bool:
+        return "hunter22" in text
+
+    told = Result("e", Outcome.SUCCEEDED, output={"k": [0, "hunter22"]}, variables={"hunter22-x": "a", "b": "c"})
+    assert masks.paths_of(told.to_json(), holds, lambda _name: True) == ["variables.b", "output.k.1", "variables"]
+    many = told._replace(output=["hunter22"] * 5000, variables={})
+    assert masks.paths_of(many.to_json(), holds, lambda _name: False) == ["output"]
+    assert many._replace(masked=("output",)).hidden().output == "***"
+
+
 def test_why_another_mode_was_not_taken_comes_back() -> None:
     result = Result("e", Outcome.SUCCEEDED, fallback_code="tunnel.refused", fallback_message="not here")
     assert result.to_json()["fallback"] == {"code": "tunnel.refused", "message": "not here"}
