@@ -134,6 +134,31 @@ def test_a_private_group_is_what_the_runner_takes_for_one(
     assert safe_path.is_private_group(1000, 1000) == expected
 
 
+@pytest.mark.parametrize(
+    ("uid", "gid", "mode", "why"),
+    [
+        (1000, 1000, 0o100600, None),
+        (1000, 1000, 0o100664, None),
+        (0, 0, 0o100644, None),
+        (1001, 1000, 0o100600, "another user (uid 1001)"),
+        (1000, 1000, 0o100602, "by every user (mode 0602)"),
+        (1000, 1001, 0o100660, "by group 1001 (mode 0660)"),
+        (0, 0, 0o100664, "by group 0 (mode 0664)"),
+    ],
+)
+def test_who_could_have_written_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, gid: int, mode: int, why: str | None
+) -> None:
+    (tmp_path / "passwd").write_text(ACCOUNTS)
+    (tmp_path / "group").write_text("root:x:0:\nme:x:1000:\nother:x:1001:\n")
+    monkeypatch.setattr(own_files, "ACCOUNTS_FILE", str(tmp_path / "passwd"))
+    monkeypatch.setattr(own_files, "GROUPS_FILE", str(tmp_path / "group"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: pwd.struct_passwd(("me", "x", 1000, 1000, "", "/", "/bin/sh")))
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    told = own_files.stranger(os.stat_result((mode, 0, 0, 1, uid, gid, 0, 0, 0, 0)))
+    assert told is None if why is None else told is not None and why in told
+
+
 def test_a_group_of_no_account_or_no_file_is_not_private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As in a container with any uid: its group is private where a file says so, and not where none does."""
     for name, content in (("passwd", "root:x:0:0\n"), ("group", "made:x:1000:\n")):

@@ -103,6 +103,16 @@ def test_no_path_of_what_is_hidden_tells_a_secret_or_fills_a_frame() -> None:
     many = told._replace(output=["hunter22"] * 5000, variables={})
     assert masks.paths_of(many.to_json(), holds, lambda _name: False) == ["output"]
     assert many._replace(masked=("output",)).hidden().output == "***"
+    assert told._replace(masked=("variables",)).hidden().variables == {"***": "***"}
+
+
+def test_what_a_record_calls_hidden_may_be_anything() -> None:
+    """It is the host's, and may have been tampered with."""
+    for masked in (5, "output", {"output": 1}, [], None):
+        assert masks.hidden({"masked": masked, "output": "x"})["output"] == "x"
+    assert masks.hidden({"masked": [5, ["output"], "output"], "output": "x"})["output"] == "***"
+    for result in (None, "masked", ["masked"]):
+        assert masks.hidden_status({"result": result}) == {"result": result}
 
 
 def test_why_another_mode_was_not_taken_comes_back() -> None:
