@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,10 @@ from cronium_controller.job import Job
 from cronium_controller.patience import LONGEST_TIMEOUT, Deadline, Patience, remaining_in
 from cronium_controller.payloads import load
 from cronium_controller.store import Store
-from cronium_runner.wire import exactjson
+from cronium_runner.wire import exactjson, frames
 from cronium_runner.wire.codes import CODES
-from cronium_runner.wire.frames import CREDIT
+from cronium_runner.wire.frames import CREDIT, Kind
+from cronium_runner.wire.names import STDOUT
 from cronium_runner.wire.results import Outcome, Result
 from hostile_agent import HostileAgent
 from peak_memory import MIB, peak_memory
@@ -243,6 +245,42 @@ def test_credit_holds_behind_sshd_while_nobody_reads(remote: RemoteHost, tmp_pat
     assert b"cronium attach ignores-credit" in errors
     assert b"controller.internal" not in errors
     assert peak.bytes < 110 * MIB
+
+
+async def test_nothing_behind_the_end_of_a_channel_is_looked_at() -> None:
+    """What was on its way, and what came in the same piece as the frame that ended it."""
+    hello = frames.encode_json(Kind.HELLO, 0, {"protocol": [1, 1]})
+    output = frames.encode_data(1, STDOUT, 0, b"late")
+    for ending in (None, frames.encode_json(Kind.ERROR, 0, {"code": "x", "message": "gone"})):
+        channel = AgentChannel("web01")
+        channel.hear(frames.MAGIC + hello)
+        conversation = channel.converse((0, 0))
+        if ending is None:
+            channel.lose("gone")
+            channel.hear(output)
+        else:
+            channel.hear(ending + output)
+        assert channel.lost is not None
+        assert conversation.waiting() is None
+        channel.hear_stderr(b"x" * 100_000)
+        assert len(channel.printed()) <= 4096
+
+
+async def test_a_second_greeting_and_pings_change_nothing() -> None:
+    channel = AgentChannel("web01")
+    sent: list[bytes] = []
+    channel._ssh = SimpleNamespace(write=sent.append)  # type: ignore[assignment]
+    for runner in ("0.2.0", "9.9"):
+        greeting = frames.encode_json(Kind.HELLO, 0, {"runner": runner, "knows": ["gc", 7]})
+        channel.hear(greeting if channel.agent else frames.MAGIC + greeting)
+    assert channel.agent == {"runner": "0.2.0", "knows": ["gc"]}
+    channel.hear(frames.encode(Kind.PING, 0, b"x" * 1000))
+    channel.pause_writing()
+    channel.hear(frames.encode(Kind.PING, 0, b"never answered"))
+    await asyncio.sleep(0)
+    assert sent == [frames.encode(Kind.PONG, 0, b"x" * 16)]
+    channel.hear(frames.encode_data(77, STDOUT, 0, b"of no conversation"))
+    assert channel.lost is None
 
 
 class Clock(asyncio.SelectorEventLoop):
