@@ -12,12 +12,14 @@ import asyncssh
 import pytest
 
 import preloaded
-from cronium_controller import show
+from cronium_controller import asking, show
 from cronium_controller.api.logs import JsonLines
 from cronium_controller.errors import ControllerError, UnreachableError, reason
 from cronium_controller.inbox import Piece
 from cronium_controller.lines import without_bars
+from cronium_controller.patience import Patience
 from cronium_controller.widths import aligned
+from cronium_runner.wire.frames import Frame, Kind
 from cronium_runner.wire.names import STDOUT
 from cronium_runner.wire.results import Outcome, Result
 from preloaded import Preloaded
@@ -77,6 +79,35 @@ def test_no_output_looks_like_the_bar_of_a_fold() -> None:
         without_bars(bar + b"\nweb02 (1)\n" + bar + b" \r\n--\n") == b" " + bar + b"\nweb02 (1)\n " + bar + b" \r\n--\n"
     )
     assert without_bars(b"x " + bar + b"\n") == b"x " + bar + b"\n"
+
+
+class Telling:
+    """An agent whose one execution has a text of EVIL wherever a text may be."""
+
+    host_name, patience = "web01", Patience()
+
+    def converse(self) -> "Telling":
+        return self
+
+    def send(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    async def receive(self) -> Frame:
+        size = {"bytes": 1}
+        one = {"executionId": EVIL, "state": EVIL, "claimedAt": EVIL, "stdout": size, "stderr": size}
+        told = {"executions": [{**one, "result": None, "error": {"code": EVIL, "message": EVIL}}]}
+        return Frame(Kind.STATUS, 1, json.dumps(told).encode())
+
+
+async def test_the_executions_of_a_host_are_a_line_each(capfd: pytest.CaptureFixture[str]) -> None:
+    found = await asking.statuses(Telling())  # type: ignore[arg-type]
+    show.print_executions(found, has_head=False)
+    show.print_status(found[0], "web01")
+    printed = capfd.readouterr()
+    assert is_harmless((printed.out + printed.err).encode())
+    assert printed.out.count("\n") == 2
+    assert printed.out.startswith(SHOWN)
 
 
 class Ended:

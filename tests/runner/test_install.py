@@ -148,7 +148,7 @@ def test_placing_a_bundle_is_whole_or_not_at_all(tmp_path: Path) -> None:
     assert bundle.read(os.path.join(goal, bundle.CONTENTS)).text == wanted.text
 
 
-@pytest.mark.parametrize("damage", ["missing", "shorter", "mode", "link"])
+@pytest.mark.parametrize("damage", ["missing", "shorter", "mode", "link", "contents"])
 def test_a_damaged_bundle_is_noticed_and_replaced(damage: str, tmp_path: Path) -> None:
     files = {"a": b"one"}
     wanted = bundle_of(files)
@@ -156,6 +156,8 @@ def test_a_damaged_bundle_is_noticed_and_replaced(damage: str, tmp_path: Path) -
     bundle.place(wanted, str(goal), files.__getitem__)
     if damage == "missing":
         (goal / "a").unlink()
+    elif damage == "contents":
+        (goal / bundle.CONTENTS).unlink()
     elif damage == "shorter":
         (goal / "a").write_bytes(b"on")
     elif damage == "mode":
@@ -166,6 +168,21 @@ def test_a_damaged_bundle_is_noticed_and_replaced(damage: str, tmp_path: Path) -
     bundle.place(wanted, str(goal), files.__getitem__)
     assert wanted.damage(str(goal), lambda _: False) is None
     assert os.listdir(tmp_path) == [wanted.folder]
+
+
+def test_a_file_of_another_time_than_the_list_is_compared(tmp_path: Path) -> None:
+    """Also in a copy of the form that wrote the list of contents last."""
+    files = {"a": b"one"}
+    wanted = bundle_of(files)
+    goal = tmp_path / wanted.folder
+    bundle.place(wanted, str(goal), files.__getitem__)
+    listed = (goal / bundle.CONTENTS).stat()
+    os.utime(goal / "a", ns=(0, 0))
+    os.utime(goal / bundle.CONTENTS, ns=(listed.st_atime_ns, listed.st_mtime_ns))
+    assert wanted.damage(str(goal), lambda _: False) == "a"
+    assert wanted.damage(str(goal), lambda _: True) is None
+    assert wanted.damage(str(goal), lambda _: False) is None, "noted as it was built"
+    assert wanted.damage(str(goal), lambda _: False, thorough=True) == "a"
 
 
 def test_the_one_file_start_stays_light() -> None:

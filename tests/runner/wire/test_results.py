@@ -100,6 +100,8 @@ def test_no_path_of_what_is_hidden_tells_a_secret_or_fills_a_frame() -> None:
 
     told = Result("e", Outcome.SUCCEEDED, output={"k": [0, "hunter22"]}, variables={"hunter22-x": "a", "b": "c"})
     assert masks.paths_of(told.to_json(), holds, lambda _name: True) == ["variables.b", "output.k.1", "variables"]
+    pin = told._replace(output={"pin": 12345678}, variables={})
+    assert masks.paths_of(pin.to_json(), lambda text: "12345678" in text, lambda _name: False) == ["output.pin"]
     many = told._replace(output=["hunter22"] * 5000, variables={})
     assert masks.paths_of(many.to_json(), holds, lambda _name: False) == ["output"]
     assert many._replace(masked=("output",)).hidden().output == "***"
