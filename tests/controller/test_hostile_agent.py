@@ -260,16 +260,35 @@ async def test_nothing_behind_the_end_of_a_channel_is_looked_at() -> None:
             channel.hear(output)
         else:
             channel.hear(ending + output)
-        assert channel.lost is not None
-        assert conversation.waiting() is None
+        with pytest.raises(ControllerError):  # and no output before that
+            await conversation.receive()
         channel.hear_stderr(b"x" * 100_000)
         assert len(channel.printed()) <= 4096
+
+
+async def test_what_comes_in_place_of_a_greeting_is_bounded() -> None:
+    for hear in (AgentChannel.hear, AgentChannel.hear_stderr):
+        channel = AgentChannel("web01")
+        is_lost = []
+        for size in (frames.MAX_BEFORE_MAGIC - 1, 100):
+            hear(channel, b"x" * size)
+            is_lost.append(channel.lost is not None)
+            assert len(channel.printed()) <= 4096
+        assert is_lost == [False, True]
+
+
+async def test_a_breach_of_the_protocol_has_a_code_of_its_own() -> None:
+    channel = AgentChannel("web01")
+    channel.hear(frames.MAGIC + frames.encode_json(Kind.HELLO, 0, {}))
+    channel.converse((0, 0))
+    channel.hear(frames.encode_data(1, 3, 0, b"x"))
+    assert channel.lost_code == "channel.protocol"
 
 
 async def test_a_second_greeting_and_pings_change_nothing() -> None:
     channel = AgentChannel("web01")
     sent: list[bytes] = []
-    channel._ssh = SimpleNamespace(write=sent.append)  # type: ignore[assignment]
+    channel._ssh = SimpleNamespace(write=sent.append)
     for runner in ("0.2.0", "9.9"):
         greeting = frames.encode_json(Kind.HELLO, 0, {"runner": runner, "knows": ["gc", 7]})
         channel.hear(greeting if channel.agent else frames.MAGIC + greeting)

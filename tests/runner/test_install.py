@@ -185,6 +185,18 @@ def test_a_file_of_another_time_than_the_list_is_compared(tmp_path: Path) -> Non
     assert wanted.damage(str(goal), lambda _: False, thorough=True) == "a"
 
 
+def test_a_file_whose_time_was_set_back_is_compared(tmp_path: Path) -> None:
+    wanted = bundle_of({"a": b"one"})
+    goal = tmp_path / wanted.folder
+    bundle.place(wanted, str(goal), {"a": b"one"}.__getitem__)
+    listed = (goal / bundle.CONTENTS).stat()
+    (goal / "a").write_bytes(b"two")
+    while (goal / "a").stat().st_ctime_ns <= listed.st_ctime_ns:  # of one tick of the kernel's clock
+        os.utime(goal / "a")
+    os.utime(goal / "a", ns=(listed.st_atime_ns, listed.st_mtime_ns))
+    assert wanted.damage(str(goal), lambda path: (goal / path).read_bytes() == b"one") == "a"
+
+
 def test_the_one_file_start_stays_light() -> None:
     """What the carrier imports is paid at every one-file start: nothing that PyInstaller's own start hasn't loaded."""
     program = "import sys, os, zlib, pwd; before = set(sys.modules)\n"
