@@ -71,6 +71,16 @@ def test_version_of_a_whole_binary_imports_little(tmp_path: Path) -> None:
     assert damaged.stderr.endswith("[install.damaged]\n")
 
 
+def test_default_names_are_masked_without_an_expression() -> None:
+    program = (
+        "from cronium_runner.wire import masks\n"
+        "assert masks.masked_names(['PATH', 'api_key']) == ['api_key'] and not masks.is_masked_name('KEY')\n"
+        "assert masks._expression.cache_info().currsize == 0\n"
+        "assert masks.is_masked_name('KEY', ('?EY',)) and masks._expression.cache_info().currsize == 1"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_printable_ascii_is_cleaned_without_an_expression() -> None:
     program = (
         "import sys; from cronium_runner.wire import text\n"

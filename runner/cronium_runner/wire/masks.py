@@ -3,11 +3,10 @@
 How a value is found in a stream of bytes is the runner's `masking`.
 """
 
-import fnmatch
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from . import exactjson
 
@@ -43,14 +42,21 @@ SHORTEST: Final = 6
 
 def is_masked_name(name: str, globs: tuple[str, ...] = DEFAULT_NAMES) -> bool:
     """Whether the values of a variable of this name are masked."""
-    return _expression(globs).match(name.upper()) is not None
+    known, name = _sorted(globs), name.upper()
+    return (
+        name in known.whole
+        or name.endswith(known.ends)
+        or name.startswith(known.beginnings)
+        or any(part in name for part in known.parts)
+        or (bool(known.others) and _expression(known.others).match(name) is not None)
+    )
 
 
 def masked_names(names: Iterable[str], globs: tuple[str, ...] = DEFAULT_NAMES) -> list[str]:
     """Those of the names whose values are masked. Most often none; then it is told by one look at all together."""
-    names = list(names)
+    names, known = list(names), _sorted(globs)
     together = "\n".join(names).upper()
-    if not any(part in together for part in _parts(globs)):
+    if not known.others and not any(text in together for text in known.texts):
         return []
     return [name for name in names if is_masked_name(name, globs)]
 
@@ -127,12 +133,44 @@ def _hidden(path: str, value: Any, paths: frozenset[str]) -> Any:
     return value
 
 
+class _Sorted(NamedTuple):
+    """Globs by what it takes to compare a name with them; compiling an expression of all is a hundred times that."""
+
+    whole: frozenset[str]
+    ends: tuple[str, ...]
+    beginnings: tuple[str, ...]
+    parts: tuple[str, ...]
+    others: tuple[str, ...]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What names have in them that match any but `others`."""
+        return (*self.whole, *self.ends, *self.beginnings, *self.parts)
+
+
 @functools.lru_cache(maxsize=64)
-def _parts(globs: tuple[str, ...]) -> tuple[str, ...]:
-    """Of each glob a part without wildcards, which every name has that it matches; may be empty."""
-    return tuple(max(re.split(r"[*?]", glob.partition("[")[0].upper()), key=len) for glob in globs)
+def _sorted(globs: tuple[str, ...]) -> _Sorted:
+    whole: list[str] = []
+    ends: list[str] = []
+    beginnings: list[str] = []
+    parts: list[str] = []
+    others: list[str] = []
+    for glob in map(str.upper, globs):
+        text = glob.strip("*")
+        if not text or any(character in text for character in "*?["):
+            kind = others
+        elif text == glob:
+            kind = whole
+        elif glob.endswith("*"):
+            kind = parts if glob.startswith("*") else beginnings
+        else:
+            kind = ends
+        kind.append(glob if kind is others else text)
+    return _Sorted(frozenset(whole), tuple(ends), tuple(beginnings), tuple(parts), tuple(others))
 
 
 @functools.lru_cache(maxsize=64)
 def _expression(globs: tuple[str, ...]) -> re.Pattern[str]:
+    import fnmatch  # few have such globs
+
     return re.compile("|".join(fnmatch.translate(glob.upper()) for glob in globs) or r"(?!)")
