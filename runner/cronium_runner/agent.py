@@ -31,6 +31,7 @@ from .errors import ExecutionError, InputError, RunnerError, SystemRefusedError
 from .guardian import start_supervisor
 from .jobdir import ExecutionDirectory, StateDirectory
 from .payload_cache import PayloadCache
+from .prepare import remember_environment
 from .submission import Submission, access_in, from_frame
 from .wire import exactjson, frames
 from .wire.access import SCRIPT_ENDPOINT
@@ -238,6 +239,7 @@ class Agent:
         if submission.api is not None and not self._is_warm:
             _load_what_api_mode_needs()
             self._is_warm = True
+        remember_environment()
         pid, pair = start_supervisor(self.state, submission, descriptor_limit=self._descriptor_limit)
         self._supervisors[pid] = submission.execution_id
         return pid, pair
@@ -505,16 +507,14 @@ def import_what_supervisors_need() -> None:
 
 def _prepare_what_supervisors_need() -> None:
     """The same for what is more than imports: finding the helpers, and what is found out at a first use."""
-    from . import cgroup, install, manifest, prepare
+    from . import cgroup, install, manifest
     from .wire import masks
 
     install.helper_folder()
     process.identity(os.getpid())  # finds out which boot, namespace and machine this is
     cgroup.place()
     cgroup.sweep()
-    masks.is_masked_name("")  # compiles the default names
-    masks.masked_names(())
-    prepare.remember_environment()
+    masks.masked_names(())  # sorts the default names
     manifest.parse_manifest(b"version: v1\nentrypoint: warm\n", members=("warm",))
 
 

@@ -297,12 +297,14 @@ class StateDirectory:
         """
         import socket
 
-        if liveness.is_shared(folder):
-            return
+        is_shared: bool | None = None
         with os.scandir(folder) as entries:
             for entry in entries:
                 youngest = time.time() - FORWARDED_SECONDS if entry.name.endswith(FORWARDED) else _an_hour_ago()
                 if entry.stat(follow_symlinks=False).st_mtime < youngest:
+                    is_shared = liveness.is_shared(folder) if is_shared is None else is_shared
+                    if is_shared:
+                        return
                     with contextlib.suppress(BlockingIOError), socket.socket(socket.AF_UNIX) as asking:
                         asking.setblocking(False)
                         try:

@@ -182,9 +182,10 @@ _inherited: dict[str, str] | None = None
 
 
 def remember_environment() -> None:
-    """Copies this process's environment now: for supervisors that are forked later, and would each decode it again."""
+    """Copies this process's environment once: for supervisors that are forked later, and would each decode it again."""
     global _inherited
-    _inherited = environment.for_scripts(os.environ)
+    if _inherited is None:
+        _inherited = environment.for_scripts(os.environ)
 
 
 @functools.lru_cache(maxsize=256)
