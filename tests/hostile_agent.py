@@ -239,6 +239,12 @@ def ends_another(wire: Wire, channel: int, _id: str) -> None:
 
 
 @_behaves
+def ends_as_never_started(wire: Wire, channel: int, execution_id: str) -> None:
+    wire.finish(channel, execution_id, state="rejected", exitCode=None)
+    wire.idle()
+
+
+@_behaves
 def refuses_what_runs(wire: Wire, channel: int, _id: str) -> None:
     wire.send(Kind.REFUSED, channel, {"code": ["state.unusable"], "message": FORGED})
     wire.idle()

@@ -49,6 +49,7 @@ ENDINGS = {
     "ends-with-no-json": BROKEN,
     "ends-with-no-result": BROKEN,
     "ends-another": BROKEN,
+    "ends-as-never-started": BROKEN,
     "refuses-what-runs": (Outcome.UNKNOWN, "runner.internal"),
     "gives-up": (Outcome.UNKNOWN, "channel.lost"),
     "hangs-up-in-a-frame": (Outcome.UNKNOWN, "channel.lost"),

@@ -1,6 +1,7 @@
 """The helper folder of a runner that runs from source, and which directories may hold an installation."""
 
 import errno
+import hashlib
 import multiprocessing
 import os
 import stat
@@ -195,6 +196,18 @@ def test_a_file_whose_time_was_set_back_is_compared(tmp_path: Path) -> None:
         os.utime(goal / "a")
     os.utime(goal / "a", ns=(listed.st_atime_ns, listed.st_mtime_ns))
     assert wanted.damage(str(goal), lambda path: (goal / path).read_bytes() == b"one") == "a"
+
+
+def test_a_file_is_as_built_by_its_digest(tmp_path: Path) -> None:
+    listed = bundle_of({"a": b"one", "old": b"one"}).text + f"s {hashlib.sha256(b'one').hexdigest()} a\n"
+    wanted = bundle.Bundle(listed)
+    (tmp_path / "a").write_bytes(b"one")
+    assert wanted.is_as_built(str(tmp_path), "a")
+    assert wanted.is_as_built(str(tmp_path), "old"), "a list of 0.1.0 has no digest"
+    (tmp_path / "a").write_bytes(b"two")
+    assert not wanted.is_as_built(str(tmp_path), "a")
+    (tmp_path / "a").unlink()
+    assert not wanted.is_as_built(str(tmp_path), "a")
 
 
 def test_the_one_file_start_stays_light() -> None:
