@@ -141,6 +141,16 @@ class _Refusing(asyncio.Protocol):
         transport.close()
 
 
+def _told(printed: bytes) -> tuple[list[Finding], float]:
+    """What the runner's doctor has found, and the time there. Raises ValueError for anything else than that."""
+    try:
+        told = clean_values(exactjson.loads(printed[printed.index(b"{") :]))
+        keys = ("name", "level", "seen", "advice")
+        return [Finding(*(str(one[key]) for key in keys)) for one in told["findings"]], float(told["time"])
+    except (LookupError, TypeError, OverflowError) as error:
+        raise ValueError(error) from None
+
+
 async def _runner(connection: Connection, runners: Runners) -> AsyncIterator[Finding]:
     try:
         deployment, binary = await deploy(connection, runners)
@@ -149,15 +159,15 @@ async def _runner(connection: Connection, runners: Runners) -> AsyncIterator[Fin
         asked = time.time()
         done = await connection.run(f"{shlex.quote(deployment.path)} doctor --json", timeout=ASK_SECONDS)
         between = (asked + time.time()) / 2
-        told = clean_values(exactjson.loads(done.stdout[done.stdout.index(b"{") :]))
+        found, time_there = _told(done.stdout)
     except ControllerError as error:
         yield Finding("runner", BAD, error.message, "see docs/errors.md for the code " + error.code)
         return
     except ValueError:
         yield Finding("runner", BAD, "its doctor says nothing that can be read", "update the runner: cronium deploy")
         return
-    for finding in told["findings"]:
-        yield Finding(finding["name"], finding["level"], finding["seen"], finding["advice"])
-    skew = told["time"] - between
+    for finding in found:
+        yield finding
+    skew = time_there - between
     level = OK if abs(skew) < CLOCK_SKEW_SECONDS else NOTE
     yield Finding("clock against ours", level, f"{skew:+.1f} s", "" if level == OK else "set one of the clocks")

@@ -7,6 +7,7 @@ import pty
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import asyncssh
 import pytest
@@ -14,10 +15,14 @@ import pytest
 import preloaded
 from cronium_controller import asking, show
 from cronium_controller.api.logs import JsonLines
+from cronium_controller.doctor import Finding, _told
 from cronium_controller.errors import ControllerError, UnreachableError, reason
 from cronium_controller.inbox import Piece
+from cronium_controller.install import _read_installed
 from cronium_controller.lines import without_bars
+from cronium_controller.logs import logger
 from cronium_controller.patience import Patience
+from cronium_controller.uploading import MARK
 from cronium_controller.widths import aligned
 from cronium_runner.wire.frames import Frame, Kind
 from cronium_runner.wire.names import STDOUT
@@ -71,6 +76,34 @@ def test_a_log_line_is_one_line_of_json() -> None:
     assert is_harmless(line.encode())
     assert "\n" not in line
     assert json.loads(line)["reason"] == EVIL
+
+
+def test_a_record_of_the_library_is_one_clean_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "cronium.test"):
+        logger("cronium.test").info("refused", extra={"reason": EVIL, "long": "x" * 10_000})
+    [said] = caplog.messages
+    assert is_harmless(said.encode())
+    assert "\n" not in said
+    assert len(said) < 500
+
+
+def test_the_version_of_a_runner_is_one_clean_word() -> None:
+    listing = "cronium-runner bundle 1\n0.2.0 0123456789ab c t\nf 0600 3 a"
+    printed = (
+        f"rc\n{MARK}\ncronium-runner 9\x1b[2J{'9' * 1000}\n{listing}\n{MARK}\n-rw------- 1 0 0 3 Jan 1 00:00 ./a\n"
+    )
+    version, _ = _read_installed(SimpleNamespace(host="web01"), "folder", printed)  # type: ignore[arg-type]
+    assert version.startswith(r"9\x1b[2J9")
+    assert len(version) == 80
+
+
+def test_findings_of_a_host_are_clean_or_none() -> None:
+    one = {"name": EVIL, "level": "ok", "seen": EVIL, "advice": EVIL}
+    found, there = _told(b"rc\x1b " + json.dumps({"findings": [one], "time": 1.5}).encode())
+    assert (found, there) == ([Finding(SHOWN, "ok", SHOWN, SHOWN)], 1.5)
+    for findings, time in (([{}], 1), (5, 1), ([5], 1), (None, 1), ([], "x"), ([], 10**400), ([], None)):
+        with pytest.raises(ValueError):
+            _told(json.dumps({"findings": findings, "time": time}).encode())
 
 
 def test_no_output_looks_like_the_bar_of_a_fold() -> None:
