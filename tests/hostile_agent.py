@@ -240,7 +240,7 @@ def ends_another(wire: Wire, channel: int, _id: str) -> None:
 
 @_behaves
 def ends_as_never_started(wire: Wire, channel: int, execution_id: str) -> None:
-    wire.finish(channel, execution_id, state="rejected", exitCode=None)
+    wire.finish(channel, execution_id, state="unreachable", exitCode=None)
     wire.idle()
 
 
