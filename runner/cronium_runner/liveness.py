@@ -133,7 +133,7 @@ def _of_older(who: Mapping[str, Any], path: Any) -> Liveness:
         return Liveness.ALIVE
     if not isinstance(path, str):
         return Liveness.UNKNOWN
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
+    with socket.socket(socket.AF_UNIX) as asking:
         asking.setblocking(False)
         try:
             asking.connect(path)

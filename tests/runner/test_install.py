@@ -210,6 +210,51 @@ def test_a_file_is_as_built_by_its_digest(tmp_path: Path) -> None:
     assert not wanted.is_as_built(str(tmp_path), "a")
 
 
+def test_a_bundle_takes_no_place_of_others(tmp_path: Path) -> None:
+    files = {"folder/a": b"one"}
+    wanted = bundle_of(files)
+    (tmp_path / "open").mkdir(0o755)
+    (tmp_path / "taken").mkdir(0o700)
+    (tmp_path / "taken" / "mine").write_text("kept")
+    for name, why in (("open", "mode 0755"), ("taken", "already holds something else")):
+        with pytest.raises(location.UnusableError, match=why):
+            bundle.place(wanted, str(tmp_path / name), files.__getitem__)
+    assert (tmp_path / "taken" / "mine").read_text() == "kept"
+    assert sorted(os.listdir(tmp_path)) == ["open", "taken"]
+    mask = os.umask(0)
+    try:
+        bundle.place(wanted, str(tmp_path / "new"), files.__getitem__)
+    finally:
+        os.umask(mask)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "new/folder")] == [0o700] * 2
+    assert stat.S_IMODE((tmp_path / "new/folder/a").stat().st_mode) == 0o600
+
+
+def test_a_damaged_or_opened_form_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {bundle.EXECUTABLE: b"one"}
+    digest = hashlib.sha256(b"one").hexdigest()
+    wanted = bundle.Bundle(bundle_of(files).text + f"s {digest} {bundle.EXECUTABLE}\n")
+    goal = tmp_path / "root" / wanted.folder
+    goal.parent.mkdir(0o700)
+    bundle.place(wanted, str(goal), files.__getitem__)
+    monkeypatch.setattr(install, "installed_executable", lambda: str(goal / bundle.EXECUTABLE))
+    monkeypatch.setattr(install, "own_bundle", lambda: wanted)
+    install.check()
+    goal.parent.chmod(0o777)
+    with pytest.raises(RunnerError) as opened:
+        install.check()
+    assert opened.value.code == "install.unusable"
+    goal.parent.chmod(0o700)
+    (goal / bundle.EXECUTABLE).write_bytes(b"two")
+    wanted.stamp(str(goal))  # as a tick of the clock that is long enough may hide a write from its times
+    install.check()
+    for call in (lambda: install.check(thorough=True), lambda: install.install(str(tmp_path / "root" / "copy"))):
+        with pytest.raises(RunnerError) as damaged:
+            call()
+        assert damaged.value.code == "install.damaged"
+    assert os.listdir(tmp_path / "root") == [wanted.folder]
+
+
 def test_the_one_file_start_stays_light() -> None:
     """What the carrier imports is paid at every one-file start: nothing that PyInstaller's own start hasn't loaded."""
     program = "import sys, os, zlib, pwd; before = set(sys.modules)\n"

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -419,3 +420,31 @@ def test_thousands_of_old_records_cost_one_look_at_all_processes(monkeypatch: py
         assert liveness._is_any_of_start(new_start)
         assert liveness._is_any_of_start(own)
         new.kill()
+
+
+def test_what_is_known_of_a_supervisor_of_0_1_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its boot, by its start time, by who answers on its socket, and by where we are."""
+    alive: list[bool] = []
+    place = [liveness._FIRST_NAMESPACE]
+    monkeypatch.setattr(process, "boot_id", lambda: "boot")
+    monkeypatch.setattr(process, "is_alive", lambda _who: bool(alive))
+    monkeypatch.setattr(process, "namespace", lambda: place[0])
+    monkeypatch.setattr(liveness, "_is_any_of_start", lambda _start: False)
+
+    def known(path: object, boot: str = "boot") -> Liveness:
+        return liveness._of_older({"pid": 1, "start": 5, "boot": boot}, path)
+
+    with socket.socket(socket.AF_UNIX) as answering, socket.socket(socket.AF_UNIX) as first:
+        answering.bind(str(tmp_path / "s"))
+        answering.listen(0)
+        assert known(str(tmp_path / "s"), boot="another") is Liveness.UNKNOWN
+        assert known(None) is Liveness.UNKNOWN
+        first.connect(str(tmp_path / "s"))
+        assert known(str(tmp_path / "s")) is Liveness.ALIVE, "whether it accepts, or has no time to"
+    assert known(str(tmp_path / "s")) is Liveness.DEAD, "nobody listens any more"
+    assert known(str(tmp_path / "gone")) is Liveness.DEAD
+    place[0] = "pid:[1]"
+    assert known(str(tmp_path / "s")) is Liveness.DEAD
+    assert known(str(tmp_path / "gone")) is Liveness.UNKNOWN, "it may be where we cannot see it"
+    alive.append(True)
+    assert known(None) is Liveness.ALIVE
