@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _HAS_RUNNER: Final = "runner"
 LONGEST_SECONDS: Final = 24 * 3600.0
-"""What a job may take (contracts §8); with nohup there is no limit."""
+"""What a job may take; with nohup there is no limit."""
 _STARTING_SECONDS: Final = 60.0
 """From being accepted to running takes milliseconds, and where the disk stalls many seconds."""
 _PAUSE: Final = 0.02

@@ -1,4 +1,4 @@
-"""The `cronium` command (contracts §9): arguments in, the Python API does it, results on standard output.
+"""The `cronium` command: arguments in, the Python API does it, results on standard output.
 
 A thin user of `dispatch`. The one place on the controller's side that turns outcomes and errors into exit statuses.
 Heavy imports happen in the commands, so that `--help` and completion stay quick.

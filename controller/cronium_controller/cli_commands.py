@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .many_commands import Command
 
 COMMAND_SECONDS: Final = 30.0
-"""Contracts §8: the timeout of a raw command unless told otherwise."""
+"""Seconds: the timeout of a raw command unless told otherwise."""
 
 
 @click.command("exec", context_settings={**HELP, "allow_interspersed_args": False})

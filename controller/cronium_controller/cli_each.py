@@ -23,7 +23,7 @@ async def ask_hosts(
     *,
     as_json: bool = False,
 ) -> int:
-    """Calls `ask` for each host, `forks` at once; the exit status, as of a run on them (contracts §8).
+    """Calls `ask` for each host, `forks` at once; the exit status, as of a run on them.
 
     `ask` may return the host's own. What kept a host from answering is told, with `as_json` also as an object.
     """

@@ -16,9 +16,9 @@ from .runners import RunnerBinary
 from .store import Store
 
 VALID_SECONDS: Final = 24 * 3600.0
-"""How long a verified runner counts as unchanged (contracts §8); then its files are hashed again."""
+"""How long a verified runner counts as unchanged; then its files are hashed again."""
 CHECK_SECONDS: Final = 3600.0
-"""How long not even the version that the agent tells is compared and written down (contracts §8)."""
+"""How long not even the version that the agent tells is compared and written down."""
 
 INSTALLED: Final = "installed"
 PRESENT: Final = "present"

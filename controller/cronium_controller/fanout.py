@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .dispatch import Controller
 
 _SUFFIX_DIGITS: Final = 12
-"""Of a host name's SHA-256 in an id (contracts §9): among 10,000 hosts a clash has odds of 1 in 5 million."""
+"""Of a host name's SHA-256 in an id: among 10,000 hosts a clash has odds of 1 in 5 million."""
 _log = logger("cronium.fanout")
 
 Target = Host | str | SSHConfig | BadTarget

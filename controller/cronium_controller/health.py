@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 UNHEALTHY_FAILURES: Final = 3
-"""Failed calls in a row (contracts §8)."""
+"""Failed calls in a row."""
 OPENING_FAILURES: Final = 3
 """Unreachable calls in a row before the breaker opens: one lost packet must not close a host off."""
 FIRST_PAUSE: Final = 5.0

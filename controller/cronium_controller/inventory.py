@@ -1,6 +1,6 @@
 """The hosts that a person has written down: which file, which hosts it names, which of them are meant.
 
-The first of these is read, and no other (contracts §9): the file given by option, by CRONIUM_HOSTS, hosts.yaml,
+The first of these is read, and no other: the file given by option, by CRONIUM_HOSTS, hosts.yaml,
 cluster_hosts.yaml or distributed_hosts.yaml in the current directory, one of the last two in its `config` folder, one
 of the three in the user's configuration folder ($XDG_CONFIG_HOME/cronium). What a file says is `hosts_file`'s, what an
 expression stands for `node_sets`'s. The last two names are those of a file that another program reads too: what is not

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .tunnel import Answering, Tunnels
 
 LONGEST_SECONDS: Final = 24 * 3600.0
-"""A token's life where the job names no timeout: its manifest may, and this is the most that it can (contracts §8).
+"""A token's life where the job names no timeout: its manifest may, and this is the most that it can.
 The token is revoked with the execution's end, so that a longer life opens nothing more."""
 USER: Final = "default"
 """Whose variables executions read and write that are submitted from here, as with `cronium api`."""

@@ -13,7 +13,7 @@ from .deployments import FAILED, PRESENT, Made
 from .logs import logger
 
 LOGGED_EVERY: Final = 10
-"""Executions between two lines in the log (contracts §8)."""
+"""Executions between two lines in the log."""
 _REPLACEABLE: Final = (Outcome.UNKNOWN, Outcome.LOST)
 """Ends that a later answer of the host may put right."""
 

@@ -4,8 +4,6 @@
 the caller's `open`. A lease is one session's worth of a connection: an agent holds one for as long as it runs, a raw
 command for as long as it takes. Whoever finds every session taken queues while others keep ending, and gets a further
 connection when they don't.
-
-Numbers are those of contracts §8.
 """
 
 import asyncio

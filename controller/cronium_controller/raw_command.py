@@ -20,7 +20,7 @@ from .sessions import MOST_SAID, STDERR_TYPE, Channel, Connection, DataType, Ses
 from .ssh_library import asyncssh
 
 GRACE_SECONDS: Final = 5
-"""Between SIGTERM and SIGKILL (contracts §8)."""
+"""Between SIGTERM and SIGKILL."""
 ENDING_SECONDS: Final = GRACE_SECONDS + 5.0
 """How long ending a command may take altogether before it is given up, on a host that may not answer any more."""
 LAST_WORDS_SECONDS: Final = 2.0

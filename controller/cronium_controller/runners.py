@@ -18,7 +18,7 @@ from .own_files import stranger
 
 MACHINES: Final = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 PAUSES: Final = (2.0, 4.0)
-"""Seconds before the second and the third attempt of a deployment (contracts §8)."""
+"""Seconds before the second and the third attempt of a deployment."""
 KEPT_VERSIONS: Final = 3
 """Versions that stay side by side on a host: the one in use, the one before it, and one more."""
 STALL_SECONDS: Final = 30.0

@@ -26,7 +26,7 @@ H = TypeVar("H")
 
 
 class Verdict(StrEnum):
-    """What all hosts together amount to (contracts §8)."""
+    """What all hosts together amount to."""
 
     SUCCESS = "SUCCESS"
     PARTIAL_SUCCESS = "PARTIAL SUCCESS"
@@ -167,7 +167,7 @@ class Tally:
 
     @property
     def exit_status(self) -> int:
-        """0; 100 + failures, at most 255, when some succeeded; the largest exit status when none did (contracts §8)."""
+        """0; 100 + failures, at most 255, when some succeeded; the largest exit status when none did."""
         match self.verdict:
             case Verdict.SUCCESS:
                 return 0

@@ -31,7 +31,7 @@ from .ssh_library import asyncssh
 from .store import Store
 
 PAUSES: Final = (2.0, 4.0)
-"""Seconds before the second and the third attempt after a lost connection: those of a deployment (contracts §8)."""
+"""Seconds before the second and the third attempt after a lost connection: those of a deployment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which way leads to a host: Tailscale, then direct, then Cloudflare; only those configured (contracts §8).
+"""Which way leads to a host: Tailscale, then direct, then Cloudflare; only those configured.
 
 A route ends in a connected socket; `connection` uses none where the SSH configuration puts jump hosts in front of the
 direct one. SSH is spoken over it to the same host under the same name in every case, so one host key is expected
@@ -30,7 +30,7 @@ CLOUDFLARE: Final = "cloudflare"
 
 ATTEMPTS: Final = 3
 PAUSES: Final = (1.0, 2.0, 4.0)
-"""Seconds after each failed attempt over the whole chain (contracts §8)."""
+"""Seconds after each failed attempt over the whole chain."""
 ATTEMPT_SECONDS: Final = 30.0
 """For one attempt over all routes and addresses, so that a call with three attempts ends within two minutes."""
 REMEMBERED_SECONDS: Final = 600.0

@@ -1,4 +1,4 @@
-"""The runner's command line (contracts §6). Also the one place that turns outcomes and errors into exit statuses.
+"""The runner's command line. Also the one place that turns outcomes and errors into exit statuses.
 
 Commands import what they need when they run: a helper call, `version` and `--help` must not pay for a supervisor.
 """
@@ -293,7 +293,7 @@ def _source(path: str, sha256: str | None, interpreter: str | None = None) -> An
 
 
 def _leave_values(submission: "Submission", result: Result) -> None:
-    """A run of a directory leaves flat output.json and variables.json in it, for local use (contracts §4)."""
+    """A run of a directory leaves flat output.json and variables.json in it, for local use."""
     from .submission import LEFT_BY_A_RUN, Folder
     from .wire import exactjson
 

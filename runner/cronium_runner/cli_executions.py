@@ -1,4 +1,4 @@
-"""The runner's commands for executions that exist, and for what is kept of them (contracts §6).
+"""The runner's commands for executions that exist, and for what is kept of them.
 
 `attach`, `wait`, `status`, `list`, `cancel`, `gc`; with `--run-as` all of them ask that account's own agent.
 """

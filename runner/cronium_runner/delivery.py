@@ -1,7 +1,7 @@
 """Delivering what is in a journal to the platform: in order, one after another, again and again until it has arrived.
 
 Each write carries its number, so that a platform that knows `Idempotency-Key` applies it once. One that does not
-(contracts §7 does not ask for it) may see a write twice, when the connection broke before its answer came.
+(the runtime API does not ask for it) may see a write twice, when the connection broke before its answer came.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ LONGEST_RETRY_AFTER: Final = 60.0
 TRY_SECONDS: Final = 15.0
 """For one answer: more than a database's lock takes, and less than is waited at the end."""
 DRAIN_SECONDS: Final = 60.0
-"""At the end, in all (contracts §8: clean-up)."""
+"""At the end, in all: a part of the minute for cleaning up."""
 
 
 class Delivery:

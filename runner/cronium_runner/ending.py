@@ -14,9 +14,9 @@ from . import process
 from .containment import Containment
 
 GRACE_SECONDS: Final = 5.0
-"""Between SIGTERM and SIGKILL (contracts §8): long enough to write a checkpoint, short enough to wait for."""
+"""Between SIGTERM and SIGKILL: long enough to write a checkpoint, short enough to wait for."""
 CLEAN_UP_SECONDS: Final = 60.0
-"""How long SIGKILL is repeated (contracts §8). What survives that is stuck in the kernel and said to be so."""
+"""How long SIGKILL is repeated. What survives that is stuck in the kernel and said to be so."""
 SWEEP_SECONDS: Final = 0.02
 """Between two sweeps of SIGKILL. Each ends what the one before missed, so a fork bomb runs out of parents."""
 BURST_SECONDS: Final = 0.01

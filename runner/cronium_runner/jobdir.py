@@ -1,7 +1,7 @@
 """The state directory, and the directory of one execution: what is on disk, and how it gets there durably.
 
     <state>/executions/<id>/state.jsonl    one line per change of state, appended; the first one is the claim
-                            result.json    contracts §10; complete or absent (temporary name, fsync, rename, fsync)
+                            result.json    complete or absent (temporary name, fsync, rename, fsync)
                             stdout stderr  the spools; absent while empty
                             work/          the script's directory, removed at the end unless kept
     <state>/started                        16 bytes for each id whose script was started, in case its directory goes
@@ -620,7 +620,7 @@ def _lines_in(opened: int | None) -> list[bytes]:
 
 
 def _an_hour_ago() -> float:
-    # Preparing may take five minutes (contracts §8), receiving a large payload over a slow line longer.
+    # Preparing may take five minutes, receiving a large payload over a slow line longer.
     return time.time() - 3600
 
 

@@ -17,7 +17,7 @@ from .wire import fields, limits
 from .wire.limits import Limits
 
 FILE_NAMES: Final = ("manifest.yaml", "manifest.yml")
-# One second is the clock's and the kill sequence's resolution; a day is what contracts §8 allows a job.
+# One second is the clock's and the kill sequence's resolution; a day is what a job is allowed.
 MIN_TIMEOUT_SECONDS: Final = 1
 MAX_TIMEOUT_SECONDS: Final = 86_400
 

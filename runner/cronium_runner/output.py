@@ -14,7 +14,7 @@ from .state_files import open_file
 from .wire.results import StreamSummary
 
 DEFAULT_CAP: Final = 1024 * 1024 * 1024
-"""Bytes a stream (contracts §10). More output than that in one job is a runaway, not a log."""
+"""Bytes a stream. More output than that in one job is a runaway, not a log."""
 TAIL: Final = 64 * 1024
 """Bytes of the end that are kept beside a truncated head: the last words say why a job failed."""
 RESERVE: Final = 1024 * 1024

@@ -1,4 +1,4 @@
-"""The runner's side of the runtime API (contracts §7): one question, one answer, over one kept connection.
+"""The runner's side of the runtime API: one question, one answer, over one kept connection.
 
 Whether to ask again is the caller's decision, and `platform_answers` says what counts as an answer; the token is kept
 here. httpx is imported in API mode only: `warm` does it ahead, in the process that forks the supervisors.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import httpx
 
 CONNECT_SECONDS: Final = 10.0
-"""Contracts §8."""
+"""Seconds for one connection."""
 PATIENCE: Final = 10.0
 """Seconds: how long a read waits for the platform, and how long writes that are left at the end are waited for without
 any of them arriving. A tunnel is made again within seconds, and a script should fail in a time in which somebody who
@@ -153,7 +153,7 @@ class PlatformClient:
 
 
 def segment(text: str) -> str:
-    """A text as one segment of a path (contracts §7), also `.` and `..`."""
+    """A text as one segment of a path, also `.` and `..`."""
     from urllib.parse import quote
 
     return quote(text, safe="").replace(".", "%2E") if text.strip(".") == "" else quote(text, safe="")

@@ -40,7 +40,7 @@ REMEMBERED_BYTES: Final = 64 * 1024
 UNPACKED_REMEMBERED_BYTES: Final = 1024 * 1024
 
 SET_UP_SECONDS: Final = 300.0
-"""How long preparing may take (contracts §8). It is the host's work, not the script's: a disk that hangs, say."""
+"""How long preparing may take. It is the host's work, not the script's: a disk that hangs, say."""
 
 
 class Prepared(NamedTuple):

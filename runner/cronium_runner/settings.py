@@ -14,7 +14,7 @@ from .state_files import read_file
 from .wire import exactjson, limits
 
 RETENTION_DAYS: Final = 7.0
-"""Contracts §6: a week, so that Monday's question about Monday's job can still be answered."""
+"""A week, so that Monday's question about Monday's job can still be answered."""
 BUDGET: Final = 10 << 30
 """Bytes of the state directory: ten streams at their cap, and seldom more than a small part of a disk."""
 SETTINGS: Final = "settings.yaml"

@@ -20,10 +20,10 @@ from .wire.names import execution_id_from, invalid_id_sentence, is_execution_id,
 
 DEFAULT_TIMEOUT: Final = 3600.0
 MAX_TIMEOUT: Final = 24 * 3600.0
-"""Seconds; contracts §8."""
+"""Seconds."""
 
 LEFT_BY_A_RUN: Final = ("output.json", "variables.json")
-"""What a local run of a folder leaves in it (contracts §4): results, so no part of what identifies the folder."""
+"""What a local run of a folder leaves in it: results, so no part of what identifies the folder."""
 
 MAX_SECRET_NAMES: Final = 1 << 20
 """Bytes of all their names. A secret that the script sets anew is named in the result, which is one frame."""

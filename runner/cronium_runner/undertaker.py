@@ -24,7 +24,7 @@ from .wire.names import STDERR, STDOUT, STREAM_NAMES
 from .wire.results import Outcome, Result, StreamSummary
 
 GRACE_SECONDS: Final = 5.0
-"""Between SIGTERM and SIGKILL, as the supervisor would have given (contracts §8)."""
+"""Between SIGTERM and SIGKILL, as the supervisor would have given."""
 GIVE_UP_SECONDS: Final = 60.0
 SWEEP_SECONDS: Final = 0.02
 READ_PIECE: Final = 256 * 1024

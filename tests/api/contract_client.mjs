@@ -1,4 +1,4 @@
-// A client of the runtime API written from contracts §7 alone: nothing of this project is used.
+// A client of the runtime API written from docs/api.md alone: nothing of this project is used.
 //
 //     node contract_client.mjs ENDPOINT EXECUTION OTHER     token on standard input
 //

@@ -1,4 +1,4 @@
-"""promises.md, "tokens" and "runtime API": every attack is refused with its own status, quickly and never with 500."""
+"""Tokens and the runtime API: every attack is refused with its own status, quickly and never with 500."""
 
 import json
 import os

@@ -1,6 +1,6 @@
 """SIGKILL at random moments: for the runner's processes and for the controller. One start, no byte lost, nobody left.
 
-Bounded here; `CRONIUM_FAULTS=full` (scripts/test --faults) makes the numbers of promises.md. The seed is printed, and
+Bounded here; `CRONIUM_FAULTS=full` (scripts/test --faults) makes its full numbers. The seed is printed, and
 CRONIUM_FAULT_SEED repeats a run, as far as a race can be repeated.
 """
 

@@ -1,4 +1,4 @@
-"""Executions in API mode, on a platform that knows contracts §7 only: what scripts see, and what arrives there."""
+"""Executions in API mode, on a platform that knows docs/api.md only: what scripts see, and what arrives there."""
 
 import contextlib
 import json

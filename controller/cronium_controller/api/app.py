@@ -1,4 +1,4 @@
-"""The endpoints of the runtime API (contracts §7). Who may ask is decided here, what is stored is the store's matter.
+"""The endpoints of the runtime API. Who may ask is decided here, what is stored is the store's matter.
 
 Every endpoint checks in the same order: the token, whose execution it is, how often, then the body.
 """

@@ -45,5 +45,5 @@ _CONTEXT_NAMES: Final = {"id": "eventId", "name": "eventName", "type": "eventTyp
 
 
 def context_from(event: Mapping[str, Any]) -> dict[str, Any]:
-    """An event (contracts §3) as a context (§7): the same under its longer names."""
+    """An event as a context: the same under its longer names."""
     return {_CONTEXT_NAMES.get(name, name): value for name, value in event.items()}

@@ -32,7 +32,7 @@ LEEWAY_SECONDS: Final = 60
 
 SET_UP_SECONDS: Final = 300
 CLEAN_UP_SECONDS: Final = 60
-"""What an execution may take before and after its script (contracts §8)."""
+"""What an execution may take before and after its script."""
 
 DELIVERY_SECONDS: Final = 3600
 """For what a script wrote while nobody could be reached: an hour's outage needs no new token. It is revoked when

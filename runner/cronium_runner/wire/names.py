@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 EXECUTION_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
-"""An execution id is also a file name and part of a shell word, so its alphabet is small (promises.md)."""
+"""An execution id is also a file name and part of a shell word, so its alphabet is small."""
 
 SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
 

@@ -1,6 +1,7 @@
 """The result of an execution: the same object in result.json, on the channel, with --json and in Python.
 
-The shape is contracts.md §10. What an outcome means for an exit status is decided here, once, for both command lines.
+docs/reading-results.md describes the shape. What an outcome means for an exit status is decided here, once, for both
+command lines.
 """
 
 from collections.abc import Callable, Mapping
@@ -92,7 +93,7 @@ class Result(NamedTuple):
     """What came of it, as the script says: Markdown, which nobody has cleaned."""
 
     def to_json(self) -> dict[str, Any]:
-        """The object of contracts.md §10."""
+        """The object that docs/reading-results.md describes."""
         return {
             "executionId": self.execution_id,
             "jobId": self.job_id,
@@ -176,7 +177,7 @@ _SHORT: Final = 1000
 """Characters of a text that is not cut off anywhere."""
 
 TEXT_TAIL: Final = 64 * 1024
-"""Bytes at the end of each stream that --json shows as text (contracts.md §6)."""
+"""Bytes at the end of each stream that --json shows as text."""
 
 EXIT_TIMED_OUT: Final = 124
 EXIT_RUNNER_FAILED: Final = 125
@@ -192,7 +193,7 @@ _REJECTIONS: Final = {
 
 
 def exit_status(result: Result) -> int:
-    """The exit status that a command line ends with for this result (contracts.md §6 and §9)."""
+    """The exit status that a command line ends with for this result."""
     match result.state:
         case Outcome.TIMED_OUT:
             return EXIT_TIMED_OUT
@@ -213,7 +214,7 @@ def exit_status(result: Result) -> int:
 
 def exit_status_of_many(statuses: list[int]) -> int:
     """The exit status for several executions: 0 when all succeeded, 100 + failures (at most 255) when some did, else
-    the largest (contracts.md §8)."""
+    the largest."""
     failures = sum(status != 0 for status in statuses)
     return max(statuses, default=0) if failures in (0, len(statuses)) else min(100 + failures, 255)
 

@@ -1,4 +1,4 @@
-"""The result object: the shape of contracts §10, its way through JSON, and the exit status each outcome gives."""
+"""The result object: its shape, its way through JSON, and the exit status each outcome gives."""
 
 from typing import Any
 
