@@ -49,6 +49,12 @@ def test_every_command_explains_itself(environment: dict[str, str], words: list[
     assert not (Path(environment["CRONIUM_CONTROLLER_STATE"])).exists()
 
 
+def test_the_module_is_the_command_too(environment: dict[str, str]) -> None:
+    words = [sys.executable, "-m", "cronium_controller", "--version"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, cronium(environment, "--version").stdout, "")
+
+
 def test_help_costs_neither_asyncssh_nor_sqlalchemy(environment: dict[str, str]) -> None:
     code = (
         "import sys\nfrom cronium_controller.cli import main\ntry: main()\nfinally:\n"
