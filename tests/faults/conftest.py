@@ -4,9 +4,9 @@ import pytest
 
 from faults import soaking
 from faults.figures import is_full
-from sshd.conftest import _own_account, binary, fresh, install_root, new_host, shared
+from sshd.conftest import _own_account, _shared, binary, fresh, install_root, new_host, shared
 
-__all__ = ["_own_account", "binary", "fresh", "install_root", "new_host", "shared"]
+__all__ = ["_own_account", "_shared", "binary", "fresh", "install_root", "new_host", "shared"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

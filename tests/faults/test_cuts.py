@@ -31,6 +31,7 @@ from cronium_runner.wire.results import Outcome, Result
 from faults.figures import is_full, record
 from faults.killing import judge_streams, spooled
 from faults.witness import SCRIPT, Witness
+from kinds import BOTH
 from remote_host import RemoteHost
 from runner_process import processes_with, wait_until
 from sshd.conftest import _nothing_unheard  # noqa: F401 - a fixture: nothing is only logged
@@ -296,6 +297,7 @@ async def cut_all(remote: RemoteHost, folder: Path, seed: int, chosen: list[Plac
     return tally
 
 
+@BOTH
 async def test_cut_connections_lose_and_double_nothing(new_host: NewHost, tmp_path: Path, seed: int) -> None:
     remote = new_host()
     remote.cronium("deploy", "--host", remote.server.target)
@@ -306,6 +308,7 @@ async def test_cut_connections_lose_and_double_nothing(new_host: NewHost, tmp_pa
     note("connection cuts during connect, submit, payload, output and result", tally, began)
 
 
+@BOTH
 async def test_a_cut_deployment_leaves_no_part_of_a_runner(new_host: NewHost, tmp_path: Path, seed: int) -> None:
     remote = new_host()
     remote.cronium("deploy", "--host", remote.server.target)
@@ -330,6 +333,7 @@ def note(name: str, tally: Tally, began: float) -> None:
 # -- a server that is there and says nothing ------------------------------------------------------------------------
 
 
+@BOTH
 @pytest.mark.parametrize("direction", ["while it prints", "while it is silent"])
 async def test_a_stopped_server_is_found_in_time_and_the_job_goes_on(
     new_host: NewHost, tmp_path: Path, direction: str

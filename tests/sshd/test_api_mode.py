@@ -22,6 +22,7 @@ from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from cronium_controller.platform_store import PlatformStore
 from cronium_runner.wire.results import Outcome
+from kinds import BOTH
 from remote_host import RemoteHost, collect
 from runner_process import command_line, wait_until
 from web_server import WebServer
@@ -50,18 +51,20 @@ def actions(platform: PlatformStore, execution: str) -> list[str]:
     ]
 
 
+@BOTH
 def test_a_change_of_the_operator_is_seen_by_the_next_read(
     shared: RemoteHost, platform: PlatformStore, tmp_path: Path
 ) -> None:
+    name = f"mood-{shared.connection}"
     operator_sets(platform, "MOOD", "calm")
     gate = tmp_path / "gate"
     script = shared.script(
         f"cronium.getVariable MOOD; while [ ! -e {gate} ]; do sleep 0.02; done; cronium.getVariable MOOD\n"
         "cronium.setVariable SEEN yes; cronium.output done true; cronium.setCondition true"
     )
-    words = ["run", "--host", shared.server.target, "--mode", "api", "--json", "--execution-id", "mood", script]
+    words = ["run", "--host", shared.server.target, "--mode", "api", "--json", "--execution-id", name, script]
     with shared.start_cronium(*words, stdout=-1) as running:
-        shared.wait_output("mood", b"calm\n")
+        shared.wait_output(name, b"calm\n")
         operator_sets(platform, "MOOD", "stormy")
         gate.touch()
         stdout, _ = running.communicate(timeout=60)
@@ -69,8 +72,8 @@ def test_a_change_of_the_operator_is_seen_by_the_next_read(
     assert (running.returncode, result["mode"], result["undelivered"], result["fallback"]) == (0, "api", 0, None)
     assert result["stdout"]["text"] == "calm\nstormy\n"
     assert (result["output"], result["variables"], result["condition"]) == ({"done": "true"}, {"SEEN": "yes"}, True)
-    assert platform.written("mood") == ({"done": "true"}, True)
-    assert actions(platform, "mood") == [
+    assert platform.written(name) == ({"done": "true"}, True)
+    assert actions(platform, name) == [
         "execution.registered",
         "token.issued",
         "variable.set SEEN",
@@ -232,26 +235,28 @@ def test_another_account_has_no_part_in_the_socket(shared: RemoteHost) -> None:
         target.wait_nothing_left()
 
 
+@BOTH
 async def test_a_connection_that_is_lost_is_replaced_by_attaching_again(
     shared: RemoteHost, platform: PlatformStore
 ) -> None:
+    name, go = f"cut-{shared.connection}", f"GO_{shared.connection}"
     script = shared.script(
-        "cronium.setVariable N 1; echo one; while ! cronium.getVariable GO 2> /dev/null; do sleep 0.1; done"
+        f"cronium.setVariable N 1; echo one; while ! cronium.getVariable {go} 2> /dev/null; do sleep 0.1; done"
     )
     async with shared.controller() as controller:
-        execution = await controller.submit(shared.host, Job(load(script), mode="api", execution_id="cut"))
+        execution = await controller.submit(shared.host, Job(load(script), mode="api", execution_id=name))
         async for piece in execution.pieces():
             assert piece.data == b"one\n"
             (await controller.reachable.reach(shared.host)).connection.abort()
         lost = await execution.result()
         assert (lost.state, lost.mode) == (Outcome.UNKNOWN, "api")
-        again = await controller.attach("cut", shared.host, offsets=(4, 0))
-        operator_sets(platform, "GO", "now")
+        again = await controller.attach(name, shared.host, offsets=(4, 0))
+        operator_sets(platform, go, "now")
         assert (await collect(again))["stdout"] == b"now\n"
         result = await again.result()
         assert (result.state, result.undelivered, controller.connections_opened) == (Outcome.SUCCEEDED, 0, 2)
-    assert actions(platform, "cut").count("token.issued") == 2
-    assert actions(platform, "cut")[-1] == "token.revoked"
+    assert actions(platform, name).count("token.issued") == 2
+    assert actions(platform, name)[-1] == "token.revoked"
 
 
 def test_leaving_an_execution_behind_is_said(shared: RemoteHost, platform: PlatformStore) -> None:

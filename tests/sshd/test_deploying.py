@@ -15,6 +15,7 @@ from cronium_controller.install import Deployment
 from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from cronium_controller.runners import Runners
+from kinds import BOTH
 from remote_host import RemoteHost, collect
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
@@ -243,6 +244,7 @@ async def test_a_binary_that_does_not_start_there_says_why(fresh: RemoteHost, tm
     assert "this machine is too old" in error.message
 
 
+@BOTH
 async def test_many_deploy_at_once_and_all_work(fresh: RemoteHost) -> None:
     """Four processes' worth of controllers, one empty host."""
     done = await asyncio.gather(*[deployed(fresh) for _ in range(4)])
@@ -251,6 +253,7 @@ async def test_many_deploy_at_once_and_all_work(fresh: RemoteHost) -> None:
     assert [name for name in os.listdir(fresh.root) if name.startswith(".")] == []
 
 
+@BOTH
 @pytest.mark.parametrize("shell", ["fish", "tcsh", "zsh", "dash"])
 async def test_any_login_shell_will_do(fresh: RemoteHost, shell: str) -> None:
     """sshd gives commands to the login shell as `SHELL -c COMMAND`; a forced command can do the same with another."""

@@ -14,6 +14,7 @@ from cronium_controller.errors import RefusedError
 from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from cronium_runner.wire.results import Outcome, exit_status
+from kinds import BOTH
 from remote_host import RemoteHost, collect
 from runner_process import PATIENCE, is_running, wait_until
 from tcp_proxy import TcpProxy
@@ -85,6 +86,7 @@ def test_raw_logs_are_every_byte_and_others_are_readable(fresh: RemoteHost) -> N
     assert (past.returncode, past.stdout) == (0, b"")
 
 
+@BOTH
 def test_cancel_from_another_process(fresh: RemoteHost) -> None:
     assert fresh.run("--detach", "--execution-id", "long", fresh.script("echo up; sleep 600")).returncode == 0
     fresh.wait_output("long", b"up")
@@ -145,6 +147,7 @@ async def test_interrupts_are_heard_while_the_payload_is_on_its_way(fresh: Remot
     assert fresh.executions() == []
 
 
+@BOTH
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGHUP"])
 def test_a_controller_that_dies_loses_nothing(fresh: RemoteHost, tmp_path: Path, name: str) -> None:
     gate = tmp_path / "gate"
@@ -172,6 +175,7 @@ def test_a_controller_that_dies_loses_nothing(fresh: RemoteHost, tmp_path: Path,
     assert record.result.exit_code == 9
 
 
+@BOTH
 @pytest.mark.parametrize("victim", ["session", "agent"])
 async def test_a_channel_that_is_cut_is_unknown_and_the_truth_comes_later(
     fresh: RemoteHost, tmp_path: Path, victim: str

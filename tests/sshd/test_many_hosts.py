@@ -31,6 +31,7 @@ from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from cronium_controller.runners import Runners
 from cronium_runner.wire.results import Outcome, Result
+from kinds import BOTH
 from many_hosts import ManyHosts
 from runner_process import PATIENCE, wait_until
 
@@ -42,10 +43,18 @@ SLACK_SECONDS = 5.0
 
 
 @pytest.fixture
-def hosts(tmp_path: Path, binary: Path, install_root: Path) -> Iterator[Callable[[int], ManyHosts]]:
+def hosts(
+    tmp_path: Path, binary: Path, install_root: Path, connection: str | None
+) -> Iterator[Callable[[int], ManyHosts]]:
     """`hosts(30)`: so many that answer."""
     with ExitStack() as running:
-        yield lambda count: running.enter_context(ManyHosts(tmp_path / "hosts", binary, install_root, count))
+
+        def make(count: int) -> ManyHosts:
+            many = running.enter_context(ManyHosts(tmp_path / "hosts", binary, install_root, count))
+            many.connection = connection
+            return many
+
+        yield make
 
 
 def reachable(hosts: ManyHosts, targets: list[str]) -> list[Host]:
@@ -57,6 +66,7 @@ async def gathered(many: fanout.FanOut) -> list[Result]:
     return [result async for result in many]
 
 
+@BOTH
 async def test_every_host_has_its_own_correct_result_whatever_the_others_do(
     hosts: Callable[[int], ManyHosts],
 ) -> None:
@@ -202,6 +212,7 @@ def test_json_is_a_line_a_host_and_a_summary(hosts: Callable[[int], ManyHosts]) 
     assert summary["states"] == {"failed": 3}
 
 
+@BOTH
 def test_after_the_controller_was_killed_wait_has_every_result(hosts: Callable[[int], ManyHosts]) -> None:
     many = hosts(HOSTS)
     go = many.folder / "go"
@@ -223,6 +234,7 @@ def test_after_the_controller_was_killed_wait_has_every_result(hosts: Callable[[
         assert len(starts) == 1
 
 
+@BOTH
 def test_an_interrupt_cancels_on_all_hosts_and_waits(hosts: Callable[[int], ManyHosts]) -> None:
     many = hosts(3)
     script = many.script("echo begun; sleep 1000\n")

@@ -15,6 +15,7 @@ import pytest
 from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from cronium_runner.wire.results import Outcome
+from kinds import BOTH
 from payload_bytes import make_payload
 from remote_host import RemoteHost, collect
 from runner_process import PATIENCE
@@ -22,6 +23,7 @@ from runner_process import PATIENCE
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("text", "status"),
     [
@@ -41,6 +43,7 @@ async def test_every_end_has_its_exit_status(shared: RemoteHost, text: str, stat
         assert exit_status(await execution.result()) == status
 
 
+@BOTH
 def test_what_the_runner_says_by_itself(shared: RemoteHost, tmp_path: Path) -> None:
     """What the script never said comes with a reason, and with a status that no script's can be mistaken for."""
     shebang = tmp_path / "job"
@@ -62,11 +65,13 @@ def test_what_the_runner_says_by_itself(shared: RemoteHost, tmp_path: Path) -> N
         assert shared.server.target.encode() in done.stderr
 
 
+@BOTH
 def test_streams_stay_apart_and_nothing_is_added(shared: RemoteHost) -> None:
     done = shared.run(shared.script("printf 'out\\0\\377'; printf 'err\\n\\200' >&2; exit 3"))
     assert (done.returncode, done.stdout, done.stderr) == (3, b"out\0\xff", b"err\n\x80")
 
 
+@BOTH
 def test_a_script_is_told_which_server_it_runs_on(shared: RemoteHost) -> None:
     """Also what the host leaves to OpenSSH's configuration."""
     done = shared.run_json(shared.script("cronium.event server"))
@@ -76,6 +81,7 @@ def test_a_script_is_told_which_server_it_runs_on(shared: RemoteHost) -> None:
     }  # fmt: skip
 
 
+@BOTH
 def test_output_comes_while_the_script_runs(shared: RemoteHost, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     script = shared.script(f"echo first; echo aside >&2; while [ ! -e {gate} ]; do sleep 0.01; done; echo second")
@@ -94,6 +100,7 @@ def test_output_comes_while_the_script_runs(shared: RemoteHost, tmp_path: Path) 
     running.stderr.close()
 
 
+@BOTH
 def test_words_go_in_and_the_result_comes_out(shared: RemoteHost, tmp_path: Path) -> None:
     script = shared.script(
         'cronium.input; cronium.getVariable REGION; cronium.event id; echo "$1|$2"; cronium.output answer 42\n'
@@ -141,6 +148,7 @@ async def test_any_json_is_an_input(shared: RemoteHost) -> None:
             assert json.loads(printed["stdout"]) == value
 
 
+@BOTH
 def test_input_from_standard_input(shared: RemoteHost) -> None:
     large = json.dumps({"x": "y" * 3_000_000}).encode()
     done = shared.run(shared.script("cronium.input x | wc -c"), "--input", "-", input=large)
@@ -154,6 +162,7 @@ def test_an_input_over_the_limit_is_one_sentence(shared: RemoteHost) -> None:
     assert len(done.stderr) < 1000
 
 
+@BOTH
 def test_a_secret_is_seen_by_the_script_alone(shared: RemoteHost, tmp_path: Path) -> None:
     secret = b"hunter2-" + os.urandom(8).hex().encode()
     (tmp_path / "secret").write_bytes(secret + b"\n")
@@ -161,9 +170,10 @@ def test_a_secret_is_seen_by_the_script_alone(shared: RemoteHost, tmp_path: Path
     script = shared.script(
         f"cronium.getVariable T | sha256sum; echo ready; while [ ! -e {gate} ]; do sleep 0.01; done; sleep 0.05"
     )
-    words = ["run", "--host", shared.server.target, "--secret", f"T=@{tmp_path / 'secret'}", "--execution-id", "secret"]
+    name = f"secret-{shared.connection}"
+    words = ["run", "--host", shared.server.target, "--secret", f"T=@{tmp_path / 'secret'}", "--execution-id", name]
     running = shared.start_cronium(*words, script, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    shared.wait_output("secret", b"ready")
+    shared.wait_output(name, b"ready")
     seen = [path for path in Path("/proc").glob("[0-9]*/cmdline") if secret in _read(path)]
     seen += [path for path in Path("/proc").glob("[0-9]*/environ") if secret in _read(path)]
     gate.touch()
