@@ -15,7 +15,8 @@ import pytest
 import preloaded
 from cronium_controller import asking, show
 from cronium_controller.api.logs import JsonLines
-from cronium_controller.doctor import Finding, _told
+from cronium_controller.connection import SSHConnection
+from cronium_controller.doctor import Finding, _server, _told
 from cronium_controller.errors import ControllerError, UnreachableError, reason
 from cronium_controller.inbox import Piece
 from cronium_controller.install import _read_installed
@@ -104,6 +105,14 @@ def test_findings_of_a_host_are_clean_or_none() -> None:
     for findings, time in (([{}], 1), (5, 1), ([5], 1), (None, 1), ([], "x"), ([], 10**400), ([], None)):
         with pytest.raises(ValueError):
             _told(json.dumps({"findings": findings, "time": time}).encode())
+
+
+async def test_the_version_of_a_server_is_clean() -> None:
+    connection = SSHConnection.__new__(SSHConnection)
+    connection.transport = "direct"
+    connection.ssh = SimpleNamespace(get_extra_info=lambda *_: EVIL)  # type: ignore[assignment]
+    found = await anext(_server(connection))
+    assert found.seen.startswith(SHOWN)
 
 
 def test_no_output_looks_like_the_bar_of_a_fold() -> None:

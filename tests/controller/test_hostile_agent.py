@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +15,16 @@ import hostile_agent
 from cronium_controller.channel import AgentChannel
 from cronium_controller.dispatch import Controller
 from cronium_controller.errors import ControllerError
+from cronium_controller.execution import Execution
 from cronium_controller.hosts import LOCAL_HOST
+from cronium_controller.inbox import Piece
 from cronium_controller.job import Job
-from cronium_controller.patience import LONGEST_TIMEOUT, Deadline, Patience, remaining_in
+from cronium_controller.patience import COUNTED_OUTPUT, LONGEST_TIMEOUT, Deadline, Patience, remaining_in
 from cronium_controller.payloads import load
 from cronium_controller.store import Store
 from cronium_runner.wire import exactjson, frames
 from cronium_runner.wire.codes import CODES
-from cronium_runner.wire.frames import CREDIT, Kind
+from cronium_runner.wire.frames import CREDIT, Frame, Kind, ProtocolError
 from cronium_runner.wire.names import STDOUT
 from cronium_runner.wire.results import Outcome, Result
 from hostile_agent import HostileAgent
@@ -379,3 +381,48 @@ def test_how_long_a_host_is_waited_for() -> None:
     for told, seconds in ((12, 12.0), (-1, 0.0), (10**400, LONGEST_TIMEOUT), (True, None), ("1", None), (None, None)):
         assert remaining_in({"remaining": told}) == seconds
     assert remaining_in(exactjson.loads(b'{"remaining": 1.50}')) is None
+
+
+class Noted:
+    """A deadline that notes what is asked of it."""
+
+    def __init__(self, *_: object) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *given: self.asked.append((name, *given))
+
+
+async def test_when_the_time_of_a_host_counts(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the request for the payload on, while it is sent, less after a cancel, more while output comes."""
+    monkeypatch.setattr("cronium_controller.execution.Deadline", Noted)
+    patience = Patience()
+    channel = AgentChannel("web01")
+
+    def begun(job: Job | None) -> tuple[Execution, list[tuple[Any, ...]]]:
+        conversation = channel.converse((0, 0))
+        monkeypatch.setattr(conversation, "send", lambda *_: None)
+
+        async def send_payload(_pieces: object, sent: Callable[[], None]) -> None:
+            sent()
+
+        monkeypatch.setattr(conversation, "send_payload", send_payload)
+        made = Execution("job", LOCAL_HOST, "ssh", conversation, local.store, job)
+        noted: Any = made._deadline
+        noted.asked.clear()
+        return made, noted.asked
+
+    execution, asked = begun(Job(local.payload, execution_id="job", timeout=7))
+    await execution._take(Frame(Kind.WANT_PAYLOAD, 1, b"{}"))
+    assert asked == [("set", patience.until_answer()), ("go_on",), ("set", patience.until_answer()), ("hold",)]
+    execution.cancel()
+    asked.clear()
+    await execution._take(Frame(Kind.ACCEPTED, 1, b'{"started": true}'))
+    assert asked == [("set", patience.until_end(7)), ("shorten", patience.until_cancelled())]
+    asked.clear()
+    execution._note_output(Piece(STDOUT, 0, b"x"))
+    execution._note_output(Piece(STDOUT, COUNTED_OUTPUT, b"x"))  # more than its host can have kept
+    assert asked == [("put_off", 1, patience)]
+    execution, _ = begun(None)
+    with pytest.raises(ProtocolError, match="not submitted"):
+        await execution._take(Frame(Kind.WANT_PAYLOAD, 1, b"{}"))
