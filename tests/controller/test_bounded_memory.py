@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from cronium_controller import ssh_windows
+from cronium_controller import raw_command, ssh_windows
 from cronium_controller.client import SSHClient
 from cronium_controller.executor import SSHExecutor
-from cronium_controller.hosts import SSHConfig
+from cronium_controller.hosts import LOCAL_HOST, SSHConfig
 from cronium_controller.lines import FOLDED_BYTES, Folder
+from cronium_controller.local_connection import LocalConnection
+from cronium_controller.sessions import MOST_SAID
 from cronium_controller.ssh_library import asyncssh
 from cronium_runner.wire.names import STDERR, STDOUT
 from peak_memory import MIB, peak_memory
@@ -185,3 +187,44 @@ def test_a_reader_that_pauses_after_each_piece_is_not_sent_more() -> None:
 def test_the_library_has_what_is_corrected() -> None:
     assert all(hasattr(asyncssh.channel.SSHChannel, name) for name in ssh_windows._NEEDED)
     assert asyncssh.channel.SSHChannel._deliver_data.__module__ == ssh_windows.__name__
+
+
+async def test_output_that_waits_is_in_few_pieces() -> None:
+    async def hear(_stream: int, _data: bytes) -> None: ...
+
+    passing = raw_command._Passing(hear)
+    for _ in range(10_000):
+        passing.put(STDOUT, b"x")
+    for _ in range(500):
+        passing.put(STDOUT, b"x" * 1000)
+    sizes = [len(data) for _, data in passing._pieces]
+    assert len(sizes) <= 4
+    assert max(sizes) <= 256 * 1024
+    await passing.wait()
+
+
+async def test_an_answer_of_a_command_of_ours_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+
+    async def start(*_: object, most: int) -> None:
+        kept.append(most)
+        raise raw_command.NotStartedError("not here")
+
+    monkeypatch.setattr(raw_command, "start", start)
+    with pytest.raises(raw_command.NotStartedError):
+        await raw_command.asked(LocalConnection(LOCAL_HOST), "true", 1.0)
+    assert kept == [MOST_SAID]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "joined"),
+    [
+        ([(b"a", None), (b"b", None)], [(b"ab", None)]),
+        ([(b"a", None), (b"b", 1)], [(b"a", None), (b"b", 1)]),
+        ([(b"a" * 65536, 1), (b"b", 1)], [(b"a" * 65536, 1), (b"b", 1)]),
+    ],
+    ids=["one stream", "two streams", "large"],
+)
+def test_which_pieces_that_wait_become_one(waiting: Any, joined: Any) -> None:
+    ssh_windows._join_last(waiting)
+    assert waiting == joined

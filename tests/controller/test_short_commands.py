@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 from collections.abc import Callable
 
+import asyncssh
 import pytest
 
 from cronium_controller import sftp, shell_command
@@ -123,3 +124,10 @@ async def test_of_the_errors_of_a_copy_only_the_end_is_kept() -> None:
     heard.data_received(b"\nno \x1b[2Jspace\n", STDERR_TYPE)
     assert len(heard._words) <= 4096
     assert heard.last_words == r"no \x1b[2Jspace"
+
+
+@pytest.mark.parametrize("told", ["", "relative", "/a\0b", f"/{'x' * 5000}"])
+def test_what_is_no_path_of_a_server_is_not_believed(told: str) -> None:
+    assert sftp.checked_path("/a b/c") == "/a b/c"
+    with pytest.raises(asyncssh.SFTPBadMessage):
+        sftp.checked_path(told)

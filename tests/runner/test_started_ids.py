@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from cronium_runner import guardian, started_ids
+from cronium_runner import guardian, liveness, started_ids
+from cronium_runner.errors import StateDamagedError
 from cronium_runner.jobdir import AlreadyClaimedError, StateDirectory
+from cronium_runner.lifecycle import State
 from cronium_runner.started_ids import StartedIds
 from runner_process import PATIENCE, Host, open_files, wait_until
 
@@ -177,3 +179,25 @@ def test_collection_forgets_only_ids_with_complete_records(host: Host, monkeypat
     state.forget_started()
     assert [state.started.has(each) for each in ("ended", "removed", "running")] == [False, True, True]
     assert [state.is_claimed(each) for each in ("ended", "removed", "running")] == [True, True, True]
+
+
+def test_a_removed_record_is_made_again_and_held(tmp_path: Path) -> None:
+    state = StateDirectory.open(str(tmp_path / "state"))
+    execution = state.stage().claim("job", {"supervisor": {}})
+    shutil.rmtree(execution.path)
+    assert execution.is_removed()
+    execution.restore(State.RUNNING)
+    assert liveness.is_held(execution.state_path), "others see that its supervisor lives"
+    assert not execution.is_removed()
+    execution.let_go()
+
+
+def test_a_record_is_made_again_of_started_ids_and_nowhere_else(tmp_path: Path) -> None:
+    state = StateDirectory.open(str(tmp_path / "state"))
+    assert not state.restore_for_dead("never", os.getpid(), None)
+    assert state.ids() == []
+    (tmp_path / "elsewhere").mkdir()
+    Path(state.executions, "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StateDamagedError, match="is not a directory"):
+        state.restore("link", [b"{}\n"])
+    assert os.listdir(tmp_path / "elsewhere") == []
