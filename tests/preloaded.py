@@ -125,6 +125,8 @@ class _Loaded:
                 pass_fds=[its.fileno()],
                 stdin=subprocess.DEVNULL,
                 cwd="/",
+                # Nothing of the test that happens to be the first: hosts know their processes by the environment.
+                env={"PATH": os.environ.get("PATH", os.defpath), **self._for_python},
             )
 
     def is_fit_for(self, environment: dict[str, str]) -> bool:
