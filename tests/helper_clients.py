@@ -35,15 +35,22 @@ class Client(NamedTuple):
 
 
 def compiled_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """client.c built for this machine, once a session. Skips where the Zig toolchain is not installed."""
+    """client.c as scripts/build has made it for this machine, or else built here, once a session."""
+    if "CRONIUM_HELPER_CLIENT" in os.environ:
+        return Path(os.environ["CRONIUM_HELPER_CLIENT"])
     built = tmp_path_factory.getbasetemp() / "helper-client"
     if not built.exists():
-        pytest.importorskip("ziglang", reason="the compiled helper client needs ziglang (pip install ziglang)")
-        target = f"{os.uname().machine}-linux-musl"
-        warnings = ["-std=c99", "-Wall", "-Wextra", "-Werror"]
-        compiler = [sys.executable, "-m", "ziglang", "cc", "-target", target, "-Os", "-static", "-s", *warnings]
-        subprocess.run([*compiler, str(HELPERS / "client.c"), "-o", str(built)], check=True)
+        compile_client("-Os", "-static", "-s", "-o", str(built))
     return built
+
+
+def compile_client(*options: str) -> None:
+    """client.c, without a warning. Skips where the Zig toolchain is not installed."""
+    pytest.importorskip("ziglang", reason="the compiled helper client needs ziglang (pip install ziglang)")
+    target = f"{os.uname().machine}-linux-musl"
+    warnings = ["-std=c99", "-Wall", "-Wextra", "-Werror"]
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", target, *warnings]
+    subprocess.run([*compiler, *options, str(HELPERS / "client.c")], check=True)
 
 
 def fallback_client(folder: Path) -> Path:

@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """The soak runs beside the other tests."""
-    if not session.config.option.collectonly:
+    if not session.config.option.collectonly and not soaking.is_worker():
         soaking.begin(session.items)
 
 

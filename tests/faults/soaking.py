@@ -1,6 +1,7 @@
 """A minute of scripts/soak beside the rest of the suite: begun with the first test, looked at by the last one.
 
-So it costs the suite little time, and what the other tests do to the machine is part of what it has to stand.
+So it costs the suite little time, and what the other tests do to the machine is part of what it has to stand. Of
+several workers (xdist) one gets its test, early on: it begins it there, and the others are what runs beside it.
 """
 
 import os
@@ -26,13 +27,19 @@ def is_soak(item: pytest.Item) -> bool:
     return item.name == "test_a_minute_of_everything_leaves_nothing"
 
 
+def is_worker() -> bool:
+    """Whether this is one of several processes that share the tests out."""
+    return "PYTEST_XDIST_WORKER" in os.environ
+
+
 def put_last(items: list[pytest.Item]) -> None:
-    """Moves it behind all others."""
-    items.sort(key=is_soak)
+    """Moves it behind all others, but in a worker."""
+    if not is_worker():
+        items.sort(key=is_soak)
 
 
 def begin(items: list[pytest.Item]) -> None:
-    """Starts the soak if its test is among those that will run, and can."""
+    """Starts the soak if its test is among those that will run here, and can."""
     binary = find_binary()
     if binary is not None and sshd_path() is not None and any(map(is_soak, items)):
         words = ["nice", "-n", str(NICENESS), sys.executable, ROOT / "scripts" / "soak.py", "--binary", binary, SECONDS]
@@ -61,8 +68,10 @@ def find_binary() -> Path | None:
     return found[-1] if found else None
 
 
-def wait() -> tuple[int, str]:
-    """The soak's exit status and words, once it is over; skips the test that asks when it was not begun."""
+def wait(items: list[pytest.Item]) -> tuple[int, str]:
+    """The soak's exit status and words, once it is over; skips the test that asks when it cannot run."""
+    if is_worker():
+        begin(items)
     if not _running:
         pytest.skip("there is no runner binary in dist/, or no sshd; scripts/build makes the one")
     stdout, _ = _running[0].communicate(timeout=SECONDS * 5)

@@ -7,9 +7,9 @@ from faults import soaking
 
 @pytest.mark.sshd
 @pytest.mark.frozen
-def test_a_minute_of_everything_leaves_nothing() -> None:
+def test_a_minute_of_everything_leaves_nothing(request: pytest.FixtureRequest) -> None:
     """It has run since the suite began."""
-    status, told = soaking.wait()
+    status, told = soaking.wait(request.session.items)
     print(told)
     assert status == 0, told
     assert told.endswith("FLAT\n")

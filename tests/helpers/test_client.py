@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from helper_clients import Call, compiled_client, fallback_client, record, supervisor
+from helper_clients import Call, compile_client, compiled_client, fallback_client, record, supervisor
 
 DONE = record(b"X", b"\0")
 
@@ -35,6 +35,10 @@ def complains(ran: "subprocess.CompletedProcess[bytes]", *parts: bytes) -> None:
     assert ran.stderr.count(b"\n") == 1
     for part in parts:
         assert part in ran.stderr
+
+
+def test_the_compiler_has_nothing_to_warn_of(tmp_path: Path) -> None:
+    compile_client("-Os", "-c", "-o", str(tmp_path / "client.o"))
 
 
 def test_sends_its_words_and_prints_the_answer(tmp_path: Path, helper: str) -> None:
