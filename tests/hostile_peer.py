@@ -177,6 +177,25 @@ class BlackHole:
         self._listening.close()
 
 
+class DroppedPackets(BlackHole):
+    """A port whose queue is full: the kernel answers no further connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._listening.listen(0)
+        self._queued = []
+        for _ in range(4):
+            waiting = socket.socket()
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", self.port))
+            self._queued.append(waiting)
+
+    def __exit__(self, *_: object) -> None:
+        for waiting in self._queued:
+            waiting.close()
+        super().__exit__()
+
+
 class _Server(asyncssh.SSHServer):
     """Completes the key exchange, then does what `act` says of the connection; lets nobody in."""
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import asyncssh
 import pytest
 
-from hostile_peer import AFTER_KEY_EXCHANGE, BEHAVIOURS, BlackHole, HostilePeer, server_that
+from cronium_controller.hosts import OPENSSH, SSH
+from hostile_peer import AFTER_KEY_EXCHANGE, BEHAVIOURS, BlackHole, DroppedPackets, HostilePeer, server_that
 from peak_memory import MIB
 
 PATIENCE = 180.0
@@ -27,7 +28,13 @@ main()
 """
 """The command, which writes down its own largest memory."""
 OLD = "an old key exchange"
-NAMES = [*BEHAVIOURS, "black hole", *AFTER_KEY_EXCHANGE, OLD]
+NAMES = [*BEHAVIOURS, "black hole", "dropped packets", *AFTER_KEY_EXCHANGE, OLD]
+OPENSSH_MEETS = (
+    "endless banner", "endless line", "no banner", "dripping", "reset", "version with escapes",
+    "disconnect with escapes", "ignore flood", "black hole", "dropped packets", *list(AFTER_KEY_EXCHANGE)[:1], OLD,
+)  # fmt: skip
+"""Those whom OpenSSH's program meets, too: they are silent, endless, or have words that reach its standard error."""
+MEETINGS = [*((name, SSH) for name in NAMES), *((name, OPENSSH) for name in OPENSSH_MEETS)]
 
 
 class Met(NamedTuple):
@@ -49,7 +56,7 @@ class _Meeting(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def meetings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, _Meeting]]:
+def meetings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], _Meeting]]:
     """A command for each peer, all under way at once: most of the time goes by in pauses between attempts."""
     folder = tmp_path_factory.mktemp("peers")
     key = folder / "key"
@@ -63,29 +70,31 @@ def meetings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, _Me
         old = server_that(lambda _: None, kex_algs=["diffie-hellman-group14-sha256"])
         ports[OLD] = peers.enter_context(old)
         ports["black hole"] = peers.enter_context(BlackHole()).port
-        started: dict[str, _Meeting] = {}
-        for number, (name, port) in enumerate(ports.items()):
+        ports["dropped packets"] = peers.enter_context(DroppedPackets()).port
+        started: dict[tuple[str, str], _Meeting] = {}
+        for number, (name, kind) in enumerate(MEETINGS):
             home = folder / str(number)
             home.mkdir()
             hosts = home / "hosts.yaml"
-            hosts.write_text(f"peer: {{host: 127.0.0.1, port: {port}, key_path: {key}, connect_timeout: 1}}\n")
+            hosts.write_text(f"peer: {{host: 127.0.0.1, port: {ports[name]}, key_path: {key}, connect_timeout: 1}}\n")
             environment = kept | {
                 "HOME": str(home), "CRONIUM_CONTROLLER_STATE": str(home / "state"), "PEAK": str(home / "peak"),
             }  # fmt: skip
-            words = ["exec", "--hosts", str(hosts), "--on", "peer", "--known-hosts", str(home / "known"), "--", "true"]
+            words = ["exec", "--hosts", str(hosts), "--on", "peer", "--known-hosts", str(home / "known")]
+            words += ["--connection", kind, "--", "true"]
             process = peers.enter_context(
                 subprocess.Popen(
                     [sys.executable, "-c", _MAIN, *words], env=environment,
                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 )
             )  # fmt: skip
-            started[name] = _Meeting(process, home / "peak")
+            started[name, kind] = _Meeting(process, home / "peak")
         yield started
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_hostile_peer_is_one_clean_line(meetings: dict[str, _Meeting], name: str) -> None:
-    met = meetings[name].end()
+@pytest.mark.parametrize(("name", "kind"), MEETINGS)
+def test_a_hostile_peer_is_one_clean_line(meetings: dict[tuple[str, str], _Meeting], name: str, kind: str) -> None:
+    met = meetings[name, kind].end()
     assert met.status == 255, met
     assert met.stdout == b""
     [line, rest] = met.stderr.decode().split("\n")

@@ -116,6 +116,39 @@ async def test_an_encrypted_key_with_somebody_to_ask(fresh: RemoteHost, tmp_path
     assert error.code == "host.config"
 
 
+ASKED = '#!/bin/sh\necho "$1" >>{asked}\necho {answer}\n'
+
+
+async def test_ssh_itself_asks_for_a_passphrase(
+    fresh: RemoteHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the program that SSH_ASKPASS names, where there is no terminal; it has more time than a connection."""
+    key = make_key(tmp_path / "id", "sesame")
+    with (fresh.server.folder / "authorized_keys").open("a") as file:
+        file.write(key.with_suffix(".pub").read_text())
+    host = replace(parse_host(fresh.server.target, identity=str(key)), connection=OPENSSH)
+    program, asked = tmp_path / "ask", tmp_path / "asked"
+    monkeypatch.setenv("SSH_ASKPASS", str(program))
+    monkeypatch.setenv("SSH_ASKPASS_REQUIRE", "force")
+
+    def answer(text: str) -> None:
+        program.write_text(ASKED.format(asked=asked, answer=text))
+        program.chmod(0o755)
+
+    answer("sesame")
+    connection = await connected(host, fresh.access(passphrase=lambda _: "not asked", connect_timeout=1))
+    assert (await connection.run("echo there")).stdout == b"there\n"
+    await connection.close()
+    assert str(key) in asked.read_text()
+    assert asked.read_text().count("\n") == 1
+    answer("wrong")
+    error = await failure(fresh, host, passphrase=lambda _: "not asked")
+    assert error.code == "host.config"
+    asked.unlink()
+    assert (await failure(fresh, host)).code == "host.config", "nobody is there to be asked"
+    assert not asked.exists()
+
+
 async def test_an_account_without_a_name_is_one_sentence(shared: RemoteHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container's, whose uid is in no password database."""
 
