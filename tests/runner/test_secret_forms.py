@@ -160,6 +160,11 @@ def test_names_that_are_masked(name: str) -> None:
     assert not masks.is_masked_name(name, ())
 
 
+def test_short_values_of_secrets_and_of_masked_names_are_told() -> None:
+    variables = {"TOKEN": "ab", "PLAIN": "ab", "A_TOKEN": "long-enough"}
+    assert sorted(masks.too_short({"S": 12345, "T": "123456"}, variables, masks.DEFAULT_NAMES)) == ["S", "TOKEN"]
+
+
 def test_names_without_a_prefix_are_masked(host: Host) -> None:
     script = host.script("cronium.getVariable token; cronium.getVariable TOKENS\n")
     given = [word for name in ("token", "TOKENS") for word in ("--var", f"{name}={name}-value")]

@@ -173,4 +173,4 @@ def _sorted(globs: tuple[str, ...]) -> _Sorted:
 def _expression(globs: tuple[str, ...]) -> re.Pattern[str]:
     import fnmatch  # few have such globs
 
-    return re.compile("|".join(fnmatch.translate(glob.upper()) for glob in globs) or r"(?!)")
+    return re.compile("|".join(map(fnmatch.translate, globs)))
