@@ -128,6 +128,8 @@ class _Loaded:
                 # Nothing of the test that happens to be the first: hosts know their processes by the environment.
                 env={"PATH": os.environ.get("PATH", os.defpath), **self._for_python},
             )
+        self.is_able = ours.recv(1) == b"1"
+        """Whether the kernel lets it do all that it is for."""
 
     def is_fit_for(self, environment: dict[str, str]) -> bool:
         """Whether an interpreter would start in that environment as this one did."""
@@ -162,11 +164,9 @@ def _loaded(program: str) -> _Loaded | None:
     """The one of this process, made by the first test that needs it; None where the kernel can't do it."""
     with _all_lock:
         if program not in _all:
-            can = platform.machine() in _CLONE and os.path.exists("/proc/self/map_files")  # CHECKPOINT_RESTORE
-            made = _Loaded(program) if can else None
-            if made is not None:
-                atexit.register(made.close)
-            _all[program] = made
+            made = _Loaded(program)
+            atexit.register(made.close)
+            _all[program] = made if made.is_able else None
         return _all[program]
 
 
@@ -273,11 +273,20 @@ def _show(command: list[str], environment: dict[str, str]) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_MM_MAP)")
 
 
+def _is_able() -> bool:
+    try:
+        _show(sys.orig_argv, dict(os.environ))  # needs a kernel with CHECKPOINT_RESTORE, as those of distributions are
+    except OSError:
+        return False
+    return platform.machine() in _CLONE
+
+
 def _main() -> None:
     program = sys.argv[1]
     sys.path[0] = ""
-    _load(program)
     with socket.socket(fileno=int(sys.argv[2])) as control:
+        control.sendall(b"1" if _is_able() else b"0")
+        _load(program)
         sys.argv[:] = ["-c"]
         _serve(control)
     if program == "cronium":
