@@ -26,11 +26,13 @@ from .ssh_config import identity_path, ssh_settings_of
 from .ssh_library import asyncssh
 from .ssh_options import options_of
 from .ssh_settings import SSHSettings
-from .transport import ATTEMPT_SECONDS, CLOUDFLARE, DIRECT, Attempt, Route, opened, unhurried
+from .transport import ATTEMPT_SECONDS, CLOUDFLARE, DIRECT, Attempt, Carried, Route, opened, unhurried
 
 _QUICK_ACK_PAUSES: Final = (0.001, 0.003, 0.008, 0.02)
 """Seconds, the first ones short: on a quiet network the server's answers come within milliseconds."""
 _Opened = TypeVar("_Opened")
+_CARRIED: Final = "cronium_carried"
+"""What asyncssh keeps for us with a connection: the program that carries its bytes, or those of its first jump host."""
 _CLOSE_SECONDS: Final = 5.0
 """For a host to take its leave; one that hangs never does."""
 
@@ -162,11 +164,14 @@ class SSHConnection(Connection):
 
 
 async def _closed(ssh: asyncssh.SSHClientConnection) -> None:
-    """Ends a connection and those that it goes through."""
+    """Ends a connection and those that it goes through, with the program that carries the first of them."""
     ssh.close()
     with contextlib.suppress(TimeoutError, asyncssh.Error, OSError):
         async with asyncio.timeout(_CLOSE_SECONDS):
             await ssh.wait_closed()
+    carried: Carried | None = ssh.get_extra_info(_CARRIED)
+    if carried is not None:
+        await carried.wait_ended()
 
 
 async def prepare(host: Host, access: Access) -> Attempt[SSHConnection]:
@@ -284,9 +289,13 @@ async def _connect(
     host: Host, settings: SSHSettings, options: dict[str, Any], over: Route | asyncssh.SSHClientConnection
 ) -> asyncssh.SSHClientConnection:
     if not isinstance(over, Route):
-        return await asyncssh.connect(settings.host_name, tunnel=over, **options)
+        ssh = await asyncssh.connect(settings.host_name, tunnel=over, **options)
+        ssh.set_extra_info(**{_CARRIED: over.get_extra_info(_CARRIED)})
+        return ssh
     async with opened(over, host, settings, options["connect_timeout"]) as sock:
-        return await asyncssh.connect(settings.host_name, tunnel=None, sock=sock, **options)
+        ssh = await asyncssh.connect(settings.host_name, tunnel=None, sock=sock, **options)
+    ssh.set_extra_info(**{_CARRIED: Carried.of(sock)})
+    return ssh
 
 
 def _send_packet(its: "weakref.ref[asyncssh.SSHClientConnection]", kind: int, *content: bytes, **more: Any) -> None:

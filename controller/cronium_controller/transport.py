@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Generic, NamedTuple, Protocol, TypeVar
@@ -214,7 +215,7 @@ async def opened(way: Route, host: Routed, settings: SSHSettings, timeout: float
     Closed here only when the block raises. Raises UnreachableError. What the program that carries the way has said is
     put into an UnreachableError of the block, and is a note of any other exception.
     """
-    carried: _Carried | None = None
+    carried: Carried | None = None
     sock: socket.socket | None = None
     try:
         async with asyncio.timeout(timeout):
@@ -260,7 +261,7 @@ def _advice(way: Route, error: OSError | UnicodeError) -> str:
     return "; check the address, and that SSH answers there"
 
 
-async def _through_cloudflare(tunnel: str, host: Routed) -> "_Carried":
+async def _through_cloudflare(tunnel: str, host: Routed) -> "Carried":
     """The service token goes into the program's environment: an argument vector is seen by everybody on this machine.
 
     Raises UnreachableError where cloudflared isn't installed.
@@ -275,13 +276,13 @@ async def _through_cloudflare(tunnel: str, host: Routed) -> "_Carried":
     return await _started(CLOUDFLARED, [program, "access", "ssh", "--hostname", tunnel], environment)
 
 
-async def _through_command(command: str) -> "_Carried":
+async def _through_command(command: str) -> "Carried":
     """A ProxyCommand, run as OpenSSH runs it: by the user's shell, which it replaces."""
     shell = os.environ.get("SHELL") or "/bin/sh"
     return await _started("ProxyCommand", [shell, "-c", f"exec {command}"], dict(os.environ))
 
 
-async def _started(name: str, words: Sequence[str], environment: dict[str, str]) -> "_Carried":
+async def _started(name: str, words: Sequence[str], environment: dict[str, str]) -> "Carried":
     """Our end of a pair of sockets whose other end is a program's standard input and output. Raises OSError."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -295,13 +296,14 @@ async def _started(name: str, words: Sequence[str], environment: dict[str, str])
         raise
     finally:
         theirs.close()
-    return _Carried(name, ours, carrying, said)
+    return Carried(name, ours, carrying, said)
 
 
-class _Carried:
+class Carried:
     """A socket that a program carries, which errors call `name`. It ends with the socket or with our event loop."""
 
     _watching: ClassVar[set["asyncio.Task[None]"]] = set()
+    _by_socket: ClassVar["weakref.WeakKeyDictionary[socket.socket, Carried]"] = weakref.WeakKeyDictionary()
 
     def __init__(
         self, name: str, sock: socket.socket, program: asyncio.SubprocessTransport, words: "_LastWords"
@@ -312,7 +314,23 @@ class _Carried:
         self._words = words
         self._ended = asyncio.ensure_future(self._watch())
         self._watching.add(self._ended)
+        self._by_socket[sock] = self
         self._ended.add_done_callback(self._watching.discard)
+
+    @classmethod
+    def of(cls, sock: socket.socket) -> "Carried | None":
+        """The program that carries a socket."""
+        return cls._by_socket.get(sock)
+
+    async def wait_ended(self) -> None:
+        """Waits for the program, whose socket was closed, and ends it when it goes on for longer than a moment."""
+        for is_last in (False, True):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._ended), LAST_WORDS_SECONDS)
+                return
+            if not is_last:
+                with contextlib.suppress(ProcessLookupError):
+                    self._program.kill()
 
     async def last_words(self) -> str:
         """What it has said on standard error, in one line, once it has ended; empty when it goes on."""

@@ -591,7 +591,7 @@ async def test_the_way_that_was_taken_is_told(
             result = await client.run_async("echo $((6*7))")
             assert (result.stdout, result.transport_used) == ("42\n", used), result
         assert await client.check_connectivity() == (True, f"Connected via {used}")
-    await asyncio.wait_for(asyncio.gather(*transport._Carried._watching), LONG)  # cloudflared ends with its socket
+    await asyncio.wait_for(asyncio.gather(*transport.Carried._watching), LONG)  # cloudflared ends with its socket
     assert server.count_in_log("Accepted publickey") == 1
 
 

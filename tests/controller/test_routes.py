@@ -86,7 +86,7 @@ async def test_the_first_route_that_is_up_is_taken(
     finally:
         await connections.close_all_connections()
         async with asyncio.timeout(30):
-            await asyncio.gather(*transport._Carried._watching)  # cloudflared ends with its connection
+            await asyncio.gather(*transport.Carried._watching)  # cloudflared ends with its connection
 
 
 @BOTH
@@ -228,7 +228,7 @@ async def test_a_later_process_finds_the_service_token_again(
         with pytest.raises(UnreachableError, match=r"service token is missing.*CF_TOKEN_SECRET"):
             await controller.attach("far", record.host)
     async with asyncio.timeout(30):
-        await asyncio.gather(*transport._Carried._watching)
+        await asyncio.gather(*transport.Carried._watching)
 
 
 @BOTH

@@ -488,4 +488,4 @@ async def test_every_example_of_the_reference(
         await known["client"].close()
     assert (home / "back.txt").read_text() == "words"
     assert (home / "logs/selfplay.log").read_text() == "selfplay.py devices \n"
-    await asyncio.wait_for(asyncio.gather(*transport._Carried._watching), 30)  # cloudflared ends with its socket
+    await asyncio.wait_for(asyncio.gather(*transport.Carried._watching), 30)  # cloudflared ends with its socket

@@ -19,7 +19,7 @@ import pytest
 
 from cronium_controller.errors import AuthenticationError, ControllerError, HostKeyChangedError, UnreachableError
 from cronium_controller.ssh_settings import SSHSettings
-from cronium_controller.transport import ATTEMPTS, PAUSES, Remembered, Route, _Carried, opened, reach, routes, unhurried
+from cronium_controller.transport import ATTEMPTS, PAUSES, Carried, Remembered, Route, opened, reach, routes, unhurried
 from runner_process import is_running, wait_until
 
 
@@ -283,7 +283,7 @@ async def test_a_proxy_command_is_run_by_the_users_shell(
     async with opened(Route("direct", "web01"), Somewhere(), settings(1, proxy_command=command), 5) as sock:
         assert await exchange(sock) == b"hello"
     sock.close()
-    await asyncio.wait_for(asyncio.gather(*_Carried._watching), 30)
+    await asyncio.wait_for(asyncio.gather(*Carried._watching), 30)
 
 
 @pytest.mark.parametrize(

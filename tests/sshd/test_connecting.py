@@ -18,11 +18,12 @@ from typing import NoReturn
 
 import pytest
 
+from cronium_controller import transport
 from cronium_controller.errors import AuthenticationError, ControllerError, UnreachableError
 from cronium_controller.hosts import OPENSSH, Host, parse_host
 from kinds import BOTH, ssh_reading
 from remote_host import RemoteHost, connected
-from runner_process import wait_until
+from runner_process import PATIENCE, wait_until
 from ssh_connections import CARRY
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
@@ -325,6 +326,26 @@ async def test_a_proxy_command_carries_and_says_why_not(fresh: RemoteHost, ssh_f
     (ssh_folder / "config").write_text(f"{where}  ProxyCommand sh -c 'echo the gate is shut >&2; exit 3'\n")
     error = await failure(fresh, parse_host("web01"))
     assert error.message == "web01: ProxyCommand said: the gate is shut"
+
+
+def test_a_closed_connection_has_waited_for_its_carrier(
+    shared: RemoteHost, ssh_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ProxyCommand ends after its streams; asyncio had no event loop left to tell that to."""
+    monkeypatch.setattr(transport, "LAST_WORDS_SECONDS", PATIENCE)
+    (tmp_path / "carry.py").write_text(CARRY)
+    carried = f"sh -c '{sys.executable} {tmp_path}/carry.py %h %p; sleep 0.3; echo >{tmp_path}/ended'"
+    (ssh_folder / "config").write_text(
+        f"Host web01\n  HostName 127.0.0.1\n  Port {shared.server.port}\n  IdentityFile {shared.server.identity}\n"
+        f"  ProxyCommand {carried}\n"
+    )
+
+    async def come_and_go() -> None:
+        connection = await connected(parse_host("web01"), shared.access())
+        await connection.close()
+
+    asyncio.run(come_and_go())
+    assert (tmp_path / "ended").exists()
 
 
 def _listens(path: Path) -> bool:
