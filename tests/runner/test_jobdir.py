@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cronium_runner import helper_socket
-from cronium_runner.errors import ExecutionError, StateDirectoryError
+from cronium_runner.errors import ExecutionError, StateDamagedError, StateDirectoryError
 from cronium_runner.jobdir import (
     SOCKET_PATH_LIMIT,
     AlreadyClaimedError,
@@ -397,6 +397,15 @@ def test_a_line_cut_short_by_a_crash_is_left_out(state: StateDirectory) -> None:
     with open(os.path.join(execution.path, "state.jsonl"), "ab") as file:
         file.write(b'{"state":"fini')
     assert [record["n"] for record in execution.history()] == [1, 2]
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "null", "{", ""])
+def test_a_result_that_is_no_object_is_damaged(state: StateDirectory, content: str) -> None:
+    execution = state.stage().claim("job", {})
+    Path(execution.path, "result.json").write_text(content)
+    with pytest.raises(StateDamagedError, match=r"result\.json is damaged"):
+        execution.read_result()
+    execution.let_go()
 
 
 def test_a_damaged_line_does_not_hide_the_others(state: StateDirectory) -> None:
