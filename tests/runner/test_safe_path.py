@@ -251,7 +251,7 @@ def said_by(words: list[str]) -> str:
 def test_shell_refuses_what_it_cannot_read(tmp_path: Path, line: str | None) -> None:
     """Of an `ls` that prints something else for a directory, or nothing."""
     fake = tmp_path / "ls"
-    fake.write_text("#!/bin/sh\n" if line is None else f"#!/bin/sh\nfor each; do echo '{line}'; done\n")
+    fake.write_text("#!/bin/sh\n" if line is None else f"#!/bin/sh\nshift 2\nfor each; do echo '{line}'; done\n")
     fake.chmod(0o700)
     script = f"{safe_shell.entering('/')}{safe_shell.CHECK}echo passes"
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}

@@ -1,5 +1,6 @@
 """An undertaker that cannot write down what it has to: said, and not started again and again."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -44,3 +45,20 @@ def test_undertaker_collected_by_its_starter_has_failed(dead: ExecutionDirectory
 def test_ends_of_other_children_are_not_kept() -> None:
     undertaker.note_end(1, 256)
     assert 1 not in undertaker._ended
+
+
+def test_undertaker_leaves_a_result_as_it_is(dead: ExecutionDirectory) -> None:
+    """The supervisor may have written it as its last act, and died behind it."""
+    os.rmdir(os.path.join(dead.path, "result.json"))
+    dead.write_result({"executionId": "job", "state": "succeeded"})
+    undertaker.start(dead, guardian=None)
+    assert os.waitpid(undertaker._started[dead.path][0], 0)[1] == 0
+    assert dead.read_result() == {"executionId": "job", "state": "succeeded"}
+
+
+def test_one_undertaker_works_at_a_time(dead: ExecutionDirectory) -> None:
+    lock = os.open(dead.path, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    undertaker.start(dead, guardian=None)
+    assert dead.path not in undertaker._started
+    os.close(lock)
