@@ -65,6 +65,12 @@ def new_host(
 
 
 @pytest.fixture
+def alone(new_host: Callable[..., RemoteHost]) -> RemoteHost:
+    """A host of the test's own, whose runner may be there already: installing it takes a second of a processor."""
+    return new_host()
+
+
+@pytest.fixture
 def fresh(new_host: Callable[..., RemoteHost], tmp_path: Path) -> RemoteHost:
     """A host that has no runner yet."""
     return new_host(root=tmp_path / "root")

@@ -43,21 +43,21 @@ def expected(before: int = 2000, after: int = 2000) -> dict[str, bytes]:
     return {"stdout": stdout, "stderr": lines("aside", 1, total)}
 
 
-def test_detach_and_everything_from_later_processes(fresh: RemoteHost, tmp_path: Path) -> None:
+def test_detach_and_everything_from_later_processes(alone: RemoteHost, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    words = ["--detach", "--execution-id", "later", fresh.script(counting(gate, 3, 3))]
-    done = fresh.run(*words)
+    words = ["--detach", "--execution-id", "later", alone.script(counting(gate, 3, 3))]
+    done = alone.run(*words)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"later\n", b"")
-    fresh.wait_output("later", b"waiting")
-    status = json.loads(fresh.cronium("status", "later", "--json").stdout)
+    alone.wait_output("later", b"waiting")
+    status = json.loads(alone.cronium("status", "later", "--json").stdout)
     assert (status["state"], status["result"]) == ("running", None)
     assert status["stdout"]["bytes"] == len(b"line 1\nline 2\nline 3\nwaiting\n")
-    logs = fresh.cronium("logs", "later")
+    logs = alone.cronium("logs", "later")
     assert (logs.returncode, logs.stdout) == (0, b"line 1\nline 2\nline 3\nwaiting\n")
     assert logs.stderr == b"aside 1\naside 2\naside 3\n"
-    logs = fresh.cronium("logs", "later", "--raw", "--stream", "stdout", "--offset", "7")
+    logs = alone.cronium("logs", "later", "--raw", "--stream", "stdout", "--offset", "7")
     assert (logs.stdout, logs.stderr) == (b"line 2\nline 3\nwaiting\n", b"")
-    attached = fresh.start_cronium("attach", "later", stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    attached = alone.start_cronium("attach", "later", stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     assert attached.stdout is not None
     assert attached.stdout.readline() == b"line 1\n"
     gate.touch()
@@ -65,75 +65,75 @@ def test_detach_and_everything_from_later_processes(fresh: RemoteHost, tmp_path:
     assert attached.returncode == 9
     assert b"line 1\n" + stdout == expected(3, 3)["stdout"]
     assert stderr == expected(3, 3)["stderr"]
-    status = fresh.cronium("status", "later").stdout
+    status = alone.cronium("status", "later").stdout
     assert b"failed, exit 9" in status
-    again = fresh.cronium("attach", "later", "--offset", "29", "24")
+    again = alone.cronium("attach", "later", "--offset", "29", "24")
     assert (again.returncode, again.stdout) == (9, b"line 4\nline 5\nline 6\n")
     assert again.stderr == b"aside 4\naside 5\naside 6\n"
-    record = fresh.store().find("later")
+    record = alone.store().find("later")
     assert record is not None
     assert record.state == "failed"
     assert record.result is not None
     assert record.is_acknowledged
 
 
-def test_raw_logs_are_every_byte_and_others_are_readable(fresh: RemoteHost) -> None:
-    assert fresh.run("--detach", "--execution-id", "bytes", fresh.script("printf 'a\\377\\0b\\303'")).returncode == 0
-    fresh.wait_result("bytes")
-    assert fresh.cronium("logs", "bytes", "--raw").stdout == b"a\xff\0b\xc3"
-    assert fresh.cronium("logs", "bytes").stdout.decode() == "a\ufffd\0b\ufffd"
-    past = fresh.cronium("logs", "bytes", "--raw", "--offset", "1000")
+def test_raw_logs_are_every_byte_and_others_are_readable(alone: RemoteHost) -> None:
+    assert alone.run("--detach", "--execution-id", "bytes", alone.script("printf 'a\\377\\0b\\303'")).returncode == 0
+    alone.wait_result("bytes")
+    assert alone.cronium("logs", "bytes", "--raw").stdout == b"a\xff\0b\xc3"
+    assert alone.cronium("logs", "bytes").stdout.decode() == "a\ufffd\0b\ufffd"
+    past = alone.cronium("logs", "bytes", "--raw", "--offset", "1000")
     assert (past.returncode, past.stdout) == (0, b"")
 
 
 @BOTH
-def test_cancel_from_another_process(fresh: RemoteHost) -> None:
-    assert fresh.run("--detach", "--execution-id", "long", fresh.script("echo up; sleep 600")).returncode == 0
-    fresh.wait_output("long", b"up")
-    script = fresh.script_group("long")
-    done = fresh.cronium("cancel", "long")
+def test_cancel_from_another_process(alone: RemoteHost) -> None:
+    assert alone.run("--detach", "--execution-id", "long", alone.script("echo up; sleep 600")).returncode == 0
+    alone.wait_output("long", b"up")
+    script = alone.script_group("long")
+    done = alone.cronium("cancel", "long")
     assert (done.returncode, done.stdout) == (0, b"")
     assert b"cancelled" in done.stderr
     assert not is_running(script)
-    assert fresh.cronium("attach", "long").returncode == 130
-    assert fresh.cronium("cancel", "long").returncode == 0, "there is nothing left to cancel"
+    assert alone.cronium("attach", "long").returncode == 130
+    assert alone.cronium("cancel", "long").returncode == 0, "there is nothing left to cancel"
 
 
-def test_a_second_interrupt_leaves_it_running(fresh: RemoteHost, tmp_path: Path) -> None:
+def test_a_second_interrupt_leaves_it_running(alone: RemoteHost, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     text = f"trap '' TERM; echo up; while [ ! -e {gate} ]; do sleep 0.05; done; exit 5"
-    words = ["run", "--host", fresh.server.target, "--json", "-v", "--execution-id", "twice", fresh.script(text)]
-    running = fresh.start_cronium(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    words = ["run", "--host", alone.server.target, "--json", "-v", "--execution-id", "twice", alone.script(text)]
+    running = alone.start_cronium(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert running.stderr is not None
     assert b"execution twice on" in running.stderr.readline()
-    fresh.wait_output("twice", b"up")
+    alone.wait_output("twice", b"up")
     running.send_signal(signal.SIGINT)
     assert b"interrupt again" in running.stderr.readline()
     assert running.poll() is None
     running.send_signal(signal.SIGINT)
     told = running.stderr.readline()  # told at once: the first interrupt's grace period goes on, and ends it
     assert b"cronium attach twice" in told, told
-    assert is_running(fresh.script_group("twice"))
+    assert is_running(alone.script_group("twice"))
     gate.touch()
     stdout, stderr = running.communicate(timeout=PATIENCE)
     assert running.returncode == 255, stderr
     assert json.loads(stdout)["state"] == "unknown"
     assert b"Traceback" not in stderr
-    assert fresh.wait_result("twice")["state"] == "cancelled", "the first interrupt still holds"
+    assert alone.wait_result("twice")["state"] == "cancelled", "the first interrupt still holds"
 
 
-async def test_interrupts_are_heard_while_the_payload_is_on_its_way(fresh: RemoteHost, tmp_path: Path) -> None:
+async def test_interrupts_are_heard_while_the_payload_is_on_its_way(alone: RemoteHost, tmp_path: Path) -> None:
     """A line that is dead, which only its silence would tell after two minutes."""
     folder = tmp_path / "large"
     folder.mkdir()
     (folder / "manifest.yaml").write_text("version: v1\ninterpreter: bash\nentrypoint: script.sh\n")
     (folder / "script.sh").write_text("echo never\n")
     (folder / "data").write_bytes(os.urandom(30_000_000))
-    await asyncio.to_thread(fresh.cronium, "deploy", "--host", fresh.server.target)
-    async with TcpProxy(fresh.server.port) as proxy:
+    await asyncio.to_thread(alone.cronium, "deploy", "--host", alone.server.target)
+    async with TcpProxy(alone.server.port) as proxy:
         proxy.cut_after(3_000_000, "hole", is_sent=True)
         words = ["run", "--json", "--execution-id", "early", "--host", f"127.0.0.1:{proxy.port}", folder]
-        with fresh.start_cronium(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        with alone.start_cronium(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
             async with asyncio.timeout(60):
                 while not proxy.cuts:
                     await asyncio.sleep(0.01)
@@ -144,32 +144,32 @@ async def test_interrupts_are_heard_while_the_payload_is_on_its_way(fresh: Remot
             stdout, stderr = await asyncio.to_thread(running.communicate, timeout=60)
     assert (running.returncode, json.loads(stdout)["state"]) == (255, "unknown")
     assert b"Traceback" not in stderr
-    assert fresh.executions() == []
+    assert alone.executions() == []
 
 
 @BOTH
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGHUP"])
-def test_a_controller_that_dies_loses_nothing(fresh: RemoteHost, tmp_path: Path, name: str) -> None:
+def test_a_controller_that_dies_loses_nothing(alone: RemoteHost, tmp_path: Path, name: str) -> None:
     gate = tmp_path / "gate"
-    words = ["run", "--host", fresh.server.target, "--execution-id", "orphan", fresh.script(counting(gate))]
+    words = ["run", "--host", alone.server.target, "--execution-id", "orphan", alone.script(counting(gate))]
     seen = {"stdout": tmp_path / "stdout", "stderr": tmp_path / "stderr"}
     with seen["stdout"].open("wb") as stdout, seen["stderr"].open("wb") as stderr:
-        running = fresh.start_cronium(*words, stdout=stdout, stderr=stderr)
+        running = alone.start_cronium(*words, stdout=stdout, stderr=stderr)
         wait_until(lambda: seen["stdout"].stat().st_size > 5000, "some output")
         running.send_signal(signal.Signals[name])
         running.wait(PATIENCE)
     had = {stream: path.read_bytes() for stream, path in seen.items()}
-    record = fresh.store().find("orphan")
+    record = alone.store().find("orphan")
     assert record is not None
     assert (record.state, record.result) == ("accepted", None)
     gate.touch()
     offsets = [len(had["stdout"]), len(had["stderr"])]
-    attached = fresh.cronium("attach", "orphan", "--offset", *offsets)
+    attached = alone.cronium("attach", "orphan", "--offset", *offsets)
     assert attached.returncode == 9
     whole = expected()
     assert had["stdout"] + attached.stdout == whole["stdout"]
     assert had["stderr"] + attached.stderr == whole["stderr"]
-    record = fresh.store().find("orphan")
+    record = alone.store().find("orphan")
     assert record is not None
     assert record.result is not None
     assert record.result.exit_code == 9
@@ -178,15 +178,15 @@ def test_a_controller_that_dies_loses_nothing(fresh: RemoteHost, tmp_path: Path,
 @BOTH
 @pytest.mark.parametrize("victim", ["session", "agent"])
 async def test_a_channel_that_is_cut_is_unknown_and_the_truth_comes_later(
-    fresh: RemoteHost, tmp_path: Path, victim: str
+    alone: RemoteHost, tmp_path: Path, victim: str
 ) -> None:
     gate = tmp_path / "gate"
-    async with fresh.controller() as controller:
-        job = Job(load(fresh.script(counting(gate))), execution_id="cut")
-        execution = await controller.submit(fresh.host, job)
+    async with alone.controller() as controller:
+        job = Job(load(alone.script(counting(gate))), execution_id="cut")
+        execution = await controller.submit(alone.host, job)
         had = {1: b"", 2: b""}
         # The supervisor is a fork of the agent: the elder is the agent.
-        victims = fresh.server.session_pids() if victim == "session" else [min(fresh.agents(), key=started_at)]
+        victims = alone.server.session_pids() if victim == "session" else [min(alone.agents(), key=started_at)]
         async for piece in execution.pieces():
             assert piece.offset == len(had[piece.stream])
             had[piece.stream] += piece.data
@@ -201,7 +201,7 @@ async def test_a_channel_that_is_cut_is_unknown_and_the_truth_comes_later(
         assert record is not None
         assert (record.state, record.result) == ("unknown", None)
         gate.touch()
-        again = await controller.attach("cut", fresh.host, offsets=(len(had[1]), len(had[2])))
+        again = await controller.attach("cut", alone.host, offsets=(len(had[1]), len(had[2])))
         rest = await collect(again)
         truth = await again.result()
         assert (truth.state, truth.exit_code) == (Outcome.FAILED, 9)
@@ -211,20 +211,20 @@ async def test_a_channel_that_is_cut_is_unknown_and_the_truth_comes_later(
         assert record.state == "failed"
 
 
-def test_the_command_says_unknown_with_255(fresh: RemoteHost, tmp_path: Path) -> None:
+def test_the_command_says_unknown_with_255(alone: RemoteHost, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     words = [
         "run",
         "--json",
         "--host",
-        fresh.server.target,
+        alone.server.target,
         "--execution-id",
         "cut",
-        fresh.script(counting(gate, 3, 3)),
+        alone.script(counting(gate, 3, 3)),
     ]
-    running = fresh.start_cronium(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    fresh.wait_output("cut", b"waiting")
-    for pid in fresh.server.session_pids():
+    running = alone.start_cronium(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    alone.wait_output("cut", b"waiting")
+    for pid in alone.server.session_pids():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     stdout, stderr = running.communicate(timeout=PATIENCE)
@@ -232,16 +232,16 @@ def test_the_command_says_unknown_with_255(fresh: RemoteHost, tmp_path: Path) ->
     assert b"Traceback" not in stderr
     assert json.loads(stdout)["state"] == "unknown"
     gate.touch()
-    assert fresh.cronium("attach", "cut").returncode == 9
+    assert alone.cronium("attach", "cut").returncode == 9
 
 
-async def test_on_disconnect_cancel_is_obeyed(fresh: RemoteHost) -> None:
-    async with fresh.controller() as controller:
-        job = Job(load(fresh.script("echo up; sleep 600")), execution_id="tied", on_disconnect="cancel")
-        execution = await controller.submit(fresh.host, job)
+async def test_on_disconnect_cancel_is_obeyed(alone: RemoteHost) -> None:
+    async with alone.controller() as controller:
+        job = Job(load(alone.script("echo up; sleep 600")), execution_id="tied", on_disconnect="cancel")
+        execution = await controller.submit(alone.host, job)
         async for _ in execution.pieces():
             break
-    recorded = await asyncio.to_thread(fresh.wait_result, "tied")
+    recorded = await asyncio.to_thread(alone.wait_result, "tied")
     assert recorded["state"] == "cancelled"
 
 
