@@ -21,10 +21,10 @@ def main() -> int:
         from cronium_runner import client
 
         return client.main([name, *sys.argv[1:]])
+    from cronium_runner.preloaded import Preloaded
+
     # Commands that are called in one form only, and often: click would be most of their start (30 ms).
     if sys.argv[1:] == ["agent"]:
-        from cronium_runner.preloaded import Preloaded
-
         with Preloaded():
             from cronium_runner import agent
 
@@ -38,8 +38,11 @@ def main() -> int:
         from cronium_runner import version
 
         return version.print_version()
-    from cronium_runner import cli
+    with Preloaded():
+        from cronium_runner import cli
 
+        if sys.argv[1:2] == ["run"]:
+            cli.import_what_a_run_needs()
     gc.freeze()
     gc.enable()
     return cli.main()

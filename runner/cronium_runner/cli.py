@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from .wire.access import Access
 
 
+def import_what_a_run_needs() -> None:
+    """Imports ahead, from the one file that `preloaded` knows, what the command and its supervisor will import."""
+    from . import arguments, foreground, prepare, session, supervisor  # noqa: F401
+    from .wire import masks, words  # noqa: F401
+
+
 class _Commands(click.Group):
     """The bare forms: `cronium-runner PAYLOAD` runs it; no argument runs the folder's own manifest."""
 

@@ -1,4 +1,4 @@
-"""What an agent imports, read from one file of the binary instead of from its archives.
+"""What an agent and `run` import, read from one file of the binary instead of from its archives.
 
 Those are opened anew for each module, some of them by code in Python: a sixth of an agent's start. The build writes the
 file (`build/cronium-runner.spec`); where there is none, or something isn't in it, modules are found as ever.
