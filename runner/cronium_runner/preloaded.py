@@ -59,11 +59,17 @@ class Preloaded:
         """As importlib.abc.MetaPathFinder."""
         if name not in self._index:
             return None
-        path, is_package, _, _ = self._index[name]
+        path, is_package, offset, size = self._index[name]
+        try:
+            code = marshal.loads(os.pread(self._descriptor, size, self._start + offset))  # noqa: S302 - as above
+        except (EOFError, ValueError, TypeError):  # damaged as well: the archives have it, and the check says so
+            self._index = {}
+            return None
         origin = f"{self._folder}/{path}"
         make = type(sys.__spec__)  # importlib.machinery is not imported yet
         spec: ModuleSpec = make(name, self, origin=origin, is_package=is_package)  # type: ignore[arg-type]
         spec.has_location = True
+        spec.loader_state = code
         if is_package:
             spec.submodule_search_locations = [os.path.dirname(origin)]  # of modules that are not preloaded
         return spec
@@ -73,5 +79,6 @@ class Preloaded:
 
     def exec_module(self, module: "ModuleType") -> None:
         """As importlib.abc.Loader."""
-        _, _, offset, size = self._index[module.__name__]
-        exec(marshal.loads(os.pread(self._descriptor, size, self._start + offset)), module.__dict__)  # noqa: S102, S302
+        assert module.__spec__ is not None
+        exec(module.__spec__.loader_state, module.__dict__)  # noqa: S102
+        module.__spec__.loader_state = None
