@@ -383,6 +383,20 @@ def test_an_agent_reads_its_modules_from_one_file(
     assert f'"{executable}"' not in after
 
 
+def test_a_run_reads_its_modules_from_that_file(executable: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    """Nearly all: the few that only some runs need are found in the archives."""
+    log = tmp_path / "calls"
+    tracing = [shutil.which("strace") or "", "-f", "-e", "trace=open,openat", "-o", str(log)]
+    if not tracing[0] or subprocess.run([*tracing, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("strace is not installed, or not permitted")
+    (tmp_path / "script.sh").write_text("echo done\n")
+    done = run(*tracing, executable, "run", tmp_path / "script.sh", environment=environment)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+    _, _, after = log.read_text().partition("agent.modules")
+    assert after, "the file is there and read"
+    assert after.count("base_library.zip") + after.count(f'"{executable}"') <= 10, after
+
+
 def test_an_agent_without_that_file_says_so(executable: Path, environment: dict[str, str]) -> None:
     assert greeting(executable, environment) != b""
     (executable.parent / "_internal" / "agent.modules").unlink()
