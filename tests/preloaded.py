@@ -52,9 +52,11 @@ _MODULES: Final = {
             "ssh_asking",
         )
     ],
+    "cronium api": ["cronium_controller.cli", "jwt", "sqlalchemy.dialects.sqlite", "starlette.applications", "uvicorn"],
     "cronium-runner": ["cronium_runner.__main__", "cronium_runner.agent", "cronium_runner.cli"],
 }
-"""What `run` and an agent load, and nothing that only another command does: that each loads its own is still seen."""
+"""What `run` and an agent load, and the libraries of `cronium api`. Nothing of ours that only another command does:
+that each loads its own is still seen."""
 
 
 class Started(subprocess.Popen[bytes]):
@@ -72,7 +74,7 @@ class Preloaded(Started):
     """`Preloaded("cronium", words, env=…)`: a started `cronium WORDS`; the other arguments are Popen's."""
 
     def __init__(self, program: str, words: list[str], **options: Any) -> None:
-        self._program = program
+        self._program = "cronium api" if words[:1] == ["api"] else program
         super().__init__([*COMMANDS[program], *words], **options)
 
     def _execute_child(self, arguments: list[str], *given: Any) -> None:
@@ -176,6 +178,8 @@ def _loaded(program: str) -> _Loaded | None:
 def _load(program: str) -> None:
     for name in _MODULES[program]:
         importlib.import_module(name)
+    if program == "cronium api":
+        return
     if program == "cronium":
         from cronium_controller.ssh_library import asyncssh
 
@@ -289,7 +293,7 @@ def _main() -> None:
         _load(program)
         sys.argv[:] = ["-c"]
         _serve(control)
-    if program == "cronium":
+    if program != "cronium-runner":
         from cronium_controller.cli import main
 
         main()
