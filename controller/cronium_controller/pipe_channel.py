@@ -25,6 +25,8 @@ class PipeChannel(abc.ABC):
         self._status: int | None = None
         self._error: Exception | None = None
         self._is_over = False
+        self._is_made = False
+        """Whether the session knows of the channel: it hears of the end of no other."""
 
     async def start(self, command: str) -> None:
         """Makes the pipes, then the process. Starts nothing when it is cancelled meanwhile. Raises OSError."""
@@ -33,6 +35,7 @@ class PipeChannel(abc.ABC):
             stdout = await self._make_output(theirs, None)
             stderr = await self._make_output(theirs, STDERR_TYPE)
             await self._begin(command, stdin, stdout, stderr)
+        self._is_made = True
         self.session.connection_made(self)
         self.session.session_started()
 
@@ -102,7 +105,8 @@ class PipeChannel(abc.ABC):
             self._input.close()
         for output in self._outputs:
             output.close()
-        asyncio.get_running_loop().call_soon(self.session.connection_lost, None)
+        if self._is_made:
+            asyncio.get_running_loop().call_soon(self.session.connection_lost, None)
 
     def abort(self) -> None:
         """Ends them, whatever has not been read."""

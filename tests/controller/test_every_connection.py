@@ -103,6 +103,29 @@ async def test_a_server_that_runs_no_commands_is_told(kind: str, tmp_path: Path)
     await listening.wait_closed()
 
 
+@pytest.mark.parametrize("kind", [SSH, OPENSSH])
+async def test_a_session_without_room_hears_of_nothing(kind: str, tmp_path: Path) -> None:
+    """It is opened again a moment later, and was told before that it had ended."""
+
+    class Refused(Session):
+        lost = 0
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.lost += 1
+
+    refused = Refused()
+    with OpenSSHServer(tmp_path / "sshd", options=["MaxSessions 1"]) as server:
+        host = replace(parse_host(server.target, identity=str(server.identity)), connection=kind)
+        made = await Connections(Access(known_hosts=str(server.known_hosts), attempts=1), Memory()).open(host)
+        held = await made.start("cat")
+        with pytest.raises(asyncssh.ChannelOpenError):
+            await made.create_session(lambda: refused, "true")
+        held.close()
+        assert (await made.run("echo room")).stdout == b"room\n"
+        assert refused.lost == 0
+        await made.close()
+
+
 async def test_a_signal_is_no_success(connected: Connection) -> None:
     done = await connected.run("kill -KILL $$")
     assert done.exit_status in (128 + 9, 255, -1)
