@@ -16,7 +16,7 @@ import pytest
 from cronium_controller import transfer
 from cronium_controller.dispatch import Controller
 from cronium_controller.errors import ControllerError
-from cronium_controller.hosts import Host
+from cronium_controller.hosts import OPENSSH, Host
 from cronium_controller.transfer import Source
 from openssh import sshd_path
 from remote_host import RemoteHost
@@ -50,10 +50,13 @@ def serve(tmp_path: Path, carrier: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield start
 
 
-@pytest.fixture(params=["sftp", "shell", "one session"])
+@pytest.fixture(params=["sftp", "shell", "one session", OPENSSH])
 def remote(request: pytest.FixtureRequest, serve: Serve) -> RemoteHost:
-    """A host with SFTP, one without, and one that allows a single session."""
-    return serve({"sftp": [], "shell": NO_SFTP, "one session": ["MaxSessions 1"]}[request.param])
+    """A host with SFTP, one without, one that allows a single session, and such a one by OpenSSH's program."""
+    options = {"sftp": [], "shell": NO_SFTP, "one session": ["MaxSessions 1"], OPENSSH: ["MaxSessions 1"]}
+    made = serve(options[request.param])
+    made.connection = OPENSSH if request.param == OPENSSH else None
+    return made
 
 
 @pytest.fixture
