@@ -33,8 +33,9 @@ from .openssh_words import failure, has_words, leads_no_further, warnings
 from .ssh_asking import WHOLE
 from .transport import ATTEMPT_SECONDS, DIRECT, Route
 
-_ORPHAN_SECONDS: Final = 1
-"""Seconds after which a master without clients ends by itself, as its process was killed. The least that ssh takes."""
+_ORPHAN_SECONDS: Final = 10
+"""Seconds after which a master without clients ends by itself, as its process was killed. It counts from the login,
+before we are its client: a process that begins many connections at once on a busy machine may take a while to that."""
 _END_SECONDS: Final = 5.0
 """For a master to end that was told to. It has nothing to wait for."""
 _AGENT: Final = ("SSH_AUTH_SOCK", "KRB5CCNAME")

@@ -34,7 +34,7 @@ from cronium_controller import (
     SSHExecutor,
     SSHResult,
     close_all_clients,
-    connection,
+    connections,
     errors,
     get_ssh_client,
     raw_command,
@@ -864,7 +864,7 @@ async def test_a_host_that_is_away_is_tried_three_times(server: OpenSSHServer, m
     async def note(seconds: float) -> None:
         pauses.append(seconds)
 
-    monkeypatch.setattr(connection, "reach", functools.partial(transport.reach, pause=note))
+    monkeypatch.setattr(connections, "reach", functools.partial(transport.reach, pause=note))
     async with SSHExecutor() as executor:
         with pytest.raises(ConnectionError, match="Connection refused") as raised:
             await executor.execute(machine(server), "true")

@@ -1,5 +1,6 @@
 """Connections by OpenSSH's own program: jobs over them, those that persist, what is left of them, what ssh says."""
 
+import asyncio
 import contextlib
 import getpass
 import json
@@ -14,9 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from cronium_controller import inventory, openssh_words
+from cronium_controller import inventory, openssh_master, openssh_words
+from cronium_controller.connections import Connections
 from cronium_controller.errors import AuthenticationError, ControllerError, HostKeyError, UnreachableError
 from cronium_controller.hosts import Host
+from cronium_controller.memory import Memory
+from cronium_controller.openssh_mux import Control
 from cronium_controller.store import Store
 from kinds import ssh_reading
 from openssh import free_port
@@ -135,6 +139,21 @@ def test_what_persists_is_listed_and_ended(remote: RemoteHost, short_state: Path
     assert [one["host"] for one in listed("--disconnect", target)] == [target]
     assert (masters(remote), listed("--connections")) == ([], [])
     assert list((short_state / "ssh").iterdir()) == []
+
+
+async def test_a_master_waits_for_a_busy_controller(remote: RemoteHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no client yet when it has logged in, and others may be on their way in the same process."""
+    watched = openssh_master._watched
+
+    async def late(path: str) -> Control:
+        await asyncio.sleep(2.5)
+        return await watched(path)
+
+    monkeypatch.setattr(openssh_master, "_watched", late)
+    connection = await Connections(remote.access(connection="openssh"), Memory()).open(remote.host)
+    done = await connection.run("echo works")
+    await connection.close()
+    assert done.stdout == b"works\n"
 
 
 def test_a_killed_command_leaves_no_master(remote: RemoteHost, tmp_path: Path) -> None:

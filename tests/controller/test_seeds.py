@@ -31,7 +31,7 @@ from cronium_controller import (
     SSHExecutor,
     SSHHealth,
     close_all_clients,
-    connection,
+    connections,
     transport,
 )
 from cronium_controller.access import Access
@@ -131,7 +131,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def note(seconds: float) -> None:
         noted.append(seconds)
 
-    monkeypatch.setattr(connection, "reach", functools.partial(transport.reach, pause=note))
+    monkeypatch.setattr(connections, "reach", functools.partial(transport.reach, pause=note))
     return noted
 
 

@@ -650,7 +650,8 @@ def test_removal_of_any_depth(tmp_path: Path) -> None:
         descriptor = below
     os.close(descriptor)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 128, limits[1]))
     try:
         payload.remove_tree(str(work))
     finally:
