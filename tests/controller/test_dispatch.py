@@ -327,7 +327,9 @@ async def test_id_whose_record_was_removed_is_unknown_not_refused(remote: Remote
         first = await controller.submit(remote.host, job)
         assert (await first.result()).state is Outcome.SUCCEEDED
         await first.wait_acknowledged()
-        shutil.rmtree(remote.state / "executions" / first.id)
+        record = remote.state / "executions" / first.id
+        while record.exists():  # its work directory is being removed as well
+            shutil.rmtree(record, ignore_errors=True)
         again = await controller.submit(remote.host, job)
         result = await again.result()
         # `lost` where its guardian had not seen its supervisor's end yet, and made the record again.
