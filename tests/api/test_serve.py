@@ -64,6 +64,10 @@ class SocketProxy:
             thread.join(10)
 
 
+PATIENT = ("--header-timeout", "60")
+"""A hundred requests at once are more than are served at once; on a busy machine the last wait for more than 5 s."""
+
+
 @pytest.fixture(params=["port", "unix socket"])
 def endpoint(request: pytest.FixtureRequest, platform: Platform, tmp_path: Path) -> Iterator[str]:
     """A service with one tool, as a client of a port sees it."""
@@ -72,10 +76,10 @@ def endpoint(request: pytest.FixtureRequest, platform: Platform, tmp_path: Path)
         tools.write_text(f'[hook]\ntype = "webhook"\nurl = "{web.url}"\n')
         tools.chmod(0o600)
         if request.param == "port":
-            yield platform.serve("--port", "0", "--tools", str(tools))
+            yield platform.serve("--port", "0", "--tools", str(tools), *PATIENT)
         else:
             path = tmp_path / "s"
-            platform.serve("--unix", str(path), "--tools", str(tools))
+            platform.serve("--unix", str(path), "--tools", str(tools), *PATIENT)
             proxy = SocketProxy(str(path))
             yield proxy.address
             platform.stop()
