@@ -82,11 +82,11 @@ class SSHConnection(Connection):
         return bool(self.ssh.is_closed())
 
     async def create_session(self, make: Callable[[], Session], command: str) -> Channel:
-        """Starts a command that a session of ours hears of. Raises asyncssh's errors."""
+        """Starts a command, as `Connection` says. A cancel before the session is made starts nothing."""
         opening = _Opening(make)
         creating = self.ssh.create_session(opening.session, command, encoding=None, request_pty=False)
         try:
-            channel, _ = await self._whole(creating, lambda created: created[0].close())
+            channel, _ = await self._whole(creating, lambda _: None)
         except asyncio.CancelledError:
             opening.is_left = True
             raise

@@ -212,13 +212,13 @@ class HostCommands:
         refused = dead = 0
         while True:
             lease = await self._connections().acquire(self._host())
-            starting = partial(
-                raw_command.start, lease.connection, text, self._config.connect_timeout, output, most=self._most
-            )
+            running = raw_command.RunningCommand(self._name, output, most=self._most)
+            starting = partial(raw_command.start, lease.connection, running, text, self._config.connect_timeout)
             try:
                 if not self._config.use_control_master:
                     lease.retire()
-                return lease, await (lease.connection.open_session(starting) if refused else starting())
+                await (lease.connection.open_session(starting) if refused else starting())
+                return lease, running
             except asyncssh.ChannelOpenError as error:
                 lease.note_refused()
                 lease.give_back()
@@ -237,7 +237,9 @@ class HostCommands:
             except BaseException as error:
                 if isinstance(error, UnreachableError):
                     lease.retire()
-                else:  # we were told to stop; it may have been started
+                elif running.is_open:  # we were told to stop, and it may have been started
+                    self.later(self._leave(lease.connection, running, command_id, COMMAND))
+                else:
                     self.later(self._end(lease.connection, command_id, COMMAND))
                 lease.give_back()
                 raise

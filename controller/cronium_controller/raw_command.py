@@ -110,15 +110,18 @@ class _Passing:
 class RunningCommand(Session):
     """A command that was started. What it has written so far is in `stdout` and `stderr`, or was given to `output`."""
 
-    def __init__(self, output: Output | None = None, *, most: int = MOST_KEPT) -> None:
-        """`most` bytes of each stream are kept; what comes behind them is read and dropped."""
+    def __init__(self, host: str, output: Output | None = None, *, most: int = MOST_KEPT) -> None:
+        """`host` is named in errors. `most` bytes of each stream are kept; what comes behind them is read and dropped.
+
+        Whoever made it closes it.
+        """
         self.stdout = bytearray()
         self.stderr = bytearray()
         self.is_truncated = False
-        self.host: str | None = None
-        """The host's name, for errors."""
+        self._host = host
         self._most = most
         self.is_open = False
+        """Whether the command may have been started."""
         self._passing = None if output is None else _Passing(output)
         self._status: int | None = None
         self._error: Exception | None = None
@@ -127,7 +130,6 @@ class RunningCommand(Session):
         self._channel: Channel | None = None
 
     def connection_made(self, chan: Channel) -> None:
-        """From here on the command may have been started."""
         self.is_open = True
         self._channel = chan
         self._end_of_input = asyncio.get_running_loop().call_later(_INPUT_SECONDS, chan.write_eof)
@@ -180,7 +182,7 @@ class RunningCommand(Session):
         if self._passing is not None:
             await self._passing.wait()
         if self._error is not None and isinstance(self._error, asyncssh.ChannelOpenError):
-            raise _runs_nothing(self.host)
+            raise _runs_nothing(self._host)
         return Completed(self._status, bytes(self.stdout), bytes(self.stderr), truncated=self.is_truncated)
 
     def close(self) -> None:
@@ -189,16 +191,12 @@ class RunningCommand(Session):
             self._channel.close()
 
 
-async def start(
-    connection: Connection, text: str, timeout: float, output: Output | None = None, *, most: int = MOST_KEPT
-) -> RunningCommand:
-    """Starts a command. Its standard input ends after a moment: `text` says what is read there, if anything.
+async def start(connection: Connection, running: RunningCommand, text: str, timeout: float) -> None:
+    """Starts a command, whose output `running` receives. Its standard input ends after a moment.
 
     Raises NotStartedError when the connection turns out to be dead before anything was sent, asyncssh.ChannelOpenError
     when the server has no room for another session, UnreachableError when nobody can tell whether it was started.
     """
-    running = RunningCommand(output, most=most)
-    running.host = connection.host.name
     try:
         async with asyncio.timeout(timeout):
             await connection.create_session(lambda: running, text)
@@ -209,11 +207,11 @@ async def start(
     except (TimeoutError, asyncssh.Error, OSError) as error:
         if not running.is_open:
             raise NotStartedError(reason(error)) from None
+        running.close()
         raise dropped(connection, reason(error)) from None
-    return running
 
 
-def _runs_nothing(host: str | None) -> UnreachableError:
+def _runs_nothing(host: str) -> UnreachableError:
     return UnreachableError("host.unreachable", "the server opens a session but runs no commands", host=host)
 
 
@@ -229,8 +227,9 @@ async def asked(connection: Connection, text: str, timeout: float) -> Completed:
     Raises as `start` does.
     """
     ends_at = time.monotonic() + timeout
-    running = await start(connection, text, timeout, most=MOST_SAID)
+    running = RunningCommand(connection.host.name, most=MOST_SAID)
     try:
+        await start(connection, running, text, timeout)
         await running.is_over(max(0.1, ends_at - time.monotonic()))
         return await running.completed()
     finally:

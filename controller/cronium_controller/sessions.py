@@ -253,7 +253,10 @@ class Connection(abc.ABC):
 
     @abc.abstractmethod
     async def create_session(self, make: Callable[[], Session], command: str) -> Channel:
-        """Starts a command; its events go to the session that `make` makes. Raises asyncssh's errors."""
+        """Starts a command; its events go to the session that `make` makes. Raises asyncssh's errors.
+
+        From `connection_made` on it is the session that closes the channel, also when this call is cancelled.
+        """
 
     @abc.abstractmethod
     async def start_sftp(self) -> "asyncssh.SFTPClient":

@@ -41,8 +41,8 @@ async def run(
     text = remote_shell.in_sh(f"echo {heard.mark}; {script}")
     if "\0" in text:  # a server ends the whole connection when it meets one
         raise sftp.refused(connection, path, "its path has a NUL byte")
-    await sftp.answer(connection, connection.open_session(lambda: connection.create_session(lambda: heard, text)))
     try:
+        await sftp.answer(connection, connection.open_session(lambda: connection.create_session(lambda: heard, text)))
         await heard.send(pieces)
         await heard.wait()
     finally:

@@ -18,7 +18,7 @@ from cronium_controller.job import Job
 from cronium_controller.memory import Memory
 from cronium_controller.payloads import load
 from cronium_controller.pool import Limits, Pool
-from cronium_controller.sessions import Process
+from cronium_controller.sessions import Channel, Process
 from cronium_runner.wire.results import Outcome
 from remote_host import RemoteHost
 from runner_process import wait_until
@@ -149,7 +149,7 @@ async def test_a_session_that_is_left_while_it_is_opened_does_not_stay_on_the_se
         connection = lease.connection
     for steps in STEPS:
         flag = remote.folder / f"flag{steps}"
-        await cancelled_after(steps, raw_command.start(connection, f"echo > {flag}", 10))
+        await cancelled_after(steps, raw_command.asked(connection, f"echo > {flag}", 10))
     assert not connection.is_closed()
     assert await room(connections, remote) == 2
 
@@ -171,7 +171,7 @@ async def test_a_command_that_was_given_up_before_it_was_sent_does_not_run(remot
     async with connections.lease(remote.host) as lease:
         connection = lease.connection
         flag = remote.folder / "flag"
-        starting = asyncio.ensure_future(raw_command.start(connection, f"echo > {flag}", 10))
+        starting = asyncio.ensure_future(raw_command.asked(connection, f"echo > {flag}", 10))
         await asyncio.sleep(0)
         await asyncio.sleep(0)  # the session was asked for, and is not open yet
         starting.cancel()
@@ -180,6 +180,38 @@ async def test_a_command_that_was_given_up_before_it_was_sent_does_not_run(remot
             assert (await connection.run("true")).exit_status == 0
     assert not flag.exists()
     await connections.close_all_connections()
+
+
+@pytest.mark.sshd
+async def test_a_command_is_heard_that_is_left_before_it_is_confirmed(
+    remote: RemoteHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was sent, and the server has not answered yet that it runs it."""
+    gate, heard, calls = remote.folder / "gate", bytearray(), list[asyncio.Task[Any]]()
+    made, end = raw_command.RunningCommand.connection_made, raw_command.end
+
+    def left(self: raw_command.RunningCommand, chan: Channel) -> None:
+        made(self, chan)
+        if self._passing is not None:
+            calls[0].cancel()
+
+    async def end_in_time(*given: Any, **how: Any) -> bool:
+        await until(gate.exists, "the command to be prepared for its end")
+        return await end(*given, **how)
+
+    async def hear(_stream: int, data: bytes) -> None:
+        heard.extend(data)
+
+    monkeypatch.setattr(raw_command.RunningCommand, "connection_made", left)
+    monkeypatch.setattr(raw_command, "end", end_in_time)
+    async with remote.controller() as controller:
+        client = controller.client(remote.host)
+        command = f"trap 'echo down; exit' TERM; echo up; echo > {gate}; sleep 1000 & wait"
+        calls.append(asyncio.ensure_future(client.execute(command, LONG, output=hear)))
+        with pytest.raises(asyncio.CancelledError):
+            await calls[0]
+        await client.close()
+    assert heard == b"up\ndown\n"
 
 
 @pytest.mark.sshd

@@ -468,8 +468,7 @@ def test_an_interrupted_command_has_a_result_for_every_host(hosts: Callable[[int
     words = [
         *everywhere(many, many.targets),
         "--",
-        # Its input ends when the command line has known for a moment that it was started.
-        f"trap 'echo down' TERM; echo up; cat > /dev/null; echo x >> {gate}; sleep 1000 & wait",
+        f"trap 'echo down' TERM; echo up; echo x >> {gate}; sleep 1000 & wait",
     ]
     for style in ("--json", "--fold"):
         with many.start_cronium("exec", style, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
