@@ -157,7 +157,6 @@ class AgentChannel:
         self.host_name = host_name
         self.lost: str | None = None
         """Why the channel is gone, once it is."""
-        self._is_lost = False
         self.lost_code = LOST
         """What that goes by in docs/errors.md."""
         self.agent: dict[str, Any] = {}
@@ -336,7 +335,7 @@ class AgentChannel:
         """The channel is gone: whoever waits learns it."""
         if self.lost is not None:
             return
-        self.lost, self.lost_code, self._is_lost = reason, code, True
+        self.lost, self.lost_code = reason, code
         self._writable.set()
         if self._pinging is not None:
             self._pinging.cancel()
@@ -357,9 +356,12 @@ class AgentChannel:
         before = b"" if self._greeting is None else bytes(self._greeting.printed[-_STDERR_KEPT:])
         return before + bytes(self._stderr)
 
+    def _is_lost(self) -> bool:
+        return self.lost is not None
+
     def hear(self, piece: bytes) -> None:
-        """Takes bytes of the agent's standard output; what still comes of a channel that was ended is dropped."""
-        if self.lost is not None:
+        """Takes bytes of the agent's standard output. Bytes that arrive after the channel's end are dropped."""
+        if self._is_lost():
             return
         self._last_heard = time.monotonic()
         try:
@@ -371,7 +373,7 @@ class AgentChannel:
                 piece = rest
             for frame in self._reader.feed(piece):
                 self._take(frame)
-                if self._is_lost:  # what an agent sends behind a breach of the protocol is not looked at
+                if self._is_lost():  # the frame broke the protocol, so those behind it are not read
                     return
         except ProtocolError as error:
             _log.warning("channel_protocol_error", extra={"host": self.host_name, "reason": str(error)})

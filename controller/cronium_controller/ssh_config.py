@@ -51,8 +51,10 @@ async def told_by_ssh(ssh: str, host: Host) -> Values:
 
 def identity_path(host: Host) -> str | None:
     """The private key that the host names, as an absolute path."""
-    if host.identity is None or host.identity.startswith("/"):
-        return None if host.identity is None else os.path.normpath(host.identity)
+    if host.identity is None:
+        return None
+    if host.identity.startswith("/"):
+        return os.path.normpath(host.identity)  # most are absolute, and `home` is asked for each of many hosts
     return os.path.abspath(tilde(host.identity, home()))
 
 
