@@ -31,7 +31,7 @@ _TICK: Final = os.sysconf("SC_CLK_TCK")
 
 
 class Cost(NamedTuple):
-    """What something took: seconds on the clock, seconds of CPU, page faults (None where nobody counted)."""
+    """A measurement: wall time and CPU time in seconds, and page faults, None where they were not counted."""
 
     wall: float
     cpu: float

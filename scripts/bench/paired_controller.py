@@ -10,6 +10,7 @@ same by one that is connected.
 import asyncio
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -86,6 +87,7 @@ async def serve(folder: Path, servers: ManyHosts) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the servers as well
     folder = Path(tempfile.mkdtemp(prefix="cronium-bench-"))
     try:
         (folder / "servers").mkdir()
