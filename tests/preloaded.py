@@ -55,8 +55,10 @@ _MODULES: Final = {
     "cronium api": ["cronium_controller.cli", "jwt", "sqlalchemy.dialects.sqlite", "starlette.applications", "uvicorn"],
     "cronium-runner": ["cronium_runner.__main__", "cronium_runner.agent", "cronium_runner.cli"],
 }
-"""What `run` and an agent load, and the libraries of `cronium api`. Nothing of ours that only another command does:
-that each loads its own is still seen."""
+"""Modules that are loaded before a fork: those of `run` and of an agent, and the libraries of `cronium api`.
+
+Modules of ours that only other commands import are not among them, so that tests still see each command import its own.
+"""
 
 
 class Started(subprocess.Popen[bytes]):

@@ -1,4 +1,4 @@
-"""`python -m cronium_controller` is the `cronium` command, for whoever has it in an environment and not on PATH."""
+"""`python -m cronium_controller` runs the `cronium` command where its script is not on PATH."""
 
 from .entry import main
 

@@ -135,7 +135,7 @@ async def _forwarding(connection: Connection) -> Finding:
 
 
 class _Refusing(asyncio.Protocol):
-    """Lets go of whoever connects through a forwarding, which ends with the connection."""
+    """Closes every connection that arrives through the forwarding under test."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()

@@ -13,7 +13,7 @@ from . import host_names
 from .errors import ControllerError
 
 IDLE_SECONDS: Final = 300.0
-"""How long a connection that nobody uses is kept: five minutes."""
+"""Seconds that an unused connection is kept open."""
 _SHOWN: Final = 100
 """Characters of what was written that an error repeats."""
 LOCALHOST: Final = "localhost"

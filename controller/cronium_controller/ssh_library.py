@@ -58,9 +58,9 @@ def _loaded() -> ModuleType:
 
 
 def log_lazily(library: ModuleType) -> None:
-    """Has the library put the text of a log line together only where somebody wants it.
+    """Makes the library format a log line only when its level is enabled.
 
-    It does so for each of its lines and then asks for the level: a fourteenth of all the calls that a connection takes.
+    It formats every line and checks the level afterwards, which is a fourteenth of all calls of a connection.
     """
     wanted = logging.getLogger("asyncssh").isEnabledFor
     log = library.logging.SSHLogger.log
@@ -70,10 +70,9 @@ def log_lazily(library: ModuleType) -> None:
             log(self, level, msg, *args, **more)
 
     library.logging.SSHLogger.log = log_if_wanted
+    packets = library.packet.SSHPacketLogger
     for name in ("log_sent_packet", "log_received_packet"):
-        setattr(
-            library.packet.SSHPacketLogger, name, _if_debugged(getattr(library.packet.SSHPacketLogger, name), wanted)
-        )
+        setattr(packets, name, _if_debugged(getattr(packets, name), wanted))
 
 
 def _if_debugged(log_packet: Callable[..., None], wanted: Callable[[int], bool]) -> Callable[..., None]:

@@ -160,8 +160,8 @@ def archive(own: bundle.Bundle, read_file: Callable[[str], bytes]) -> Archive:
 def _nameless_file() -> tuple[int, int, bool]:
     """Two descriptors of one new file, to write and to read, and whether it can be sealed.
 
-    It is in memory, where the kernel has such files (3.17). Elsewhere it is on disk, and the second descriptor is for
-    reading only: the target, which gets it, can't open a file of ours for writing.
+    The file is in memory where the kernel allows that (since 3.17), else on disk. On disk the second descriptor, which
+    the target gets, is read-only; the target's account cannot open the file for writing.
     """
     try:
         writing = os.memfd_create("cronium-runner", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -310,7 +310,7 @@ class Channel:
 
 
 class Waits(Connections):
-    """Lets nobody begin."""
+    """Keeps every connection waiting."""
 
     def admit(self, connection: object, origin: Origin) -> None: ...
 

@@ -60,7 +60,7 @@ for number in range(LOOPS):
         while True:
             turn += 1
             os.pwrite(beats, turn.to_bytes(8, "little"), 8 * number)
-            os.read(gate, 1)  # nothing comes: it returns once nobody keeps the gate
+            os.read(gate, 1)  # blocks until the gate's keeper ends; no byte is ever written
             if os.fork():
                 os._exit(0)
             os.setsid()

@@ -91,9 +91,10 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What a write has come to: whether it was news, and not a repetition, and then the JSON of a changed variable.
+    """The outcome of a write. `is_new` is False for a repeated one, which changes nothing.
 
-    `changed` is None for a repetition too: somebody else may have changed the variable since.
+    `changed` is the JSON of the variable after an increment or append. It is None for a repeated write: another
+    execution may have changed the variable in between.
     """
 
     is_new: bool
