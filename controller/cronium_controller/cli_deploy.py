@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @reaching
 @click.option("--rollback", is_flag=True, help="Have jobs there use the runner before the present one.")
 @click.option("--version", metavar="VERSION", help="Have jobs there use this one: from the host, or from beside ours.")
+@click.option("--verify", is_flag=True, help="Only compare the runners there with their builds; 0 when all agree.")
 @click.option(
     "--history", is_flag=True, help="Only list what was deployed from here, newest first; of all without a host."
 )
@@ -37,6 +38,7 @@ def deploy(
     forks: int,
     rollback: bool,
     version: str | None,
+    verify: bool,
     history: bool,
     count: int,
     as_json: bool,
@@ -49,17 +51,22 @@ def deploy(
       cronium deploy --host deploy@web01
       cronium deploy --on web
       cronium deploy --host deploy@web01 --rollback
+      cronium deploy --on web --verify
       cronium deploy --history
     """
     from . import show
 
+    given = {"--rollback": rollback, "--version": version is not None, "--verify": verify, "--history": history}
+    _refuse_both([option for option, is_given in given.items() if is_given])
     if history:
         _show_history(hosts_given, options, count, as_json)
         return
 
-    async def put(controller: "Controller", where: "Host") -> None:
-        if rollback and version is not None:
-            raise ControllerError("usage.invalid", "say either --rollback or --version, not both")
+    async def put(controller: "Controller", where: "Host") -> int:
+        if verify:
+            from .cli_verify import verify as verify_one
+
+            return await verify_one(controller, where, as_json=as_json)
         if rollback or version is not None:
             done = await controller.roll_back(where, version)
         else:
@@ -72,11 +79,18 @@ def deploy(
             click.echo(f"{where}: installed {done.path} ({readable(done.uploaded_bytes)} by {done.method}{tries})")
         else:
             click.echo(f"{where}: {done.path} is there{' and used from now on' if rollback or version else ''}")
+        return 0
 
     async def put_on_all(controller: "Controller", targets: "list[Host | BadTarget]") -> int:
         return await ask_hosts(controller, targets, forks, lambda where: put(controller, where), as_json=as_json)
 
     run_on_many(hosts_given, options, put_on_all, as_json=as_json)
+
+
+def _refuse_both(given: list[str]) -> None:
+    """Ends the command when more than one of the options that say what it is to do was given."""
+    if len(given) > 1:
+        raise click.UsageError(f"say either {given[0]} or {given[1]}, not both")
 
 
 def _show_history(given: tuple[str, ...], options: dict[str, Any], count: int, as_json: bool) -> None:

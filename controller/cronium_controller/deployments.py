@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .database import assigned, inserting
+from .deploy.known_builds import KnownBuilds
 from .hosts import Host
 from .runners import RunnerBinary
 from .store import Store
@@ -88,6 +89,8 @@ class Deployments:
 
     def __init__(self, store: Store) -> None:
         self._database = store.database
+        self.builds = KnownBuilds(store)
+        """Which files the builds have that were deployed."""
         self.made: Callable[[Made], None] = _nobody
         """Told of each deployment that is written down."""
 

@@ -47,6 +47,8 @@ from .store import Reason, Store
 
 if TYPE_CHECKING:
     from .client import SSHClient
+    from .deploy.known_builds import KnownBuild
+    from .deploy.verification import Verification
     from .doctor import Finding
     from .fanout import FanOut, Output, Target
     from .names import Names
@@ -94,6 +96,8 @@ class Controller:
         """The connections and agents; not for those who only submit."""
         self._executions: weakref.WeakSet[Execution] = weakref.WeakSet()
         self._names: Names | None = None
+        self._builds: dict[str, KnownBuild] | None = None
+        self._learning = asyncio.Lock()
 
     @property
     def runner_root(self) -> str:
@@ -469,6 +473,25 @@ class Controller:
         connection = await self._connect(host)
         try:
             return await roll_back(connection, self._runners, self.deployments, version)
+        finally:
+            await connection.close()
+
+    async def verify(self, host: Host | str) -> "Verification":
+        """Compares the installed forms on a host with what our own binaries install, file by file.
+
+        Executes none of them. Raises UnreachableError and DeployError.
+        """
+        from .deploy import known_builds, verification
+
+        host = self._where(host)
+        async with self._learning:
+            if self._builds is None:
+                self._builds, complaints = await known_builds.learned(self.store, self._runners)
+                for sentence in complaints:
+                    self._access.warn(sentence)
+        connection = await self._connect(host)
+        try:
+            return await verification.verify(connection, self._runners.root, self._builds)
         finally:
             await connection.close()
 

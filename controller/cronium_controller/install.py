@@ -18,6 +18,7 @@ from cronium_runner.wire import contents, safe_shell
 from cronium_runner.wire.text import clean
 
 from . import remote_shell
+from .deploy.installed_forms import is_form
 from .deployments import FAILED, INSTALLED, PRESENT, Deployments, Known, Made
 from .errors import (
     AuthenticationError,
@@ -37,10 +38,7 @@ from .uploading import MARK, shell, upload, verify
 INSTALL_SECONDS: Final = 60.0
 _LONGEST_VERSION: Final = 80
 """Characters of what an installed runner says of its version."""
-_FOLDER: Final = re.compile(r"[A-Za-z0-9._+-]+-[0-9a-f]{12}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_NOT_OURS: Final = "source"
-"""Folders of this name and a digest hold the helpers of runners that run from source."""
 
 _log = logger("cronium.install")
 
@@ -198,7 +196,7 @@ async def look(site: Site) -> tuple[str, list[str]]:
         raise DeployError(
             "deploy.unsupported", f"runners exist for Linux only; the host says {words!r}", host=site.host
         )
-    return machine, [name for name in listing.split("\n") if _is_runner(name)]
+    return machine, [name for name in listing.split("\n") if is_form(name)]
 
 
 _HOME_IS_THERE: Final = (
@@ -219,15 +217,6 @@ def _unsafe(site: Site, error: DeployError) -> FinalDeployError:
         "or name another folder in CRONIUM_RUNNER_ROOT",
         host=site.host,
     )
-
-
-def version_of(folder: str) -> str:
-    return folder.rpartition("-")[0]
-
-
-def _is_runner(name: str) -> bool:
-    matched = _FOLDER.fullmatch(name)
-    return matched is not None and version_of(name) != _NOT_OURS
 
 
 async def _put_there(site: Site, binary: RunnerBinary, listing: list[str]) -> tuple[str, str]:
@@ -260,6 +249,8 @@ async def _put_there(site: Site, binary: RunnerBinary, listing: list[str]) -> tu
             site.left.clear()
         raise
     _note_verified(site, binary, said, tree)
+    if site.ledger is not None:
+        await site.ledger.builds.note_uploaded(binary)
     return path, method
 
 

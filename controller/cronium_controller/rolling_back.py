@@ -2,9 +2,10 @@
 
 import time
 
+from .deploy.installed_forms import version_of
 from .deployments import CHOSEN, PRESENT, ROLLED_BACK, Deployments, Made
 from .errors import DeployError
-from .install import Deployment, Site, installed, look, put_on, version_of
+from .install import Deployment, Site, installed, look, put_on
 from .runners import MACHINES, RunnerBinary, Runners
 from .sessions import Connection
 

@@ -101,6 +101,19 @@ class Runners:
                 return read_binary(beside)
         return None
 
+    def all(self) -> list[RunnerBinary]:
+        """Every binary that is here: those that are deployed by default, and those of other versions beside them."""
+        usual = []
+        for architecture in sorted(set(MACHINES.values())):
+            with contextlib.suppress(ControllerError):
+                usual.append(self._find(architecture, ""))
+        beside = {path for one in usual for path in one.parent.glob("cronium-runner-*") if _NAME.fullmatch(path.name)}
+        found = []
+        for path in dict.fromkeys([*usual, *sorted(beside)]):
+            with contextlib.suppress(ControllerError):  # changed, or another user's: then it says nothing
+                found.append(read_binary(path))
+        return found
+
     def _find(self, architecture: str, host: str) -> Path:
         if self._chosen is not None:
             path = Path(self._chosen)

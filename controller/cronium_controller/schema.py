@@ -1,6 +1,7 @@
 """The tables of the controller's database, and what makes those of today of older ones. Only statements.
 
-`database` runs them and owns the file; `store`, `deployments` and `payload_versions` work with the tables.
+`database` runs them and owns the file; `store`, `deployments`, `payload_versions` and `deploy.known_builds` work with
+the tables.
 """
 
 from typing import Final
@@ -69,6 +70,11 @@ ADDITIONS: Final = {
         "CREATE TABLE partial_copies (account VARCHAR NOT NULL, folder VARCHAR NOT NULL, target VARCHAR NOT NULL, "
         "key VARCHAR(64) NOT NULL, uid INTEGER, owner VARCHAR NOT NULL, used_at FLOAT NOT NULL, "
         "PRIMARY KEY (account, folder)) WITHOUT ROWID",
+    ),
+    "known_builds": (
+        # What our own binaries install: `listed` is JSON, files with their SHA-256 and links. `sha256` is the binary's.
+        "CREATE TABLE known_builds (sha256 VARCHAR(64) NOT NULL, version VARCHAR NOT NULL, "
+        "architecture VARCHAR NOT NULL, build_id VARCHAR(12) NOT NULL, listed BLOB NOT NULL, PRIMARY KEY (sha256))",
     ),
 }
 """Tables that an older cronium of the same version does not miss, each by its name: made where they are absent."""

@@ -121,11 +121,9 @@ def test_the_lines_run(seven_hosts: RemoteHost, tmp_path: Path, page: str) -> No
     if page == "deployments.md":  # what is there to go back to
         older = seven_hosts.binary.read_text().replace("#!/bin/sh\n", "#!/bin/sh\n# older\n")
         (folder / seven_hosts.binary.name.replace("0.0.0", "0.1.0")).write_text(older)
-        run_line(
-            folder,
-            environment,
-            f"cronium deploy --host web01 --binary ./cronium-runner-0.1.0-linux-{os.uname().machine}",
-        )
+        with_older = f"cronium deploy --host web01 --binary ./cronium-runner-0.1.0-linux-{os.uname().machine}"
+        run_line(folder, environment, with_older)
+        run_line(folder, environment, f"{with_older} --verify")  # and so it is known when it is no longer at hand
     if any(f" {ID}" in given for _, given in lines):  # what the page comes back to
         run_line(folder, environment, f"cronium run --on web --detach --execution-id {ID} ./nightly.sh", 0)
     for line, given in lines:

@@ -90,6 +90,8 @@ CODES: Final[dict[str, str]] = {
     "deploy.failed": "the runner could not be put on the host or does not start there",
     "deploy.digest_mismatch": "the file that arrived on the host is not the file that was sent",
     "deploy.no_version": "no such version of the runner is on the host or here",
+    "deploy.unreadable": "the installed runners of a host cannot be listed",
+    "install.unknown": "no build that this cronium knows; nothing says how its files should be",
     "binary.missing": "there is no runner binary to deploy; scripts/build makes it",
     "binary.unsafe": "another user could have written the runner binary; nothing was sent",
     "output.unwritable": "standard output cannot be written, as on a full disk; what was done on hosts is done",

@@ -3,10 +3,55 @@
 The runner's own reader is `cronium_runner.bundle`, which documents the format.
 """
 
+import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 FILE: Final = "contents"
+MAGIC: Final = "cronium-runner bundle 1"
+_IDENTITY: Final = r"[^ \n]+ [0-9a-f]{12} [^ \n]+ [^ \n]+"
+_ENTRY: Final = r"(?:[fp] [0-7]{1,4} [0-9]{1,12} [^ \n]+|l [^ \n]+ [^ \n]+|s [0-9a-f]{64} [^ \n]+)"
+_LIST: Final = re.compile(f"{MAGIC}\n{_IDENTITY}\n(?:{_ENTRY}\n)+", re.ASCII)
+
+
+class Listed(NamedTuple):
+    """What a list of contents says: a build, its files and links by path.
+
+    `files` has the SHA-256 of each file; None in a list that 0.1.0 wrote. `links` has where each leads.
+    """
+
+    version: str
+    build_id: str
+    files: dict[str, str | None]
+    links: dict[str, str]
+
+
+def find(data: bytes) -> str | None:
+    """The first whole list of contents in a binary that carries it as text; None when it has none."""
+    text = data.decode("latin-1")
+    start = text.find(f"{MAGIC}\n")
+    while start >= 0:
+        found = _LIST.match(text, start)
+        if found is not None:
+            return found.group()
+        start = text.find(f"{MAGIC}\n", start + 1)
+    return None
+
+
+def parse(text: str) -> Listed:
+    """Reads a list. Raises ValueError when it is no such list, or has a path twice."""
+    if _LIST.fullmatch(text) is None:
+        raise ValueError("not a list of contents")
+    _, identity, *lines = text.splitlines()
+    version, build_id, _, _ = identity.split(" ")
+    entries = [line.split(" ") for line in lines]
+    paths = [words[-1] for words in entries if words[0] in ("f", "p")]
+    digests = {words[2]: words[1] for words in entries if words[0] == "s"}
+    links = {words[2]: words[1] for words in entries if words[0] == "l"}
+    files = {path: digests.get(path) for path in paths}
+    if len(files) < len(paths) or files.keys() & links.keys() or (digests and digests.keys() != files.keys()):
+        raise ValueError("a path is listed twice, or without its digest")
+    return Listed(version, build_id, files, links)
 
 
 def has_digests(contents: str) -> bool:

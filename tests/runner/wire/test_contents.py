@@ -2,7 +2,7 @@
 
 import pytest
 
-from cronium_runner.wire.contents import FILE, damage, has_digests
+from cronium_runner.wire.contents import FILE, damage, find, has_digests, parse
 
 HEAD = "cronium-runner bundle 1\n0.2.0 0123456789ab c t\nl ../a bin/b\n"
 FILES = "f 0600 3 a\np 0644 4 b\n"
@@ -30,3 +30,35 @@ def test_which_file_is_damaged(
 ) -> None:
     assert damage(HEAD + listed, digests, sizes) == damaged
     assert has_digests(HEAD + listed) == ("s aa a" in listed)
+
+
+D = "d" * 64
+WHOLE = f"cronium-runner bundle 1\n0.2.0 0123456789ab c t\nl ../a bin/b\nf 0600 3 a\ns {D} a\n"
+
+
+def test_list_is_read_and_found_in_a_binary() -> None:
+    listed = parse(WHOLE)
+    assert (listed.version, listed.build_id) == ("0.2.0", "0123456789ab")
+    assert (listed.files, listed.links) == ({"a": D}, {"bin/b": "../a"})
+    assert parse(WHOLE.rpartition("s ")[0]).files == {"a": None}
+    carrier = b"\x7fELF cronium-runner bundle 1\0\xff" + WHOLE.encode() + b"\x28\xb5\x2f\xfd rest"
+    assert find(carrier) == WHOLE
+    assert find(carrier.replace(b"0.2.0 ", b"")) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        WHOLE[:-1],
+        WHOLE.replace("bundle 1", "bundle 2"),
+        WHOLE + "f 0600 3 a\n",
+        WHOLE + "f 0600 3 c\n",
+        WHOLE.replace("l ../a bin/b", "l ../a a"),
+        WHOLE.replace(D, "D" * 64),
+        WHOLE + "x y z\n",
+    ],
+)
+def test_what_is_no_list_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"list|listed"):
+        parse(text)

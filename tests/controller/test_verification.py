@@ -1,0 +1,71 @@
+"""What is made of a host's answer about its installed forms, however odd it is."""
+
+import os
+
+import pytest
+
+from cronium_controller.deploy.installed_forms import OTHER_ROOTS, is_form
+from cronium_controller.deploy.known_builds import KnownBuild
+from cronium_controller.deploy.verification import Tree, compared, read_answer
+from cronium_runner import location
+from cronium_runner.wire.names import INSTALL_ROOT
+
+A, B = "a" * 64, "b" * 64
+BUILD = KnownBuild(A, "1.0.0", "x86_64", "0" * 12, {"contents": A, "_internal/x": B}, {"helpers/bin/c": "../client"})
+FOLDERS = ".\n./_internal\n./helpers\n./helpers/bin\n"
+LINKS = "../client\n./helpers/bin/c\n"
+FILES = f"{A}  ./contents\n{B}  ./_internal/x\n"
+
+
+def differing(digests: str = FILES, links: str = LINKS, folders: str = FOLDERS, *rest: str) -> dict[str, str]:
+    specials, writable = (*rest, "", "")[:2]
+    found, _ = compared(BUILD, read_answer([digests, links, folders, specials, writable]))
+    return {one.path: one.what for one in found}
+
+
+def test_a_form_as_it_was_built_differs_in_nothing() -> None:
+    assert differing() == {}
+    assert differing(FILES.replace("  ./", " *./")) == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "path"),
+    [
+        ((FILES.replace(B, A),), "_internal/x"),
+        ((FILES + f"{A}  ./_internal/x\n",), "."),  # the same twice: which one is true?
+        ((FILES + "no digest\n",), "."),
+        ((FILES + f"\\{A}  ./a\\nb\n",), "a\\nb"),
+        ((FILES + f"{A}  /etc/passwd\n",), "."),
+        ((FILES, LINKS + "odd\n"), "."),
+        ((FILES, LINKS.replace("../client", "/tmp/client")), "helpers/bin/c"),
+        ((FILES, "", FOLDERS), "helpers/bin/c"),
+        ((FILES, LINKS, FOLDERS + "./_internal/more\n"), "_internal/more"),
+        ((FILES, LINKS, FOLDERS, "./_internal/fifo\n"), "_internal/fifo"),
+        ((FILES, LINKS, FOLDERS, "", "./_internal\n"), "_internal"),
+        ((FILES, LINKS, FOLDERS, "", ".\n"), "."),
+        (("", "", ".\n"), "contents"),
+    ],
+)
+def test_what_is_wrong_is_named(answer: tuple[str, ...], path: str) -> None:
+    assert path in differing(*answer)
+
+
+def test_names_are_shown_without_controls() -> None:
+    assert list(differing(FILES + f"{A}  ./\x1b[2Jx\udc80\n")) == ["\\x1b[2Jx\\x80"]
+
+
+def test_nothing_said_is_nothing_there() -> None:
+    found, _ = compared(BUILD, Tree())
+    assert {one.what for one in found} == {"missing"}
+
+
+def test_the_roots_are_those_that_a_runner_chooses() -> None:
+    known = [INSTALL_ROOT, *OTHER_ROOTS]
+    chosen = [f"/home/{root}" if not root.startswith("/") else root.replace("$uid", "7") for root in known]
+    assert sorted(chosen) == sorted(location.roots_of(7, "/home"))
+
+
+def test_which_names_are_those_of_forms() -> None:
+    assert is_form(f"0.2.0-{'a' * 12}")
+    assert not is_form(f"source-{'a' * 12}"), "helpers of runners from source"
+    assert not any(map(is_form, (".upload-0123", f"0.2.0-{'a' * 12}.tmp", "..", f"a\n-{'a' * 12}", os.sep)))
