@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .dispatch import Controller
     from .execution import Execution
     from .hosts import BadTarget, Host
+    from .payloads import Payload
 
 
 _DEFECT: Final = "controller.internal"
@@ -98,6 +99,14 @@ def cronium() -> None:
     metavar="NAME",
     help="What runs a script, instead of what its first line or name says; a path, or a command in quotes.",
 )
+@click.option(
+    "--sign",
+    "signing_key",
+    metavar="KEY",
+    type=click.Path(),
+    shell_complete=files,
+    help="Sign the payload with this SSH key: a private key, or a public one whose private half an agent holds.",
+)
 @click.option("--execution-id", metavar="ID", help="Start at most once under this id; again, it attaches.")
 @click.option(
     "--run-as",
@@ -152,6 +161,7 @@ def run(
       cronium run --host web01 ./slow.sh --detach --execution-id nightly-2026-01-02
       cronium run --on web[01-20] ./uptime.sh --fold
       cronium run --on web ./restart.sh --serial 25% --stop-on-failure
+      cronium run --host web01 ./restart.sh --sign ~/.ssh/id_ed25519
     """
     from cronium_runner.wire import masks, words
 
@@ -165,12 +175,19 @@ def run(
     if options["execution_id"] is None:  # known from here on, to be told should we be interrupted
         options["execution_id"] = new_execution_id()
 
+    def signed(payload: "Payload") -> "Payload":
+        if options["signing_key"] is not None:
+            from . import signing
+
+            signing.sign_payload(payload, options["signing_key"])
+        return payload
+
     def job_for(controller: "Controller") -> Job:
         given = {"input": words.json_merged(input_texts, "--input", read)} if input_texts else {}
         chosen = options["interpreter"]
         fields = {} if chosen is None else {"interpreter": words.interpreter(chosen)}
         job = Job(
-            payload=payload_versions.load(script, controller.store, fields),
+            payload=signed(payload_versions.load(script, controller.store, fields)),
             variables=words.variables(options["variables"]),
             secrets=words.secrets(options["secrets"], os.environ, read),
             event={

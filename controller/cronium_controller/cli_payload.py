@@ -9,6 +9,7 @@ import click
 
 from .arguments import Number
 from .cli_reaching import HELP
+from .completing import files
 from .errors import ControllerError
 
 if TYPE_CHECKING:
@@ -32,8 +33,16 @@ def payload() -> None:
 @click.option("--env", "environment", multiple=True, metavar="NAME=VALUE", help="For a script; repeatable, no secrets.")
 @click.option("--timeout", type=Number(), metavar="SECONDS", help="For a script.")
 @click.option("--limit", "limits", multiple=True, metavar="KEY=VALUE", help="For a script, as for `run`; repeatable.")
+@click.option(
+    "--sign",
+    "signing_key",
+    metavar="KEY",
+    type=click.Path(),
+    shell_complete=files,
+    help="Sign it with this SSH key: a private key, or a public one whose private half an agent holds.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def build(event_id: str, source: str, as_json: bool, **options: Any) -> None:
+def build(event_id: str, source: str, signing_key: str | None, as_json: bool, **options: Any) -> None:
     """Make the payload of an event, if it is another than the last.
 
     A script gets a manifest with what the options say; a directory has its own. It is read as strictly as a host will.
@@ -42,12 +51,15 @@ def build(event_id: str, source: str, as_json: bool, **options: Any) -> None:
     Examples:
       cronium payload build 123 ./backup.sh --name "Daily Backup" --timeout 600
       cronium payload build 124 ./report/
+      cronium payload build 124 ./report/ --sign ~/.ssh/id_ed25519
     """
-    from . import payloads, show
+    from . import payloads, show, signing
 
     def make(versions: "PayloadVersions") -> int:
         fields = _fields(options)
         loaded = payloads.load(source, fields, defaults={"metadata": _metadata(event_id, options["name"])})
+        if signing_key is not None:
+            signing.sign_payload(loaded, signing_key)
         version, is_new = versions.build(event_id, loaded, name=options["name"])
         if as_json:
             show.print_json({**version.to_json(), "isNew": is_new})
@@ -169,7 +181,8 @@ def _line(version: "Version") -> str:
     made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(version.created_at))
     mark = "*" if version.is_active else " "
     name = f"event:{version.event_id}@{version.version}"
-    return f"{mark} {name}  {version.hash[:12]}  {version.size:>9}  {made}  {version.path}"
+    signed = "  signed" if version.is_signed else ""
+    return f"{mark} {name}  {version.hash[:12]}  {version.size:>9}  {made}  {version.path}{signed}"
 
 
 def _with_versions(work: "Callable[[PayloadVersions], int]") -> None:

@@ -22,7 +22,7 @@ from cronium_runner.wire import frames
 from cronium_runner.wire.access import API, BUNDLED, LONGEST_SOCKET_PATH
 from cronium_runner.wire.access import Access as ApiAccess
 from cronium_runner.wire.frames import Kind, ProtocolError
-from cronium_runner.wire.names import invalid_id_sentence, is_execution_id
+from cronium_runner.wire.names import SIGNATURE, invalid_id_sentence, is_execution_id
 from cronium_runner.wire.results import Result
 
 from . import asking, host_names
@@ -232,6 +232,7 @@ class Controller:
             access=admitted,
             script_endpoint=script_endpoint,
             server=reached.connection.server,
+            is_signed=SIGNATURE in (reached.agent.agent.get("knows") or ()),
         )
         offsets = (0, 0) if follow else None
         conversation = reached.agent.converse(offsets)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from cronium_runner.wire import exactjson, fields, masks
 from cronium_runner.wire.access import API, BUNDLED, SCRIPT_ENDPOINT, Access
 from cronium_runner.wire.limits import Limits
-from cronium_runner.wire.names import execution_id_from
+from cronium_runner.wire.names import SIGNATURE, execution_id_from
 
 from .errors import ControllerError
 from .payloads import Payload
@@ -90,11 +90,13 @@ class Job:
         access: Access | None = None,
         script_endpoint: str | None = None,
         server: Mapping[str, Any] | None = None,
+        is_signed: bool = True,
     ) -> dict[str, Any]:
         """The body of a SUBMIT frame; `access` is what makes it one in API mode.
 
         `script_endpoint` is what a script that may see the runtime API finds it at, where that is another place.
-        `server` is what `event.server` is where the job itself says nothing about it.
+        `server` is what `event.server` is where the job itself says nothing about it. Without `is_signed` the payload's
+        signature is left out: an older agent refuses a key that it does not know, and asks for no signature.
         """
         body: dict[str, Any] = {"executionId": execution_id, "sha256": self.payload.sha256, "follow": follow}
         if self.input is not _ABSENT:
@@ -119,6 +121,8 @@ class Job:
             body["api"] = access.to_json()
         if script_endpoint is not None:
             body[SCRIPT_ENDPOINT] = script_endpoint
+        if is_signed and self.payload.signature is not None:
+            body[SIGNATURE] = self.payload.signature
         return body
 
 

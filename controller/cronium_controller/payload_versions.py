@@ -22,7 +22,7 @@ from typing import Any, Final
 from cronium_runner.wire import codes
 from cronium_runner.wire.results import EXIT_NOT_FOUND
 
-from . import payloads
+from . import payloads, signing
 from .database import inserting
 from .errors import PayloadError
 from .payloads import Payload
@@ -38,7 +38,7 @@ _ABANDONED_SECONDS: Final = 3600.0
 """A file that is being written is younger than that."""
 _EVENT_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _REFERENCE: Final = re.compile(rf"{SCHEME}(?P<event>{_EVENT_ID.pattern})(?:@(?P<version>[1-9][0-9]{{0,8}}))?")
-_FILE: Final = re.compile(rf"event-{_EVENT_ID.pattern}-v[0-9]+\.tar\.gz(\.sha256)?|\.new-[0-9a-f]+")
+_FILE: Final = re.compile(rf"event-{_EVENT_ID.pattern}-v[0-9]+\.tar\.gz(\.sha256|\.sig)?|\.new-[0-9a-f]+")
 _PIECE: Final = 1024 * 1024
 
 
@@ -54,11 +54,16 @@ class Version:
     created_at: float
     is_active: bool
 
+    @property
+    def is_signed(self) -> bool:
+        """Whether a signature is beside it; whose, hosts decide."""
+        return signing.signature_path(self.path).is_file()
+
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
         return {
             "eventId": self.event_id, "version": self.version, "hash": self.hash, "path": str(self.path),
-            "size": self.size, "createdAt": self.created_at, "isActive": self.is_active,
+            "size": self.size, "createdAt": self.created_at, "isActive": self.is_active, "isSigned": self.is_signed,
         }  # fmt: skip
 
 
@@ -98,6 +103,7 @@ class PayloadVersions:
     def build(self, event_id: str, payload: Payload, *, name: str | None = None) -> tuple[Version, bool]:
         """The event's active version, which is this payload; whether that was news. `name` is the event's.
 
+        The payload's signature, if it has one, is put beside the version in place of an earlier one.
         Raises PayloadError and StoreError.
         """
         if not _EVENT_ID.fullmatch(event_id):
@@ -113,7 +119,10 @@ class PayloadVersions:
             try:
                 self._check(event_id, payload, tar_hash, written)
                 with self._database.writing():
-                    return self._enter(event_id, name, payload, tar_hash, written)
+                    found = self._enter(event_id, name, payload, tar_hash, written)
+                    if payload.signature is not None:
+                        _place_signature(found[0].path, payload.signature, written)
+                    return found
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     written.unlink()
@@ -164,6 +173,7 @@ class PayloadVersions:
             return self._restored(active, payload, written), False
         number = max((row["version"] for row in rows), default=0) + 1
         path = self.folder / f"event-{event_id}-v{number}.tar.gz"
+        signing.signature_path(path).unlink(missing_ok=True)  # of a file that had this number once
         _place(written, path, payload.sha256)
         self._database.write("UPDATE runner_payloads SET is_active = 0 WHERE event_id = :event", event)
         self._database.write(
@@ -178,9 +188,13 @@ class PayloadVersions:
     def _restored(self, row: sqlite3.Row, payload: Payload, written: Path) -> Version:
         """An unchanged version, its file mended when it is gone or damaged."""
         version = _version(row)
-        if not _problems(version):
+        is_signed_anew = payload.signature is not None and payload.sha256 != version.hash
+        if not is_signed_anew and not _problems(version):
             return version
-        # Another zlib may have packed the same tar to other bytes: then it is the file that is recorded anew.
+        # Another zlib may have packed the same tar to other bytes: then it is the file that is recorded anew, and a
+        # signature of the other bytes is none of these.
+        if payload.sha256 != version.hash:
+            signing.signature_path(version.path).unlink(missing_ok=True)
         _place(written, version.path, payload.sha256)
         mended = {"id": row["id"], "hash": payload.sha256, "size": payload.size}
         self._database.write("UPDATE runner_payloads SET hash = :hash, size = :size WHERE id = :id", mended)
@@ -230,7 +244,10 @@ class PayloadVersions:
         The file is read as a host would read it: strictly, by the runner's own `validate`.
         """
         found = self.versions(event_id)
-        told = [(str(version.path), _problems(version) or _refusals(version)) for version in found]
+        told = []
+        for version in found:
+            problems = _problems(version) or _signature_problems(version) or _refusals(version)
+            told.append((str(version.path), problems))
         if event_id is not None:
             return told
         return told + [(str(path), ["belongs to no version; gc removes it"]) for path in self._strays()]
@@ -250,6 +267,7 @@ class PayloadVersions:
             for path in removed:
                 path.unlink(missing_ok=True)
                 payloads.sidecar(path).unlink(missing_ok=True)
+                signing.signature_path(path).unlink(missing_ok=True)
             with self._database.writing():  # nobody puts a file in place meanwhile
                 strays = self._strays()
                 for path in strays:
@@ -278,7 +296,8 @@ class PayloadVersions:
             return []
         kept: set[str] = set()
         for row in self._database.read("SELECT path FROM runner_payloads"):
-            kept |= {Path(row["path"]).name, payloads.sidecar(Path(row["path"])).name}
+            path = Path(row["path"])
+            kept |= {path.name, payloads.sidecar(path).name, signing.signature_path(path).name}
         old = time.time() - _ABANDONED_SECONDS
         ours = [path for path in sorted(self.folder.iterdir()) if _FILE.fullmatch(path.name)]
         return [path for path in ours if path.name not in kept and path.stat().st_mtime < old]
@@ -321,6 +340,13 @@ def _place(written: Path, path: Path, sha256: str) -> None:
         os.close(folder)
 
 
+def _place_signature(path: Path, text: str, written: Path) -> None:
+    """Renames the signature of a payload file into place."""
+    temporary = written.with_name(f"{written.name}1")
+    temporary.write_text(text)
+    temporary.replace(signing.signature_path(path))
+
+
 def _problems(version: Version) -> list[str]:
     """What is wrong with a version's file and its sidecar; nothing when they are as recorded."""
     found = []
@@ -346,6 +372,20 @@ def _problems(version: Version) -> list[str]:
     return found
 
 
+def _signature_problems(version: Version) -> list[str]:
+    """What is wrong with the signature beside a version's file, if there is one."""
+    if not version.is_signed:
+        return []
+    name = signing.signature_path(version.path).name
+    try:
+        signing.signature_beside(version.path)
+        return [] if signing.is_signature_of(version.path) else [f"{name} is not its signature; sign it again"]
+    except PayloadError as error:
+        return [error.message]
+    except OSError as error:
+        return [f"{name} cannot be checked: {error.strerror}"]
+
+
 def _refusals(version: Version) -> list[str]:
     told = _read_strictly(version.path, version.hash)
     return [] if told is None else [f"{told[1]} [{told[0]}]"]
@@ -353,7 +393,7 @@ def _refusals(version: Version) -> list[str]:
 
 def _read_strictly(path: Path, sha256: str) -> tuple[str, str] | None:
     """Code and message of what a runner says against the payload; None when it would take it."""
-    command = [sys.executable, "-m", "cronium_runner", "validate", "--sha256", sha256, str(path)]
+    command = [sys.executable, "-m", "cronium_runner", "validate", "--unsigned", "--sha256", sha256, str(path)]
     with tempfile.TemporaryDirectory(prefix="cronium-validate-") as state:  # it unpacks nothing, but has to have one
         environment = {**os.environ, "CRONIUM_STATE_DIR": state}
         try:

@@ -21,6 +21,7 @@ from cronium_runner.wire.frames import DATA_PIECE
 from cronium_runner.wire.names import PAYLOAD_SUFFIXES
 
 from .errors import PayloadError
+from .signing import signature_beside
 
 DEFAULT_TIMEOUT: Final = 3600.0
 """Seconds that a runner gives a script whose job and manifest name no timeout."""
@@ -42,6 +43,8 @@ class Payload:
         self.label = label
         self.timeout: float | None = None
         """Seconds that its script may take, unless a job says otherwise; None where only its manifest tells."""
+        self.signature: str | None = None
+        """OpenSSH's signature of the bytes (`signing`), for hosts that run signed payloads only."""
         self._file = file
         # Not __del__: within a reference cycle the file would be finalized first, and complain that nobody closed it.
         self._release = weakref.finalize(self, file.close)
@@ -121,6 +124,7 @@ def _is_script(path: Path) -> bool:
 
 def _from_archive(path: Path) -> Payload:
     payload = Payload(path.name, path.open("rb"))
+    payload.signature = signature_beside(path)
     beside = sidecar(path)
     if beside.exists():
         stated = beside.read_text("utf-8", "replace").split()

@@ -36,6 +36,7 @@ from .submission import Submission, access_in, from_frame
 from .wire import exactjson, frames
 from .wire.access import SCRIPT_ENDPOINT
 from .wire.frames import Frame, Kind, ProtocolError
+from .wire.names import SIGNATURE
 
 if TYPE_CHECKING:
     from .listing import Pages
@@ -119,7 +120,7 @@ class Agent:
             "maxFrame": frames.MAX_BODY,
             "credit": frames.CREDIT,
             "hostname": os.uname().nodename,
-            "knows": ["gc", "api", SCRIPT_ENDPOINT],
+            "knows": ["gc", "api", SCRIPT_ENDPOINT, SIGNATURE],
             **self._sockets(),
         }
 

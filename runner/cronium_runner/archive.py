@@ -7,7 +7,7 @@ trailing data and a second gzip member, and its extraction filter could be led o
 
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from .errors import PayloadError
 
@@ -60,10 +60,17 @@ def shown(name: bytes | str) -> str:
     return text if len(text) <= 80 else text[:76] + "...'"
 
 
+class Readable(Protocol):
+    """All that is needed of a payload that is read."""
+
+    def read(self, size: int = ..., /) -> bytes:
+        """The next bytes, at most `size`."""
+
+
 class GzipStream:
     """The decompressed bytes of `source`, which must hold exactly one gzip member and nothing after it."""
 
-    def __init__(self, source: BinaryIO) -> None:
+    def __init__(self, source: Readable) -> None:
         self._source = source
         self._first = self._read(_INPUT_CHUNK)
         if not self._first.startswith(_GZIP_MAGIC):

@@ -57,11 +57,11 @@ def run(account: Account, submission: Submission, *, show: bool) -> Seen:
     Raises RunnerError: nothing was started; OutcomeUnknownError: it may have been.
     """
     with (
-        packed(StateDirectory.open(), submission.source, account) as (payload, sha256),
+        packed(StateDirectory.open(), submission.source, account) as (payload, sha256, signature),
         _Agent(account, submission.execution_id) as agent,
         agent.cancelled_by_signals(on_hangup=submission.on_disconnect == "cancel"),
     ):
-        agent.send(Kind.SUBMIT, to_frame(submission, sha256))
+        agent.send(Kind.SUBMIT, to_frame(submission, sha256, signature))
         seen = agent.follow(payload, show=show)
         if seen.result.state is not Outcome.REJECTED:
             agent.send(Kind.ACKNOWLEDGE, {"executionId": submission.execution_id})

@@ -183,12 +183,13 @@ def test(**options: Any) -> None:
 @cronium_runner.command()
 @click.argument("payload", metavar="PAYLOAD|DIR|SCRIPT", type=click.Path())
 @click.option("--sha256", metavar="HEX", help="What the payload must hash to.")
-def validate(payload: str, sha256: str | None) -> None:
+@click.option("--unsigned", is_flag=True, help="Ask for no signature, on a host that runs signed payloads only.")
+def validate(payload: str, sha256: str | None, unsigned: bool) -> None:
     """Check a payload completely, without running anything of it."""
     from . import prepare
     from .jobdir import StateDirectory
 
-    parsed, command = prepare.inspect(StateDirectory.open(), _source(payload, sha256))
+    parsed, command = prepare.inspect(StateDirectory.open(), _source(payload, sha256), is_signed=not unsigned)
     for warning in parsed.warnings:
         say(f"warning: {warning}")
     click.echo(f"{payload}: valid; runs {' '.join(command)}")

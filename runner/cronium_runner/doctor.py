@@ -152,6 +152,24 @@ def _room(name: str, path: str) -> Iterator[Finding]:
         yield Finding(name, OK, seen)
 
 
+def _signatures() -> Iterator[Finding]:
+    from . import libcrypto, trust
+
+    if not trust.is_required():
+        return
+    try:
+        policy = trust.read_policy()
+        libcrypto.load()
+    except RunnerError as error:
+        yield Finding("signatures", BAD, error.message, "correct it as root: no payload is run meanwhile")
+        return
+    valid = sum(signer.is_valid_at(time.time()) for signer in policy.signers)
+    revoked = len(policy.revoked.keys) + len(policy.revoked.fingerprints)
+    seen = f"only signed payloads run here: {valid} of {len(policy.signers)} keys valid now, {revoked} revoked"
+    advice = "" if valid else f"no key can sign now: look at {trust.ALLOWED_SIGNERS}"
+    yield Finding("signatures", OK if valid else BAD, seen, advice)
+
+
 def _home() -> Iterator[Finding]:
     import pwd
 
@@ -198,6 +216,7 @@ _CHECKS: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
     _install_directory,
     _state_directory,
     _temporary_directory,
+    _signatures,
     _home,
     _interpreters,
     _processes,

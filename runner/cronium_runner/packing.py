@@ -13,13 +13,14 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, Final, NoReturn
 
-from . import payload, ustar
+from . import payload, trust, ustar
 from .account import Account, become
 from .digest import sha256
 from .errors import PayloadError, RunnerError, SystemRefusedError
 from .jobdir import StateDirectory
 from .submission import LEFT_BY_A_RUN, Archive, Folder, Script, Source
 from .tree import remove_tree
+from .wire import sshsig  # noqa: F401 - for `trust`: as somebody else this process cannot read its own modules
 from .wire.codes import CODES
 
 _PIECE: Final = 256 * 1024
@@ -28,15 +29,18 @@ _GZIP: Final = 16 + zlib.MAX_WBITS
 
 
 @contextlib.contextmanager
-def packed(state: StateDirectory, source: Source, account: Account) -> Iterator[tuple[BinaryIO, str]]:
-    """The payload's bytes and their SHA-256; gone afterwards. Raises RunnerError for what can't be a payload."""
+def packed(state: StateDirectory, source: Source, account: Account) -> Iterator[tuple[BinaryIO, str, str | None]]:
+    """The payload's bytes, their SHA-256, and the signature beside a payload file; gone afterwards.
+
+    A payload file travels as it is, so that its signature holds. Raises RunnerError for what can't be a payload.
+    """
     with _nameless_file(state) as file:
         if os.geteuid() == 0 and is_in_reach(source.path, account):
-            _pack_as(account, source, file)
+            signature = _pack_as(account, source, file)
         else:
             stage = state.stage()
             try:
-                _pack(source, file, stage.path)
+                signature = _pack(source, file, stage.path)
             finally:
                 stage.discard()
         file.seek(0)
@@ -44,7 +48,7 @@ def packed(state: StateDirectory, source: Source, account: Account) -> Iterator[
         while piece := file.read(_PIECE):
             digest.update(piece)
         file.seek(0)
-        yield file, digest.hexdigest()
+        yield file, digest.hexdigest(), signature
 
 
 def is_in_reach(path: str, account: Account) -> bool:
@@ -84,12 +88,14 @@ def _nameless_file(state: StateDirectory) -> BinaryIO:
     return os.fdopen(descriptor, "w+b")
 
 
-def _pack(source: Source, target: BinaryIO, scratch: str) -> None:
-    """Writes the payload to `target`. `scratch` is an empty folder of ours."""
+def _pack(source: Source, target: BinaryIO, scratch: str) -> str | None:
+    """Writes the payload to `target`; the signature beside it, if any. `scratch` is an empty folder of ours."""
+    signature = None
     if isinstance(source, Archive):
         with payload.open_payload(source.path, source.sha256) as file:
             while piece := file.read(_PIECE):
                 target.write(piece)
+        signature = trust.signature_beside(source.path)
     else:
         work = os.path.join(scratch, "work")
         os.mkdir(work, 0o700)
@@ -101,6 +107,7 @@ def _pack(source: Source, target: BinaryIO, scratch: str) -> None:
             generated["manifest.yaml"] = _manifest_of(source, names[0])
         _write_archive(work, names, generated, target)
     target.flush()
+    return signature
 
 
 def _manifest_of(source: Script, name: str) -> bytes:
@@ -139,7 +146,7 @@ def _write_archive(work: str, names: list[str], generated: dict[str, bytes], tar
     target.write(packer.compress(ustar.END) + packer.flush())
 
 
-def _pack_as(account: Account, source: Source, target: BinaryIO) -> None:
+def _pack_as(account: Account, source: Source, target: BinaryIO) -> str | None:
     """The same in a process of the account's. All that comes back are bytes that go to the account anyway."""
     read, write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -149,11 +156,12 @@ def _pack_as(account: Account, source: Source, target: BinaryIO) -> None:
     with os.fdopen(read, "rb") as answer:
         told = answer.read(64 * 1024)
     os.waitpid(pid, 0)
-    if told != b"{}":
-        said = json.loads(told or b"{}")
-        if said.get("code") not in CODES:
-            raise SystemRefusedError(f"{source.path} could not be read as {account.name}; nothing was started")
-        raise PayloadError(said["code"], str(said["message"]))
+    said = json.loads(told or b"{}")
+    if "signature" in said:
+        return None if said["signature"] is None else str(said["signature"])
+    if said.get("code") not in CODES:
+        raise SystemRefusedError(f"{source.path} could not be read as {account.name}; nothing was started")
+    raise PayloadError(said["code"], str(said["message"]))
 
 
 def _pack_and_exit(account: Account, source: Source, target: BinaryIO, answer: int) -> NoReturn:
@@ -176,7 +184,7 @@ def _told_by(account: Account, source: Source) -> bytes:
         scratch = f"/tmp/.cronium-runner-{os.urandom(8).hex()}"  # noqa: S108 - made by mkdir, private, unguessable
         os.mkdir(scratch, 0o700)
         with os.fdopen(os.dup(0), "w+b") as target:
-            _pack(source, target, scratch)
+            return json.dumps({"signature": _pack(source, target, scratch)}).encode()
     except RunnerError as error:
         return json.dumps({"code": error.code, "message": error.message}).encode()
     except OSError as error:
@@ -186,4 +194,3 @@ def _told_by(account: Account, source: Source) -> bytes:
         if scratch:
             with contextlib.suppress(RunnerError):
                 remove_tree(scratch)
-    return b"{}"

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Collection, Iterator
 from typing import BinaryIO, Final
 
-from .archive import MAX_ENTRIES, MAX_UNPACKED_BYTES, GzipStream, entries, shown
+from .archive import MAX_ENTRIES, MAX_UNPACKED_BYTES, GzipStream, Readable, entries, shown
 from .digest import sha256
 from .errors import PayloadError
 from .tree import Tree, remove_tree, write_all
@@ -152,7 +152,7 @@ def _is_digest(text: str) -> bool:
 # Into a work directory
 
 
-def unpack(source: BinaryIO | str, directory: int | str) -> list[str]:
+def unpack(source: Readable | str, directory: int | str) -> list[str]:
     """Put the payload's files below `directory` (a descriptor or a path), which should be new, empty and
     ours.
 

@@ -23,6 +23,7 @@ from . import (
     payload,
     process,
     strict_yaml,
+    trust,
 )
 from . import event as events
 from .containment import Containment, contain
@@ -64,7 +65,7 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
     listening = containment = None
     try:
         with _set_up_time():
-            parsed, digest = _fill(stage, submission.source)
+            parsed, digest, signer = _fill(stage, submission.source)
         event = _event(submission, parsed.metadata)
         own = {
             "CRONIUM_HELPER_MODE": submission.mode,
@@ -105,6 +106,7 @@ def prepare(state: StateDirectory, submission: Submission) -> Prepared:
                 "runnerVersion": __version__,
                 "until": int(time.time() + timeout),
                 **({} if submission.api is None else {"mode": submission.mode}),
+                **({} if signer is None else {"signer": signer}),
             },
         )
         values.move_to(os.path.join(execution.work, ".cronium"))
@@ -148,11 +150,14 @@ def _set_up_time() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def inspect(state: StateDirectory, source: Source) -> tuple[Manifest, list[str]]:
-    """Checks a payload as `prepare` would, and leaves nothing: its manifest and the command that would run it."""
+def inspect(state: StateDirectory, source: Source, *, is_signed: bool = True) -> tuple[Manifest, list[str]]:
+    """Checks a payload as `prepare` would, and leaves nothing: its manifest and the command that would run it.
+
+    Without `is_signed` no signature is asked for.
+    """
     stage = state.stage()
     try:
-        parsed, _ = _fill(stage, source)
+        parsed, _, _ = _fill(stage, source, is_signed=is_signed)
         command, _ = _command(stage, parsed, {}, (), install.helper_folder())
         contain(parsed.limits or Limits()).close()  # refuses limits that can't be enforced here
         return parsed, [_moved(word, stage.work, ".") for word in command.argv] + list(parsed.args)
@@ -164,9 +169,12 @@ def remember_manifest(path: str) -> None:
     """Parses the manifest of a small payload file, named by its SHA-256, now: for supervisors that are forked later.
 
     A forked process pays for every page it touches; parsing YAML touches many. A payload that cannot be read is left
-    for its supervisor to refuse.
+    for its supervisor to refuse. Where signatures are required, nothing is parsed before one was checked.
     """
     with contextlib.suppress(RunnerError, OSError):
+        if trust.is_required():
+            trust.load()
+            return
         if os.stat(path).st_size > REMEMBERED_BYTES:
             strict_yaml.load_parser()
             return
@@ -212,26 +220,38 @@ def _digest_of_files(directory: str, members: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _unpack(stage: Stage, source: Source) -> tuple[list[str], str]:
-    """Puts the source's files into the stage's work directory; their names, and what identifies their content."""
+def _unpack(stage: Stage, source: Source, *, is_signed: bool = True) -> tuple[list[str], str, str | None]:
+    """Puts the source's files into the stage's work directory; their names, what identifies their content, the signer.
+
+    Every payload that is run comes through here, and so through the gate of `trust`, before anything of it is unpacked.
+    The signer is None where this host asks for none, or without `is_signed`.
+    """
+    if is_signed and not isinstance(source, Archive):
+        trust.refuse_unsignable(source.path)
     os.mkdir(stage.work, 0o700)
     if isinstance(source, Archive):
         with payload.open_payload(source.path, source.sha256) as file:
+            if is_signed and trust.is_required():
+                digest, signer = trust.check(file, source.path, source.signature)
+                same = trust.Unchanged(file, (source.sha256 or digest).lower())
+                members = payload.unpack(same, stage.work)
+                same.check()
+                return members, digest, signer
             digest = payload.digest_of(file) if source.sha256 is None else source.sha256.lower()
-            return payload.unpack(file, stage.work), digest
+            return payload.unpack(file, stage.work), digest, None
     if isinstance(source, Folder):
         members = payload.copy_directory(source.path, stage.work)
-        return members, _digest_of_files(stage.work, members)
+        return members, _digest_of_files(stage.work, members), None
     members = [payload.copy_script(source.path, stage.work)]
     digest = _digest_of_files(stage.work, members)
     if source.interpreter is not None:  # it says what the script does, as a manifest would
         digest = sha256(f"{digest} {source.interpreter!r}".encode()).hexdigest()
-    return members, digest
+    return members, digest, None
 
 
-def _fill(stage: Stage, source: Source) -> tuple[Manifest, str]:
-    """Puts the payload into the stage's work directory; returns its manifest and what identifies its content."""
-    members, digest = _unpack(stage, source)
+def _fill(stage: Stage, source: Source, *, is_signed: bool = True) -> tuple[Manifest, str, str | None]:
+    """Puts the payload into the stage's work directory; its manifest, what identifies its content, who signed it."""
+    members, digest, signer = _unpack(stage, source, is_signed=is_signed)
     if isinstance(source, Script):
         parsed = Manifest("v1", source.interpreter, members[0])
     else:
@@ -240,7 +260,7 @@ def _fill(stage: Stage, source: Source) -> tuple[Manifest, str]:
             size = min(os.fstat(file.fileno()).st_size, strict_yaml.MAX_BYTES + 1)
             parsed = _parsed(file.read(size) or b"", name, frozenset(members))
     payload.remove_byte_order_mark(os.path.join(stage.work, parsed.entrypoint))
-    return parsed, digest
+    return parsed, digest, signer
 
 
 def _command(

@@ -16,7 +16,7 @@ from .errors import ExecutionError, InputError
 from .wire import exactjson, fields, masks
 from .wire.access import API, BUNDLED, SCRIPT_ENDPOINT, Access, AccessError, checked_endpoint
 from .wire.limits import LimitError, Limits, from_mapping
-from .wire.names import execution_id_from, invalid_id_sentence, is_execution_id, is_sha256
+from .wire.names import SIGNATURE, execution_id_from, invalid_id_sentence, is_execution_id, is_sha256
 
 DEFAULT_TIMEOUT: Final = 3600.0
 MAX_TIMEOUT: Final = 24 * 3600.0
@@ -32,10 +32,14 @@ OnDisconnect = Literal["continue", "cancel"]
 
 
 class Archive(NamedTuple):
-    """A payload file (tar.gz). `sha256` is what it must hash to, or None when nobody said."""
+    """A payload file (tar.gz). `sha256` is what it must hash to, or None when nobody said.
+
+    `signature` is the text that came with it, empty when none did; None: it is in the file beside it, if anywhere.
+    """
 
     path: str
     sha256: str | None = None
+    signature: str | None = None
 
 
 class Folder(NamedTuple):
@@ -141,6 +145,7 @@ _FRAME_KEYS: Final = {
     "follow": bool,
     "api": dict,
     SCRIPT_ENDPOINT: str,
+    SIGNATURE: str,
 }
 
 
@@ -178,7 +183,7 @@ def from_frame(body: dict[str, Any], payload_path: Callable[[str], str]) -> Subm
     timeout = body.get("timeout")
     return Submission(
         execution_id=body.get("executionId", ""),
-        source=Archive(payload_path(sha256), sha256),
+        source=Archive(payload_path(sha256), sha256, body.get(SIGNATURE, "")),
         has_input="input" in body,
         input=body.get("input"),
         variables=body.get("variables", {}),
@@ -211,8 +216,8 @@ def _script_endpoint(body: dict[str, Any]) -> str | None:
         raise InputError(str(error), "api.config") from None
 
 
-def to_frame(submission: Submission, sha256: str) -> dict[str, Any]:
-    """The body of a SUBMIT frame for an agent of our own version; `sha256` is the payload's."""
+def to_frame(submission: Submission, sha256: str, signature: str | None = None) -> dict[str, Any]:
+    """The body of a SUBMIT frame for an agent of our own version; `sha256` and `signature` are the payload's."""
     body: dict[str, Any] = {
         "executionId": submission.execution_id,
         "sha256": sha256,
@@ -232,6 +237,8 @@ def to_frame(submission: Submission, sha256: str) -> dict[str, Any]:
         body["api"] = submission.api.to_json()
     if submission.script_endpoint is not None:
         body[SCRIPT_ENDPOINT] = submission.script_endpoint
+    if signature is not None:
+        body[SIGNATURE] = signature
     if submission.args is not None:
         body["args"] = list(submission.args)
     return body

@@ -206,7 +206,8 @@ def test_tar_reads_what_is_written(name: str) -> None:
 
 
 def _packed(state: StateDirectory, source: Source) -> tuple[bytes, str]:
-    with packing.packed(state, source, NOBODY) as (file, sha256):
+    with packing.packed(state, source, NOBODY) as (file, sha256, signature):
+        assert signature is None
         return file.read(), sha256
 
 
@@ -285,7 +286,7 @@ def test_what_is_in_the_targets_reach_is_known(tmp_path: Path, target: Account) 
 def test_a_submission_survives_the_frame() -> None:
     given = Submission(
         execution_id="x",
-        source=Archive("/cache/" + "a" * 64, "a" * 64),
+        source=Archive("/cache/" + "a" * 64, "a" * 64, "signature"),
         has_input=True,
         input=None,
         variables={"v": [1]},
@@ -305,7 +306,8 @@ def test_a_submission_survives_the_frame() -> None:
         field for field in given._fields if getattr(given, field) != getattr(Submission("x", given.source), field, None)
     } | {"execution_id", "source", "input"}, "every field is tried with a value of its own"
     for submission in (given, Submission("x", given.source)):
-        assert from_frame(json.loads(json.dumps(to_frame(submission, "a" * 64))), "/cache/{}".format) == submission
+        frame = json.loads(json.dumps(to_frame(submission, "a" * 64, "signature")))
+        assert from_frame(frame, "/cache/{}".format) == submission
 
 
 @pytest.mark.parametrize(

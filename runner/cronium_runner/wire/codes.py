@@ -21,6 +21,14 @@ CODES: Final[dict[str, str]] = {
     "payload.unsafe_name": "a member's name is absolute, has '..', a NUL, or is too long or too deep",
     "payload.duplicate_name": "two members have the same name, or one is a file where another needs a folder",
     "payload.unsafe_type": "a member is a link, a device, a FIFO or a sparse file",
+    # Who has signed the payload, on a host that asks for that (docs/signatures.md).
+    "payload.unsigned": "this host runs signed payloads only, and this one has no signature; nothing was unpacked",
+    "payload.signature_invalid": "the signature cannot be read, is for another purpose, or is not this payload's",
+    "payload.signer_unknown": "the key that signed is not one that this host allows to sign payloads",
+    "payload.signer_expired": "the key that signed is not valid at this time: it has expired, or is not valid yet",
+    "payload.signer_revoked": "the key that signed is in the host's list of revoked keys",
+    "payload.signers_unreadable": "the host's allowed signers or revoked keys cannot be read, or others can write them",
+    "payload.signing": "the payload could not be signed with the key that was named; nothing was sent",
     # The manifest.
     "manifest.missing": "the payload has no manifest.yaml or manifest.yml",
     "manifest.not_yaml": "the manifest is not valid YAML or not UTF-8",

@@ -12,6 +12,9 @@ SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
 PAYLOAD_SUFFIXES: Final = (".tar.gz", ".tgz")
 """A file of such a name is a payload, never a script, whatever is in it."""
 
+SIGNATURE: Final = "signature"
+"""The key of a submission for its payload's signature, and what an agent says in HELLO that it knows."""
+
 STDOUT: Final = 1
 STDERR: Final = 2
 STREAM_NAMES: Final = {STDOUT: "stdout", STDERR: "stderr"}
