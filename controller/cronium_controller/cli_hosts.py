@@ -13,13 +13,16 @@ from .errors import ControllerError
 from .schedule import FORKS, parse_share
 
 if TYPE_CHECKING:
+    from .deployments import Known
     from .health import HostHealth
     from .hosts import BadTarget, Host
     from .inventory import Inventory
     from .openssh_sockets import Standing
     from .transport import Route
 
-_COLUMNS: Final = ("NAME", "ADDRESS", "USER", "PORT", "ROUTES", "GROUPS", "HEALTH", "USED", "SUCCESS", "LAST ERROR")
+_COLUMNS: Final = (
+    "NAME", "ADDRESS", "USER", "PORT", "ROUTES", "GROUPS", "RUNNER", "HEALTH", "USED", "SUCCESS", "LAST ERROR",
+)  # fmt: skip
 
 _SHOWN: Final = 60
 """Characters of an error in a table; --json has all of it."""
@@ -139,7 +142,9 @@ def _hosts_file(function: Any) -> Any:
 def hosts(
     on: Sequence[str], hosts_file: str | None, reset: bool, connections: bool, disconnect: str | None, as_json: bool
 ) -> None:
-    """List the hosts of the hosts file, and how they stood when they were last reached. It asks no host.
+    """List the hosts of the hosts file, and which runner they had and how they stood when they were last reached.
+
+    It asks no host.
 
     \b
     Examples:
@@ -158,15 +163,25 @@ def hosts(
         inventory = _load(hosts_file, on)
         rows = inventory.select_each(on or inventory.entries) if inventory.entries else []
         selected = [row for row in rows if isinstance(row, Host)]
-        known = _health(selected, reset=reset)
+        known, seen = _remembered(selected, reset=reset)
     except ControllerError as error:
         click.echo(f"cronium: {error.message} [{error.code}]", err=True)
         sys.exit(error.exit_status)
     if as_json:
         for host in selected:
-            show.print_json({**_as_json(host, inventory), "health": _health_json(known.get(host.name))})
+            runner = seen[host.name].to_json() if host.name in seen else None
+            health = _health_json(known.get(host.name))
+            show.print_json({**_as_json(host, inventory), "runner": runner, "health": health})
     elif rows:
-        _print_table([_COLUMNS, *((*_row(host, inventory), *_health_row(known.get(host.name))) for host in selected)])
+        _print_table(
+            [
+                _COLUMNS,
+                *(
+                    (*_row(host, inventory), _runner_cell(seen.get(host.name)), *_health_row(known.get(host.name)))
+                    for host in selected
+                ),
+            ]
+        )
     else:
         click.echo(f"cronium: {inventory.path} names no host", err=True)
     mistakes = [row.error for row in rows if isinstance(row, BadTarget)]
@@ -229,22 +244,38 @@ def _load(hosts_file: str | None, targets: Sequence[str]) -> "Inventory":
     return loaded
 
 
-def _health(selected: "Sequence[Host]", *, reset: bool) -> "dict[str, HostHealth]":
-    """How hosts stood, by name; empty, and no database is made, where none was ever reached from here."""
+def _remembered(selected: "Sequence[Host]", *, reset: bool) -> "tuple[dict[str, HostHealth], dict[str, Known]]":
+    """How hosts stood, and the runners that they had, by name.
+
+    Both are empty, and no database is made, where none was ever reached from here.
+    """
+    from .deployments import Deployments
     from .memory import account
+    from .runners import Runners
     from .state_path import default_path
     from .store import Store
 
     if not default_path().exists():
-        return {}
+        return {}, {}
     store = Store()
     try:
         if reset:
             store.forget_health([account(host) for host in selected])
         found = {host.name: store.health(account(host)) for host in selected}
+        ledger, root = Deployments(store), Runners().root
+        seen = {host.name: ledger.seen(host, root) for host in selected}
     finally:
         store.close()
-    return {name: health for name, health in found.items() if health is not None}
+    return (
+        {name: health for name, health in found.items() if health is not None},
+        {name: known for name, known in seen.items() if known is not None},
+    )
+
+
+def _runner_cell(known: "Known | None") -> str:
+    if known is None:
+        return "-"
+    return f"{known.folder} (chosen)" if known.is_chosen else known.folder
 
 
 def _health_json(known: "HostHealth | None") -> dict[str, Any] | None:

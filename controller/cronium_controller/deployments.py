@@ -46,6 +46,13 @@ class Known:
     checked_at: float | None
     is_chosen: bool
 
+    def to_json(self) -> dict[str, Any]:
+        """For `cronium hosts --json`."""
+        return {
+            "version": self.version, "folder": self.folder, "architecture": self.architecture,
+            "seenAt": self.checked_at, "chosen": self.is_chosen,
+        }  # fmt: skip
+
     def is_valid(self, now: float) -> bool:
         """Whether its files count as unchanged. A clock that was set back doesn't make that last longer."""
         return self.verified_at is not None and 0 <= now - self.verified_at < VALID_SECONDS
@@ -104,6 +111,12 @@ class Deployments:
             )
             for row in self._database.read(f"SELECT * FROM runner_cache {_THERE} ORDER BY checked_at DESC", where)
         ]  # fmt: skip
+
+    def seen(self, host: Host, root: str) -> Known | None:
+        """The runner that jobs from here use on the host, as it was last seen; None when none was, or it went wrong."""
+        known = self.known(host, root)
+        chosen = next((one for one in known if one.is_chosen), None)
+        return chosen or next((one for one in known if one.checked_at is not None), None)
 
     def note_verified(self, host: Host, root: str, binary: RunnerBinary, said_version: str, tree: str | None) -> None:
         """The runner is there whole, as we sent it or as it has been. `tree` is None where nothing there can hash."""

@@ -101,7 +101,7 @@ async def _open_known(site: Site, start: tuple[str, str, str], known: list[Known
         return agent
     if entry is not None and is_hashed:
         site.ledger.note_rehashed(site.connection.host, site.runners.root, entry)
-    elif entry is None or entry.is_check_due(now):
+    elif entry is None or entry.is_check_due(now) or entry is not known[0]:
         told = str(agent.agent.get("runner", ""))
         if entry is not None and entry.said_version and told and told != entry.said_version:
             _log.warning("runner_version_changed", extra={"host": site.host, "was": entry.said_version, "is": told})

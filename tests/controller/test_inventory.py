@@ -433,13 +433,14 @@ def test_the_command_lists_hosts(tmp_path: Path) -> None:
         "PORT",
         "ROUTES",
         "GROUPS",
+        "RUNNER",
         "HEALTH",
         "USED",
         "SUCCESS",
         "LAST",
         "ERROR",
     ]
-    assert ["db1", "db.example", "root", "2222", "direct", "databases,most,outer", "-", "-", "-", "-"] in lines
+    assert ["db1", "db.example", "root", "2222", "direct", "databases,most,outer", "-", "-", "-", "-", "-"] in lines
     assert len(lines) == 8
     [only] = cronium("hosts", "--on", "internal-server", "--json", cwd=tmp_path).stdout.splitlines()
     assert json.loads(only)["routes"][0] == {"transport": "tailscale", "address": "100.100.100.20"}

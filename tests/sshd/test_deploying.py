@@ -278,10 +278,17 @@ def test_the_command_goes_to_a_real_second_version_and_back(new_host: NewHost, t
     where = ("--host", host.server.target)
     told = host.script('tr "\\0" "\\n" </proc/$PPID/cmdline | head -1; readlink /proc/$PPID/exe\n')
 
+    (host.folder / "hosts.yaml").write_text(f"hosts:\n  web01: {host.server.target}\n")
+
     def runner_of_a_job() -> str:
         done = host.run("--binary", later, told)
         assert done.returncode == 0, done.stderr
         return done.stdout.decode()
+
+    def listed() -> tuple[str, bool]:
+        done = host.cronium("hosts", "--hosts", host.folder / "hosts.yaml", "--json")
+        seen = json.loads(done.stdout)["runner"]
+        return seen["folder"], seen["chosen"]
 
     assert host.cronium("deploy", *where).returncode == 0
     older, *rest = os.listdir(host.root)
@@ -290,10 +297,12 @@ def test_the_command_goes_to_a_real_second_version_and_back(new_host: NewHost, t
     assert host.cronium("deploy", *where, "--binary", later).returncode == 0
     (newer,) = set(os.listdir(host.root)) - {older}
     assert newer in runner_of_a_job()
+    assert listed() == (newer, False)
     back = host.cronium("deploy", *where, "--binary", later, "--rollback")
     assert (back.returncode, back.stderr) == (0, b"")
     assert f"{older}/cronium-runner is there and used from now on" in back.stdout.decode()
     assert older in runner_of_a_job()
+    assert listed() == (older, True)
     further = host.cronium("deploy", *where, "--binary", later, "--rollback")
     assert further.returncode == 125
     assert further.stderr.rstrip().endswith(b"[deploy.no_version]")
@@ -303,6 +312,7 @@ def test_the_command_goes_to_a_real_second_version_and_back(new_host: NewHost, t
     assert older in runner_of_a_job()
     assert host.cronium("deploy", *where, "--binary", later).returncode == 0, "our own again"
     assert newer in runner_of_a_job()
+    assert listed() == (newer, False)
     history = host.cronium("deploy", "--history", "--json").stdout.splitlines()
     assert [json.loads(line)["outcome"] for line in history] == [
         "present", "chosen", "chosen", "rolled back", "installed", "installed",
