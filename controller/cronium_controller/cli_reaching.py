@@ -67,6 +67,11 @@ def reaching(function: Any) -> Any:
             shell_complete=completing.files,
             help="The runner to deploy, instead of the one in dist/.",
         ),
+        click.option(
+            "--update",
+            type=click.Choice(["always", "same-major", "never"]),
+            help="Whether a job puts our runner where another is.  [default: always, or what the hosts file says]",
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -127,7 +132,8 @@ async def with_controller(find: Callable[[], Any], options: dict[str, Any], work
     # Records are for programs; what a person needs is told in sentences.
     logging.getLogger("cronium").addHandler(logging.NullHandler())
     found = find()
-    runners, allow_tcp_tunnel = Runners(options["binary"]), options.get("allow_tcp_tunnel", False)
+    runners = Runners(options["binary"], update=options["update"])
+    allow_tcp_tunnel = options.get("allow_tcp_tunnel", False)
     async with Controller(access=access, runners=runners, allow_tcp_tunnel=allow_tcp_tunnel) as controller:
         try:
             status: int = await work(controller, found)

@@ -15,11 +15,14 @@ from cronium_runner.wire import exactjson
 from cronium_runner.wire.text import LONGEST_WORDS, clean, clean_values, last_words
 
 from .connection import SSHConnection
+from .deploy.installed_forms import version_of
+from .deploy.update_policy import UpdatePolicy, in_use, may_update
 from .errors import ControllerError, LoginShellError, reason
-from .install import deploy
-from .runners import Runners
+from .install import Site, deploy, look
+from .runners import MACHINES, Runners
 from .sessions import Connection
 from .ssh_library import asyncssh
+from .starting import update_refused
 
 ASK_SECONDS: Final = 15.0
 MANY_SESSIONS: Final = 11
@@ -151,13 +154,36 @@ def _told(printed: bytes) -> tuple[list[Finding], float]:
         raise ValueError(error) from None
 
 
+async def _present_or_deployed(connection: Connection, runners: Runners) -> tuple[str, str]:
+    """The path of the runner that a job would use, and a phrase about it; put there where a job would do that.
+
+    Raises DeployError and UnreachableError.
+    """
+    policy = runners.update_policy(connection.host)
+    if policy is not UpdatePolicy.ALWAYS:
+        site = Site(connection, runners)
+        machine, listing = await look(site)
+        folders = [binary.folder for binary in runners.likely() if binary.machine == MACHINES.get(machine)]
+        ours = folders[0] if folders else None
+        if ours in listing:
+            return site.path(str(ours)), f"{version_of(str(ours))} at {site.path(str(ours))}, was there"
+        if not may_update(policy, in_use(listing, [], ours), None if ours is None else version_of(ours)):
+            if not listing:
+                raise update_refused(site, policy, {})
+            return site.path(
+                listing[0]
+            ), f"{version_of(listing[0])} at {site.path(listing[0])}, kept by the update policy"
+    deployment, binary = await deploy(connection, runners)
+    how = f"uploaded now by {deployment.method}" if deployment.uploaded_bytes else "was there"
+    return deployment.path, f"{binary.version} at {deployment.path}, {how}"
+
+
 async def _runner(connection: Connection, runners: Runners) -> AsyncIterator[Finding]:
     try:
-        deployment, binary = await deploy(connection, runners)
-        how = f"uploaded now by {deployment.method}" if deployment.uploaded_bytes else "was there"
-        yield Finding("runner", OK, f"{binary.version} at {deployment.path}, {how}")
+        path, seen = await _present_or_deployed(connection, runners)
+        yield Finding("runner", OK, seen)
         asked = time.time()
-        done = await connection.run(f"{shlex.quote(deployment.path)} doctor --json", timeout=ASK_SECONDS)
+        done = await connection.run(f"{shlex.quote(path)} doctor --json", timeout=ASK_SECONDS)
         between = (asked + time.time()) / 2
         found, time_there = _told(done.stdout)
     except ControllerError as error:

@@ -21,6 +21,8 @@ SSH: Final = "ssh"
 """SSH as this program speaks it, with asyncssh."""
 OPENSSH: Final = "openssh"
 """SSH by OpenSSH's own program."""
+UPDATES: Final = ("always", "same-major", "never")
+"""Whether a job may put another runner on its host (`deploy.update_policy`)."""
 LOCAL: Final = "local:"
 """This machine and account, as it is written in place of an address. No host name ends in a colon."""
 
@@ -68,6 +70,8 @@ class Host:
     """What carries a connection, SSH or OPENSSH."""
     persist: float | None = None
     """Seconds that a connection by OPENSSH outlives its last use; None: as ssh's configuration says."""
+    update: str | None = None
+    """Whether a job may put another runner there: `always`, `same-major` or `never`; None: as `Runners` says."""
     secrets_in: str | None = field(default=None, compare=False)
     """The hosts file that the Cloudflare service token came from: where a later process finds it, as none is stored."""
 
@@ -85,6 +89,9 @@ class Host:
         if self.connection not in (SSH, OPENSSH):
             shown = f"{str(self.connection)[:_SHOWN]!r}"
             raise ControllerError("host.config", f"{shown} is no kind of connection; write {SSH} or {OPENSSH}")
+        if self.update not in (None, *UPDATES):
+            shown = f"{str(self.update)[:_SHOWN]!r}"
+            raise ControllerError("host.config", f"{shown} is no update policy; write {', '.join(UPDATES)}")
 
     def __str__(self) -> str:
         return self.name

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from . import host_names, node_sets
 from .errors import ControllerError
-from .hosts import LOCAL, LOCALHOST, OPENSSH, SHARED_SPELLINGS, SPELLINGS, SSH, SSHConfig, parse_host
+from .hosts import LOCAL, LOCALHOST, OPENSSH, SHARED_SPELLINGS, SPELLINGS, SSH, UPDATES, SSHConfig, parse_host
 
 MAX_BYTES: Final = 1 << 20
 """Some 10,000 hosts. PyYAML takes seconds for more; a larger estate has node sets."""
@@ -47,6 +47,7 @@ class HostEntry:
     """Seconds that a connection may become old."""
     connection: str = SSH
     persist: float | None = None
+    update: str | None = None
 
 
 class Members(NamedTuple):
@@ -331,6 +332,7 @@ class _Reader:
                     max_age=of_ours.get("max_age"),
                     connection=SSH if is_local else of_ours.get("connection", SSH),
                     persist=None if is_local else of_ours.get("persist"),
+                    update=of_ours.get("update"),
                 ),
             )
 
@@ -474,7 +476,7 @@ class _Reader:
         return ControllerError("hosts.file", f"{self._path}:{line}: {sentence}")
 
 
-_OF_DEFAULTS: Final = ("max_age", "connection", "persist")
+_OF_DEFAULTS: Final = ("max_age", "connection", "persist", "update")
 """Our own settings that may stand under `defaults:` as well."""
 
 
@@ -525,6 +527,7 @@ _CHECKS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "use_control_master": ("true or false", _truth),
     "connection": (f"{SSH} or {OPENSSH}", lambda text: text if text in (SSH, OPENSSH) else None),
     "persist": ("a number of seconds", _from_zero),
+    "update": (f"{', '.join(UPDATES[:-1])} or {UPDATES[-1]}", lambda text: text if text in UPDATES else None),
 }
 
 

@@ -61,6 +61,7 @@ class Inventory:
             max_age=entry.max_age,
             connection=entry.connection,
             persist=entry.persist,
+            update=entry.update,
             secrets_in=secrets_in,
         )
 

@@ -13,7 +13,9 @@ from typing import Final
 
 from cronium_runner.wire.names import INSTALL_ROOT
 
+from .deploy.update_policy import UpdatePolicy, parse_policy
 from .errors import ControllerError, DeployError
+from .hosts import Host
 from .own_files import stranger
 
 MACHINES: Final = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
@@ -56,14 +58,19 @@ class Runners:
         kept: int = KEPT_VERSIONS,
         stall_seconds: float = STALL_SECONDS,
         give_up_seconds: float = GIVE_UP_SECONDS,
+        update: str | None = None,
     ) -> None:
         """`binary` is a file; else CRONIUM_RUNNER_BINARY, else what scripts/build left in dist/.
 
         `root` is a folder on the hosts, relative to the home directory; else CRONIUM_RUNNER_ROOT, else the usual one.
         `pauses` are the seconds between attempts to deploy, so there is one attempt more than pauses; `kept` is how
         many versions stay on a host. An attempt ends when no byte of its upload is acknowledged for `stall_seconds`,
-        all of them together when none is for `give_up_seconds`.
+        all of them together when none is for `give_up_seconds`. `update` is the policy for all hosts, as of
+        `UpdatePolicy`; else CRONIUM_UPDATE, else what each host says, else `always`. Raises ControllerError.
         """
+        chosen_by = "--update" if update else "CRONIUM_UPDATE"
+        update = update or os.environ.get("CRONIUM_UPDATE")
+        self._update = None if not update else parse_policy(update, chosen_by)
         self.stall_seconds = stall_seconds
         self.give_up_seconds = give_up_seconds
         self.pauses = pauses
@@ -71,6 +78,10 @@ class Runners:
         self._chosen = binary or os.environ.get("CRONIUM_RUNNER_BINARY")
         self.root = _from_home(root or os.environ.get("CRONIUM_RUNNER_ROOT") or INSTALL_ROOT)
         self._known: dict[str, RunnerBinary] = {}
+
+    def update_policy(self, host: Host) -> UpdatePolicy:
+        """What holds for a host."""
+        return self._update or UpdatePolicy(host.update or UpdatePolicy.ALWAYS)
 
     def for_machine(self, machine: str, host: str) -> RunnerBinary:
         """The binary for `uname -m`. Raises ControllerError when there is none."""

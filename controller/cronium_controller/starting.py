@@ -8,18 +8,20 @@ same session.
 
 import shlex
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from cronium_runner.wire import codes, safe_shell
 
 from . import remote_shell
 from .channel import AgentChannel, AgentNotStartedError
+from .deploy.installed_forms import version_of
+from .deploy.update_policy import UpdatePolicy, candidates, in_use, may_update
 from .deployments import Deployments, Known
-from .errors import DeployError, RefusedError
-from .install import Deployment, Site, put_on, tree_command
+from .errors import ControllerError, DeployError, FinalDeployError, RefusedError
+from .install import Deployment, Site, look, put_on, tree_command
 from .logs import logger
-from .runners import RunnerBinary, Runners
+from .runners import MACHINES, RunnerBinary, Runners
 from .sessions import Connection
 from .uploading import excerpt
 
@@ -47,15 +49,29 @@ async def start_agent(
     """
     site = Site(connection, runners, ledger, reconnect)
     known = site.known()
+    policy = runners.update_policy(connection.host)
     chosen = next((one for one in known if one.is_chosen), None)
-    start = _usual_start(runners, known) if chosen is None else (chosen.folder, chosen.version, chosen.architecture)
+    usual = _usual_start(runners, known)
+    start = usual if chosen is None else (chosen.folder, chosen.version, chosen.architecture)
+    if chosen is None and policy is not UpdatePolicy.ALWAYS:
+        start = _kept_start(known, usual, policy) or start
+    failed: dict[str, str] = {}
     if start is not None:
         try:
             return await _open_known(site, start, known, run_as), None
         except AgentNotStartedError as error:
             _refuse(error, site.host, run_as)
             site.invalidate(start[0])
-    wanted = None if chosen is None else _binary_of(site, chosen)
+            failed[start[0]] = excerpt(error.printed, error.exit_status)
+    wanted = None
+    if chosen is not None:
+        if policy is UpdatePolicy.NEVER:
+            raise update_refused(site, policy, failed)
+        wanted = _binary_of(site, chosen)
+    elif policy is not UpdatePolicy.ALWAYS:
+        agent = await _open_present(site, policy, None if usual is None else usual[0], run_as, failed)
+        if agent is not None:
+            return agent, None
     deployment, binary = await put_on(site, wanted)
     try:
         return await _open_agent(site, binary.folder, run_as), deployment
@@ -75,6 +91,57 @@ def _usual_start(runners: Runners, known: list[Known]) -> tuple[str, str, str] |
     if known:  # what the host is doesn't have to be guessed
         likely = [binary for binary in likely if binary.machine == known[0].architecture] or likely
     return (likely[0].folder, likely[0].version, likely[0].machine) if likely else None
+
+
+def _kept_start(
+    known: list[Known], usual: tuple[str, str, str] | None, policy: UpdatePolicy
+) -> tuple[str, str, str] | None:
+    """The runner that was used last, where the policy keeps it in use; None where ours is to be tried."""
+    last = next((one for one in known if one.checked_at is not None), None)
+    ours = None if usual is None else usual[1]
+    if last is None or any(usual is not None and one.folder == usual[0] for one in known):
+        return None
+    return None if may_update(policy, last.version, ours) else (last.folder, last.version, last.architecture)
+
+
+async def _open_present(
+    site: Site, policy: UpdatePolicy, ours: str | None, run_as: str | None, failed: dict[str, str]
+) -> AgentChannel | None:
+    """The agent of a runner that the host has, where the policy keeps ours from it; None where ours may be put there.
+
+    `failed` has the folders that did not start, with the reasons. Raises DeployError when none can be used, and
+    RefusedError.
+    """
+    machine, listing = await look(site)
+    known = [one.folder for one in site.known() if one.checked_at is not None]
+    if may_update(policy, in_use(listing, known, ours), None if ours is None else version_of(ours)):
+        return None
+    for folder in candidates(listing, known, ours):
+        if folder in failed:
+            continue
+        try:
+            start = (folder, version_of(folder), MACHINES.get(machine, machine))
+            return await _open_known(site, start, site.known(), run_as)
+        except AgentNotStartedError as error:
+            _refuse(error, site.host, run_as)
+            site.invalidate(folder)
+            failed[folder] = excerpt(error.printed, error.exit_status)
+        except ControllerError as error:
+            if error.code != "channel.version":
+                raise
+            failed[folder] = error.message.removeprefix(f"{site.host}: ")
+    raise update_refused(site, policy, {folder: why for folder, why in failed.items() if folder in listing})
+
+
+def update_refused(site: Site, policy: UpdatePolicy, failed: Mapping[str, str]) -> FinalDeployError:
+    """What to say of a host whose runners can't be used and where none may be installed."""
+    why = "".join(f"; {folder} does not start: {said}" for folder, said in list(failed.items())[:1])
+    return FinalDeployError(
+        "deploy.update_refused",
+        f"the host has no runner that can be used, and the update policy '{policy}' keeps jobs from installing one"
+        f"{why}; install it with: cronium deploy",
+        host=site.host,
+    )
 
 
 def _binary_of(site: Site, chosen: Known) -> RunnerBinary:

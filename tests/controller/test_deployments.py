@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from carriers import runner
 from cronium_controller import deployments
 from cronium_controller.deployments import FAILED, INSTALLED, PRESENT, ROLLED_BACK, Known, Made
 from cronium_controller.dispatch import Controller
@@ -25,16 +26,6 @@ pytestmark = pytest.mark.sshd
 SIZE = 400_000
 QUICK = (0.02, 0.05)
 WAYS = pytest.mark.parametrize("way", ["sftp", "cat"])
-
-
-def runner(carrier: Path, folder: Path, version: str = "1.0.0", *, size: int = 0) -> Path:
-    """A runner of a version, as large as asked for."""
-    folder.mkdir(exist_ok=True)
-    path = folder / f"cronium-runner-{version}-linux-{os.uname().machine}"
-    shebang, rest = carrier.read_text().split("\n", 1)
-    text = f"{shebang}\nexport CARRIER_VERSION={version}\n{rest}exit\n# {version}\n"
-    path.write_text(text + "# " + "x" * max(0, size - len(text) - 2))
-    return path
 
 
 def restart(remote: RemoteHost, *options: str) -> None:

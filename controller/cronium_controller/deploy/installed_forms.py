@@ -7,14 +7,16 @@ that was started by hand may have chosen another one, in the order of the runner
 import os
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cronium_runner.wire.names import INSTALL_ROOT
 from cronium_runner.wire.text import clean, last_words
 
 from .. import remote_shell
 from ..errors import DeployError
-from ..sessions import Connection
+
+if TYPE_CHECKING:
+    from ..sessions import Connection
 
 FOLDER: Final = re.compile(r"[A-Za-z0-9._+-]{1,200}-[0-9a-f]{12}")
 SOURCE: Final = "source"
@@ -78,7 +80,7 @@ def is_form(name: str) -> bool:
     return FOLDER.fullmatch(name) is not None and version_of(name) != SOURCE
 
 
-async def list_forms(connection: Connection, root: str) -> RootContents:
+async def list_forms(connection: "Connection", root: str) -> RootContents:
     """What the account has below the install root `root`; below the runner's other roots too, unless one was chosen.
 
     Raises DeployError and UnreachableError.

@@ -98,6 +98,7 @@ CODES: Final[dict[str, str]] = {
     "deploy.failed": "the runner could not be put on the host or does not start there",
     "deploy.digest_mismatch": "the file that arrived on the host is not the file that was sent",
     "deploy.no_version": "no such version of the runner is on the host or here",
+    "deploy.update_refused": "the host's runners cannot be used, and the update policy keeps jobs from installing one",
     "deploy.unreadable": "the installed runners of a host cannot be listed",
     "install.unknown": "no build that this cronium knows; nothing says how its files should be",
     "binary.missing": "there is no runner binary to deploy; scripts/build makes it",
