@@ -402,6 +402,9 @@ class HostileAgent:
         self.binary = place / carrier.name
         words = shlex.join([str(Path(__file__).resolve()), greeting])
         self.binary.write_text(carrier.read_text().replace("-m cronium_runner", words))
+        from runner_process import with_digest
+
+        with_digest(self.binary)
         self.root = place / "lib"
 
     @property

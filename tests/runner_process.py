@@ -43,6 +43,13 @@ def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIEN
     return value
 
 
+def with_digest(binary: Path) -> Path:
+    """A runner binary of a test's own, with the `.sha256` beside it that each must have."""
+    digest = hashlib.sha256(binary.read_bytes()).hexdigest()
+    binary.with_name(binary.name + ".sha256").write_text(f"{digest}  {binary.name}\n")
+    return binary
+
+
 def command_line(pid: int) -> bytes:
     """A process's command line; empty for one that has ended."""
     try:

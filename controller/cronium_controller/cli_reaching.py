@@ -72,6 +72,12 @@ def reaching(function: Any) -> Any:
             type=click.Choice(["always", "same-major", "never"]),
             help="Whether a job puts our runner where another is.  [default: always, or what the hosts file says]",
         ),
+        click.option(
+            "--signers",
+            metavar="FILE",
+            shell_complete=completing.files,
+            help="Deploy only runners that somebody in this file of OpenSSH's allowed signers has signed.",
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -132,7 +138,7 @@ async def with_controller(find: Callable[[], Any], options: dict[str, Any], work
     # Records are for programs; what a person needs is told in sentences.
     logging.getLogger("cronium").addHandler(logging.NullHandler())
     found = find()
-    runners = Runners(options["binary"], update=options["update"])
+    runners = Runners(options["binary"], signers=options["signers"], update=options["update"])
     allow_tcp_tunnel = options.get("allow_tcp_tunnel", False)
     async with Controller(access=access, runners=runners, allow_tcp_tunnel=allow_tcp_tunnel) as controller:
         try:

@@ -54,6 +54,7 @@ class Runners:
         binary: str | None = None,
         *,
         root: str | None = None,
+        signers: str | None = None,
         pauses: tuple[float, ...] = PAUSES,
         kept: int = KEPT_VERSIONS,
         stall_seconds: float = STALL_SECONDS,
@@ -62,6 +63,8 @@ class Runners:
     ) -> None:
         """`binary` is a file; else CRONIUM_RUNNER_BINARY, else what scripts/build left in dist/.
 
+        `signers` is a file of OpenSSH's allowed signers, else CRONIUM_SIGNERS names one: then only binaries that one of
+        them has signed are deployed (`binary_trust`).
         `root` is a folder on the hosts, relative to the home directory; else CRONIUM_RUNNER_ROOT, else the usual one.
         `pauses` are the seconds between attempts to deploy, so there is one attempt more than pauses; `kept` is how
         many versions stay on a host. An attempt ends when no byte of its upload is acknowledged for `stall_seconds`,
@@ -77,6 +80,7 @@ class Runners:
         self.kept = kept
         self._chosen = binary or os.environ.get("CRONIUM_RUNNER_BINARY")
         self.root = _from_home(root or os.environ.get("CRONIUM_RUNNER_ROOT") or INSTALL_ROOT)
+        self._signers = signers or os.environ.get("CRONIUM_SIGNERS") or None
         self._known: dict[str, RunnerBinary] = {}
 
     def update_policy(self, host: Host) -> UpdatePolicy:
@@ -89,7 +93,7 @@ class Runners:
         if architecture is None:
             raise DeployError("deploy.unsupported", f"no runner exists for the architecture {machine}", host=host)
         if architecture not in self._known:
-            self._known[architecture] = read_binary(self._find(architecture, host))
+            self._known[architecture] = read_binary(self._find(architecture, host), self._signers)
         return self._known[architecture]
 
     def likely(self) -> list[RunnerBinary]:
@@ -101,16 +105,18 @@ class Runners:
         return found
 
     def of_version(self, version: str, architecture: str) -> RunnerBinary | None:
-        """The newest binary of that version beside the one that is deployed by default; None when there is none."""
+        """The newest binary of that version beside the one that is deployed by default; None when there is none.
+
+        Raises ControllerError for one that is not to be trusted.
+        """
         name = f"cronium-runner-{version}-linux-{architecture}"
         if os.path.basename(name) != name:  # from a command line; a version leads nowhere else
             return None
-        with contextlib.suppress(ControllerError):
-            usual = self._find(architecture, "")
-            beside = usual.with_name(name)
-            if beside.is_file():
-                return read_binary(beside)
-        return None
+        try:
+            beside = self._find(architecture, "").with_name(name)
+        except ControllerError:
+            return None
+        return read_binary(beside, self._signers) if beside.is_file() else None
 
     def all(self) -> list[RunnerBinary]:
         """Every binary that is here: those that are deployed by default, and those of other versions beside them."""
@@ -122,7 +128,7 @@ class Runners:
         found = []
         for path in dict.fromkeys([*usual, *sorted(beside)]):
             with contextlib.suppress(ControllerError):  # changed, or another user's: then it says nothing
-                found.append(read_binary(path))
+                found.append(read_binary(path, self._signers))
         return found
 
     def _find(self, architecture: str, host: str) -> Path:
@@ -146,9 +152,13 @@ class Runners:
         return max(candidates, key=lambda path: path.stat().st_mtime)
 
 
-def read_binary(path: Path) -> RunnerBinary:
-    """The runner in a file, checked against the `.sha256` beside it. Raises ControllerError."""
+def read_binary(path: Path, signers: str | None = None) -> RunnerBinary:
+    """The runner in a file, checked against the `.sha256` beside it, and its signature where `signers` are named.
+
+    Raises ControllerError.
+    """
     digest = hashlib.sha256()
+    signed_digest = hashlib.sha512()
     sidecar = path.with_name(path.name + ".sha256")
     try:
         with path.open("rb") as file:
@@ -160,15 +170,27 @@ def read_binary(path: Path) -> RunnerBinary:
                 )
             while piece := file.read(1024 * 1024):
                 digest.update(piece)
+                if signers is not None:
+                    signed_digest.update(piece)
             size = file.tell()
-        stated = sidecar.read_text("utf-8", "replace").split()[:1] if sidecar.exists() else [digest.hexdigest()]
+        stated = sidecar.read_text("utf-8", "replace").split()[:1] if sidecar.exists() else None
     except OSError as error:
         raise ControllerError("binary.missing", f"the runner binary {path} cannot be read: {error.strerror}") from None
+    if stated is None:
+        raise DeployError(
+            "binary.no_digest",
+            f"the runner binary {path} has no {sidecar.name} beside it, so it is not deployed; copy both files, or "
+            f"make one for a binary that you trust: sha256sum {path.name} >{sidecar.name}",
+        )
     if stated != [digest.hexdigest()]:
         raise DeployError(
             "deploy.digest_mismatch",
             f"{path} has SHA-256 {digest.hexdigest()}, which is not what {sidecar.name} says; build it again",
         )
+    if signers is not None:
+        from . import binary_trust  # and with it asyncssh, which not every connection needs
+
+        binary_trust.check(path, {"sha256": digest.digest(), "sha512": signed_digest.digest()}, signers)
     matched = _NAME.fullmatch(path.name)
     return RunnerBinary(
         path=path,

@@ -12,7 +12,7 @@ from cronium_controller.runners import Runners
 from documented import OPTIONS
 from openssh import sshd_path
 from remote_host import RemoteHost
-from runner_process import ROOT
+from runner_process import ROOT, with_digest
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def carrier(tmp_path_factory: pytest.TempPathFactory) -> Path:
         '>"$2/contents"; exit; fi\n'
         f'PYTHONPATH={shlex.quote(folders)} exec {shlex.quote(sys.executable)} -m cronium_runner "$@"\n'
     )
-    return path
+    return with_digest(path)
 
 
 @pytest.fixture
@@ -92,6 +92,7 @@ class Impostor:
         program.write_text(f"HEARD = {str(self._heard)!r}\nANSWERS = {answers!r}\n{_IMPOSTOR}")
         self.binary = folder / carrier.name
         self.binary.write_text(carrier.read_text().replace("-m cronium_runner", shlex.quote(str(program))))
+        with_digest(self.binary)
         self.root = folder / "lib"
 
     @property

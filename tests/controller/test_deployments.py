@@ -19,6 +19,7 @@ from cronium_controller.job import Job
 from cronium_controller.payloads import load
 from cronium_controller.runners import Runners
 from remote_host import RemoteHost, collect
+from runner_process import with_digest
 from tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.sshd
@@ -108,6 +109,7 @@ async def test_waits_as_long_as_it_is_told_to(remote: RemoteHost, carrier: Path,
     (tmp_path / "dist").mkdir()
     broken = tmp_path / "dist" / f"cronium-runner-1.0.0-linux-{os.uname().machine}"
     broken.write_text("#!/bin/sh\nexit 1\n")
+    with_digest(broken)
     began = time.monotonic()
     async with remote.controller(runners=Runners(str(broken), root=str(remote.root), pauses=(0.3, 0.6))) as controller:
         with pytest.raises(DeployError):

@@ -22,7 +22,7 @@ from cronium_controller.cli import cronium
 from cronium_runner.cli import cronium_runner
 from documented import ID, PAGES, PATIENCE, commands, filled, place, run_line, spans
 from remote_host import RemoteHost
-from runner_process import ROOT
+from runner_process import ROOT, with_digest
 
 PROGRAMS: dict[str, click.Command] = {"cronium": cronium, "cronium-runner": cronium_runner}
 
@@ -87,6 +87,7 @@ def test_the_pages_have_lines() -> None:
 _PARSED_ONLY = (
     "--listen",  # serves until it is ended; test_documented_endpoints.py
     "api serve",  # the same
+    "--signers",  # needs a signed binary; test_binary_trust.py
     "--run-as",  # needs another account and sudo; tests/sshd/test_run_as.py
     "web[01-20]",  # twenty hosts; tests/sshd/test_many_hosts.py
     "--host inner",  # behind a bastion; test_jumps.py
@@ -120,7 +121,8 @@ def test_the_lines_run(seven_hosts: RemoteHost, tmp_path: Path, page: str) -> No
     assert lines
     if page == "deployments.md":  # what is there to go back to
         older = seven_hosts.binary.read_text().replace("#!/bin/sh\n", "#!/bin/sh\n# older\n")
-        (folder / seven_hosts.binary.name.replace("0.0.0", "0.1.0")).write_text(older)
+        (beside := folder / seven_hosts.binary.name.replace("0.0.0", "0.1.0")).write_text(older)
+        with_digest(beside)
         with_older = f"cronium deploy --host web01 --binary ./cronium-runner-0.1.0-linux-{os.uname().machine}"
         run_line(folder, environment, with_older)
         run_line(folder, environment, f"{with_older} --verify")  # and so it is known when it is no longer at hand

@@ -15,6 +15,7 @@ from cronium_controller.sessions import Connection
 from cronium_controller.starting import start_agent
 from cronium_runner.wire.names import INSTALL_ROOT
 from remote_host import RemoteHost
+from runner_process import with_digest
 from tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.sshd
@@ -115,7 +116,7 @@ def big_runner(remote: RemoteHost, tmp_path: Path) -> Path:
     big = tmp_path / "big" / remote.binary.name
     big.parent.mkdir()
     big.write_bytes(remote.binary.read_bytes() + b"exit\n" + os.urandom(8 << 20))
-    return big
+    return with_digest(big)
 
 
 def clear_uploads(remote: RemoteHost) -> None:

@@ -25,7 +25,7 @@ from cronium_controller.store_metrics import text
 from cronium_runner.wire.results import Outcome, Result
 from openssh import free_port
 from remote_host import RemoteHost
-from runner_process import PATIENCE
+from runner_process import PATIENCE, with_digest
 
 Samples = dict[tuple[str, ...], float]
 
@@ -86,7 +86,7 @@ async def test_what_was_never_started_is_a_failed_execution_once(remote: RemoteH
 
 @pytest.mark.sshd
 async def test_a_runner_that_does_not_start_is_a_failed_deployment(remote: RemoteHost) -> None:
-    remote.binary = remote.script("exit 1\n", f"broken/{remote.binary.name}")
+    remote.binary = with_digest(remote.script("exit 1\n", f"broken/{remote.binary.name}"))
     async with remote.controller() as controller:
         with pytest.raises(ControllerError):
             await controller.submit(remote.host, Job(load(remote.script("exit 0\n"))))

@@ -17,6 +17,7 @@ from cronium_controller.payloads import load
 from cronium_controller.runners import Runners
 from kinds import BOTH
 from remote_host import RemoteHost, collect
+from runner_process import with_digest
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 NewHost = Callable[..., RemoteHost]
@@ -239,6 +240,7 @@ async def test_a_root_with_a_space_and_quotes_is_fine(new_host: NewHost, tmp_pat
 async def test_a_binary_that_does_not_start_there_says_why(fresh: RemoteHost, tmp_path: Path) -> None:
     broken = tmp_path / f"cronium-runner-9.9.9-linux-{os.uname().machine}"
     broken.write_text("#!/bin/sh\necho this machine is too old >&2\nexit 1\n")
+    with_digest(broken)
     error = await failed(fresh, Runners(str(broken), root=str(fresh.root), pauses=(0.05,)))
     assert error.code == "deploy.failed"
     assert "this machine is too old" in error.message
@@ -274,6 +276,7 @@ def test_the_command_goes_to_a_real_second_version_and_back(new_host: NewHost, t
     later = tmp_path / f"cronium-runner-9.9.9-linux-{os.uname().machine}"
     later.write_bytes(host.binary.read_bytes() + b"later")  # what is behind its archive is nothing to it
     later.chmod(0o755)
+    with_digest(later)
     version = host.binary.name.split("-")[2]
     where = ("--host", host.server.target)
     told = host.script('tr "\\0" "\\n" </proc/$PPID/cmdline | head -1; readlink /proc/$PPID/exe\n')

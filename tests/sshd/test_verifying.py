@@ -11,6 +11,7 @@ import pytest
 from cronium_controller.deploy.verification import State
 from cronium_controller.runners import Runners
 from remote_host import RemoteHost
+from runner_process import with_digest
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 
@@ -83,6 +84,7 @@ async def test_older_forms_are_compared_too_and_every_tampering_is_named(fresh: 
     """The older binary is gone from here by then. Nothing of a foreign form is executed."""
     older = tmp_path / fresh.binary.name.replace(fresh.binary.name.split("-")[2], "0.0.9")
     older.write_bytes(fresh.binary.read_bytes() + b"older")
+    with_digest(older)
     async with fresh.controller(runners=Runners(str(older), root=str(fresh.root))) as controller:
         assert (await controller.verify(fresh.host)).agrees, "there is none"
         await controller.deploy(fresh.host)
