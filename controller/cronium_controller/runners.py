@@ -6,13 +6,13 @@ Only this machine's files. Getting one onto a host is `install`'s and `uploading
 import contextlib
 import hashlib
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cronium_runner.wire.names import INSTALL_ROOT
 
+from .deploy import binary_sources
 from .deploy.update_policy import UpdatePolicy, parse_policy
 from .errors import ControllerError, DeployError
 from .hosts import Host
@@ -27,7 +27,6 @@ STALL_SECONDS: Final = 30.0
 """Without an acknowledged byte for so long a way is dead: by then TCP has sent it again five times."""
 GIVE_UP_SECONDS: Final = 90.0
 """Without one for so long, over all attempts, a person is told: that is three stalls, or fewer and their connecting."""
-_NAME: Final = re.compile(r"cronium-runner-(?P<version>.+)-linux-(?P<arch>[a-z0-9_]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class Runners:
         give_up_seconds: float = GIVE_UP_SECONDS,
         update: str | None = None,
     ) -> None:
-        """`binary` is a file; else CRONIUM_RUNNER_BINARY, else what scripts/build left in dist/.
+        """`binary` is a file; else CRONIUM_RUNNER_BINARY, else a checkout's dist/, else cronium-runner-binaries.
 
         `signers` is a file of OpenSSH's allowed signers, else CRONIUM_SIGNERS names one: then only binaries that one of
         them has signed are deployed (`binary_trust`).
@@ -91,7 +90,9 @@ class Runners:
         """The binary for `uname -m`. Raises ControllerError when there is none."""
         architecture = MACHINES.get(machine)
         if architecture is None:
-            raise DeployError("deploy.unsupported", f"no runner exists for the architecture {machine}", host=host)
+            known = " and ".join(sorted(set(MACHINES.values())))
+            told = f"no runner exists for the architecture {machine}; runners exist for {known}"
+            raise DeployError("deploy.unsupported", told, host=host)
         if architecture not in self._known:
             self._known[architecture] = read_binary(self._find(architecture, host), self._signers)
         return self._known[architecture]
@@ -99,7 +100,7 @@ class Runners:
     def likely(self) -> list[RunnerBinary]:
         """The binaries that are here, our own architecture's first: where an agent may already be waiting."""
         found = []
-        for architecture in sorted(set(MACHINES.values()), key=lambda name: name != os.uname().machine):
+        for architecture in sorted(set(MACHINES.values()), key=lambda name: name != own_architecture()):
             with contextlib.suppress(ControllerError):
                 found.append(self.for_machine(architecture, ""))
         return found
@@ -124,7 +125,12 @@ class Runners:
         for architecture in sorted(set(MACHINES.values())):
             with contextlib.suppress(ControllerError):
                 usual.append(self._find(architecture, ""))
-        beside = {path for one in usual for path in one.parent.glob("cronium-runner-*") if _NAME.fullmatch(path.name)}
+        beside = {
+            path
+            for one in usual
+            for path in one.parent.glob("cronium-runner-*")
+            if binary_sources.NAME.fullmatch(path.name)
+        }
         found = []
         for path in dict.fromkeys([*usual, *sorted(beside)]):
             with contextlib.suppress(ControllerError):  # changed, or another user's: then it says nothing
@@ -134,22 +140,16 @@ class Runners:
     def _find(self, architecture: str, host: str) -> Path:
         if self._chosen is not None:
             path = Path(self._chosen)
-            matched = _NAME.fullmatch(path.name)
+            matched = binary_sources.NAME.fullmatch(path.name)
             if not path.is_file():
                 raise ControllerError("binary.missing", f"no runner binary at {path}", host=host or None)
             if matched and matched["arch"] != architecture:
                 raise DeployError("deploy.unsupported", f"{path.name} is not for {architecture}", host=host or None)
             return path
-        dist = Path(__file__).resolve().parents[2] / "dist"
-        candidates = [path for path in dist.glob(f"cronium-runner-*-linux-{architecture}") if path.is_file()]
-        if not candidates:
-            raise ControllerError(
-                "binary.missing",
-                f"there is no runner binary for {architecture}; make it with scripts/build, "
-                "or name one with --binary or CRONIUM_RUNNER_BINARY",
-                host=host or None,
-            )
-        return max(candidates, key=lambda path: path.stat().st_mtime)
+        found = binary_sources.find(architecture)
+        if found is None:
+            raise ControllerError("binary.missing", binary_sources.missing_message(architecture), host=host or None)
+        return found
 
 
 def read_binary(path: Path, signers: str | None = None) -> RunnerBinary:
@@ -191,14 +191,20 @@ def read_binary(path: Path, signers: str | None = None) -> RunnerBinary:
         from . import binary_trust  # and with it asyncssh, which not every connection needs
 
         binary_trust.check(path, {"sha256": digest.digest(), "sha512": signed_digest.digest()}, signers)
-    matched = _NAME.fullmatch(path.name)
+    matched = binary_sources.NAME.fullmatch(path.name)
     return RunnerBinary(
         path=path,
         version=matched["version"] if matched else "custom",
-        machine=matched["arch"] if matched else os.uname().machine,
+        machine=matched["arch"] if matched else own_architecture(),
         sha256=digest.hexdigest(),
         size=size,
     )
+
+
+def own_architecture() -> str:
+    """This machine's, by the name that binaries have: macOS says arm64 for aarch64."""
+    machine = os.uname().machine
+    return MACHINES.get(machine, machine)
 
 
 def _from_home(root: str) -> str:
