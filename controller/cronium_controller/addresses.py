@@ -103,7 +103,8 @@ async def _dropped(running: dict["asyncio.Task[socket.socket]", Place]) -> None:
 
 async def _connected_to(place: Place, name: str, bind_address: str | None) -> socket.socket:
     began = time.monotonic()
-    sock = socket.socket(place.family, place.kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, place.protocol)
+    sock = socket.socket(place.family, place.kind, place.protocol)  # macOS has no flags for its kind
+    sock.setblocking(False)
     try:
         if bind_address is not None:
             sock.bind(socket.getaddrinfo(bind_address, 0, place.family, flags=socket.AI_PASSIVE)[0][4])

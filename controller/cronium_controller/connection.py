@@ -30,6 +30,8 @@ from .transport import ATTEMPT_SECONDS, CLOUDFLARE, DIRECT, Attempt, Carried, Ro
 
 _QUICK_ACK_PAUSES: Final = (0.001, 0.003, 0.008, 0.02)
 """Seconds, the first ones short: on a quiet network the server's answers come within milliseconds."""
+_SO_NWRITE: Final = 0x1024
+"""macOS, sys/socket.h: a socket option that Python has no name for."""
 _Opened = TypeVar("_Opened")
 _CARRIED: Final = "cronium_carried"
 """What asyncssh keeps for us with a connection: the program that carries its bytes, or those of its first jump host."""
@@ -127,9 +129,11 @@ class SSHConnection(Connection):
         return (await self.ssh.create_server(accept, listen, port, encoding=None)).get_port()
 
     def unacknowledged(self) -> int:
-        """Bytes in the socket's send queue (tcp(7), SIOCOUTQ)."""
+        """Bytes in the socket's send queue (tcp(7), SIOCOUTQ; on macOS the option SO_NWRITE)."""
         sock = self.ssh.get_extra_info("socket")
         try:
+            if sys.platform == "darwin":
+                return int(sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE))
             return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
         except (AttributeError, OSError, ValueError):  # closed, or a channel of a jump host's connection
             return 0
@@ -144,7 +148,8 @@ class SSHConnection(Connection):
         if self._acknowledging is not None:  # as for whoever asked just before: it begins anew
             self._acknowledging.cancel()
         sock = self.ssh.get_extra_info("socket")
-        if hasattr(sock, "setsockopt"):  # or it goes through a jump host
+        # A jump host's channel has no options, and macOS not this one.
+        if hasattr(sock, "setsockopt") and hasattr(socket, "TCP_QUICKACK"):
             self._acknowledge(sock, asyncio.get_running_loop(), iter(_QUICK_ACK_PAUSES))
 
     def _acknowledge(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, pauses: Iterator[float]) -> None:

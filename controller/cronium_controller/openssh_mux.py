@@ -40,6 +40,10 @@ _SOCKET_PORT: Final = 0xFFFFFFFE
 _NO_ESCAPE: Final = 0xFFFFFFFF
 _NUMBER: Final = struct.Struct(">I")
 _HEAD: Final = struct.Struct(">II")
+_SOL_LOCAL: Final = 0
+_LOCAL_PEERCRED: Final = 1
+_XUCRED_SIZE: Final = 76
+"""Bytes of struct xucred on macOS (sys/ucred.h): two numbers, a count of 16 bits with padding, 16 groups."""
 _BUSY_PAUSE: Final = 0.005
 """Seconds until a master is asked again that has 64 clients whom it has not yet let in."""
 
@@ -243,7 +247,8 @@ def _forwarding(listen: str, port: int | None, to: str) -> tuple[int | bytes, ..
 async def _connected(path: str) -> socket.socket:
     """A socket connected to a master of ours. Raises MasterGoneError when there is none, OSError otherwise."""
     while True:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
         try:
             sock.connect(path)
             _refuse_strangers(sock)
@@ -262,6 +267,15 @@ async def _connected(path: str) -> socket.socket:
 
 def _refuse_strangers(sock: socket.socket) -> None:
     """Raises MasterGoneError for a socket that another user's process listens at."""
-    _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    uid = _peer_uid(sock)
     if uid != os.geteuid():
         raise MasterGoneError(f"another user (uid {uid}) listens at the socket")
+
+
+def _peer_uid(sock: socket.socket) -> int:
+    """The user at the other end of a Unix socket. Raises OSError."""
+    if hasattr(socket, "SO_PEERCRED"):
+        _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    else:  # macOS and FreeBSD, unix(4): struct xucred has a version, the uid and the groups
+        _, uid = struct.unpack_from("II", sock.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED_SIZE))
+    return int(uid)

@@ -18,11 +18,11 @@ from typing import Any, Final
 
 from .errors import ControllerError, reason
 from .openssh_mux import Control, MuxError
-from .own_files import stranger
+from .own_files import LONGEST_SOCKET_PATH, stranger
 from .state_path import default_path
 
 NAME_BYTES: Final = 8
-_LONGEST_PATH: Final = 107 - 17
+_LONGEST_PATH: Final = LONGEST_SOCKET_PATH - 17
 """Bytes of a control socket's path: what a Unix socket takes, less what ssh appends for its temporary name."""
 MOST_MASTERS: Final = 10
 """Persisting masters of the same settings: as many as the pool opens connections."""
@@ -101,7 +101,8 @@ def published(path: str, shared: str) -> str:
 
 def answers(path: str) -> bool:
     """Whether a process listens at a socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(path)
         except BlockingIOError:  # its queue is full

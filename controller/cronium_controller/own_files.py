@@ -8,9 +8,12 @@ write it.
 import os
 import pwd
 import stat
+import sys
 from pathlib import PurePath
 from typing import Final
 
+LONGEST_SOCKET_PATH: Final = 107 if sys.platform == "linux" else 103
+"""Bytes of a Unix socket's path on this machine: sockaddr_un has 108 with the NUL, and 104 on macOS and the BSDs."""
 ACCOUNTS_FILE: Final = "/etc/passwd"
 GROUPS_FILE: Final = "/etc/group"
 

@@ -116,4 +116,12 @@ def _is_at_work(owner: str) -> bool:
     pid = process.split("/")[1] if process.count("/") == 2 else ""
     if not pid.isdigit() or _process(int(pid)) != process:
         return False
-    return int(pid) != os.getpid() or owner in _IN_USE
+    if int(pid) == os.getpid():
+        return owner in _IN_USE
+    try:
+        os.kill(int(pid), 0)  # without /proc, as on macOS, nothing else tells whether there is such a process
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True

@@ -16,12 +16,10 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from ..errors import ControllerError
+from ..own_files import LONGEST_SOCKET_PATH
 from .app import RuntimeApi
 from .protocol import HttpProtocol
 from .requests import LARGEST_HEADER
-
-LONGEST_SOCKET_PATH: Final = 107
-"""Bytes: sockaddr_un has 108 with the NUL."""
 
 # Seconds that an idle connection stays open: longer than a script usually thinks between two helpers.
 _KEEP_ALIVE_SECONDS: Final = 120

@@ -1,0 +1,105 @@
+"""macOS as a controller's machine, imitated: without what Linux alone has, the same commands reach a real sshd.
+
+Not a real one: see tests/like_macos.py for what is taken away, and docs/macos.md for what holds.
+"""
+
+import ast
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cronium_controller import openssh_mux
+from cronium_controller.openssh_mux import MasterGoneError
+from like_macos import ABSENT
+from openssh import sshd_path
+from remote_host import RemoteHost
+from runner_process import ROOT
+
+PATIENCE = 60.0
+_MAIN = "import like_macos; like_macos.pretend(); from cronium_controller.cli import main; main()"
+
+
+@pytest.fixture
+def remote(tmp_path: Path, carrier: Path) -> Iterator[RemoteHost]:
+    if sshd_path() is None:
+        pytest.skip("openssh-server is not installed")
+    with RemoteHost(tmp_path / "remote", carrier, tmp_path / "lib") as made:
+        yield made
+
+
+def cronium(remote: RemoteHost, *words: object) -> subprocess.CompletedProcess[str]:
+    """`cronium COMMAND`, with the key, in an interpreter that looks like one on macOS."""
+    command, *rest = map(str, words)
+    packages = [str(ROOT / name) for name in ("tests", "runner", "helpers", "controller")]
+    environment = remote.environment | {"PYTHONPATH": ":".join(packages), "HOME": str(remote.folder)}
+    return subprocess.run(
+        [sys.executable, "-c", _MAIN, command, "--identity", str(remote.server.identity), *rest],
+        env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.sshd
+def test_a_job_runs_from_a_machine_without_linux(remote: RemoteHost) -> None:
+    script = remote.script("uname -s; cronium.output used 42\n")
+    done = cronium(remote, "run", "--host", remote.server.target, script)
+    assert (done.returncode, done.stdout) == (0, "Linux\n"), done.stderr
+
+
+@pytest.mark.sshd
+def test_commands_and_copies_work_without_linux(remote: RemoteHost, tmp_path: Path) -> None:
+    target = remote.server.target
+    done = cronium(remote, "exec", "--host", target, "--", "echo", "words")
+    assert (done.returncode, done.stdout) == (0, "words\n"), done.stderr
+    (remote.home / "there").write_text("content")
+    done = cronium(remote, "get", "--host", target, f"{remote.home}/there", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "there").read_text() == "content"
+
+
+@pytest.mark.sshd
+def test_the_ssh_program_connects_without_linux(remote: RemoteHost) -> None:
+    words = ("--connection", "openssh", "--persist", "20", "--host", remote.server.target)
+    for _ in range(2):  # the second one finds the first one's master
+        done = cronium(remote, "exec", *words, "--", "echo", "words")
+        assert (done.returncode, done.stdout) == (0, "words\n"), done.stderr
+    ended = subprocess.run(
+        [sys.executable, "-c", _MAIN, "hosts", "--disconnect"],
+        env=remote.environment | {"PYTHONPATH": f"{ROOT}/tests", "HOME": str(remote.folder)},
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_peer_of_a_socket_is_known_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """xucred as macOS gives it: version 0, the user, one group."""
+
+    class Peer:
+        def __init__(self, uid: int) -> None:
+            self.uid = uid
+
+        def getsockopt(self, level: int, option: int, size: int) -> bytes:
+            assert (level, option) == (0, 1)
+            return struct.pack("IIh2x16I", 0, self.uid, 1, *range(16))[:size]
+
+    monkeypatch.delattr(socket, "SO_PEERCRED")
+    openssh_mux._refuse_strangers(Peer(os.geteuid()))  # type: ignore[arg-type]
+    with pytest.raises(MasterGoneError, match="uid 4242"):
+        openssh_mux._refuse_strangers(Peer(4242))  # type: ignore[arg-type]
+
+
+def test_no_module_of_the_controller_names_what_macos_lacks() -> None:
+    """But where its absence is looked for first. Says which names there are before a Mac does."""
+    absent = {f"{module.__name__}.{name}" for module, names in ABSENT.items() for name in names.split()}
+    found = set()
+    for path in sorted((ROOT / "controller").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Attribute(ast.Name(module), name) if f"{module}.{name}" in absent:
+                    found.add(f"{path.name}: {module}.{name}")
+    assert found == {"connection.py: socket.TCP_QUICKACK", "openssh_mux.py: socket.SO_PEERCRED"}
