@@ -496,6 +496,38 @@ class Controller:
         finally:
             await connection.close()
 
+    async def uninstall(
+        self, host: Host | str, *, wants_records: bool = False, is_forced: bool = False, is_dry_run: bool = False
+    ) -> dict[str, Any]:
+        """Removes every installed runner of the account that logs in there, and its executions with `wants_records`.
+
+        Returns `removed` (paths), `kept` (why, by path), `records` (what went of them) and `isDryRun`. What a process
+        runs from stays, unless it is forced. Raises UnreachableError, DeployError, and RefusedError while executions
+        that are to go run or were not fetched.
+        """
+        from .deploy.uninstall import uninstall
+
+        host = self._where(host)
+        connection = await self._connect(host)
+
+        async def reconnect() -> Connection:
+            nonlocal connection
+            connection = await self._connect(host)
+            return connection
+
+        try:
+            return await uninstall(
+                connection,
+                self._runners,
+                ledger=self.deployments,
+                reconnect=reconnect,
+                wants_records=wants_records,
+                is_forced=is_forced,
+                is_dry_run=is_dry_run,
+            )
+        finally:
+            await connection.close()
+
     async def _connect(self, host: Host) -> Connection:
         """A connection of its own, which whoever asks closes."""
         return await self.connections.open(host)

@@ -296,6 +296,20 @@ def print_collection(told: Mapping[str, Any], host: str | None = None) -> None:
         )
 
 
+def print_uninstalled(told: Mapping[str, Any], host: str | None = None) -> None:
+    """What was removed of a host's runners and records, and what stays and why. `host` for one of several."""
+    first = "" if host is None else f"{host}: "
+    removed, records = "would remove" if told["isDryRun"] else "removed", told["records"]
+    lines = [f"{removed} {path}" for path in told["removed"]]
+    lines += [f"kept {path}: {reason}" for path, reason in told["kept"].items()]
+    if records is not None:
+        said = f"{records['running']} not ended, {records['unfetched']} not fetched"
+        lines.append(f"{removed} {counted(records['executions'], 'executions')} ({said}) in {records['path']}")
+        lines += [f"kept {records['path']}/{name}: not the runner's" for name in records["kept"]]
+    for line in lines or ["nothing is installed"]:
+        click.echo(clean(f"{first}{line}"))
+
+
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object, one line, on standard output, without a character that a terminal obeys."""
     sys.stdout.buffer.write(clean_json(exactjson.encode(value).decode()).encode() + b"\n")

@@ -215,6 +215,28 @@ def install(directory: str | None) -> None:
 
 
 @cronium_runner.command()
+@click.option("--records", "wants_records", is_flag=True, help="Also all executions, with their results and output.")
+@click.option("--force", "is_forced", is_flag=True, help="Also what is in use; executions that run are ended first.")
+@click.option("--dry-run", "is_dry_run", is_flag=True, help="Only say what would go.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def uninstall(wants_records: bool, is_forced: bool, is_dry_run: bool, as_json: bool) -> None:
+    """Remove the runner from this account: its installed forms, and with --records what it keeps of executions.
+
+    A form that a process runs from stays. Records stay while something runs or was not fetched. Ends with 1 when
+    something stays.
+    """
+    from . import report
+    from .uninstall import uninstall as remove
+
+    told = remove(wants_records=wants_records, is_forced=is_forced, is_dry_run=is_dry_run)
+    if as_json:
+        print_json(told)
+    else:
+        report.print_uninstalled(told)
+    sys.exit(bool(told["kept"]))
+
+
+@cronium_runner.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def doctor(as_json: bool) -> None:
     """Look at this host: what the runner needs of it, what is there, what to do. Ends with 1 when jobs can't run."""

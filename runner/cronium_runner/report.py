@@ -111,6 +111,23 @@ def print_collection(told: dict[str, Any]) -> None:
         )
 
 
+def print_uninstalled(told: dict[str, Any]) -> None:
+    """What was removed of the runner, and what stays and why (`uninstall.uninstall`), on standard output."""
+    removed = "would remove" if told["isDryRun"] else "removed"
+    for path in told["removed"]:
+        _line(f"{removed} {path}")
+    for path, reason in told["kept"].items():
+        _line(f"kept {path}: {reason}")
+    records = told["records"]
+    if records is not None:
+        said = f"{records['running']} not ended, {records['unfetched']} not fetched"
+        _line(f"{removed} {records['executions']} executions ({said}) in {records['path']}")
+        for name in records["kept"]:
+            _line(f"kept {records['path']}/{name}: not the runner's")
+    if not told["removed"] and not told["kept"] and records is None:
+        _line("nothing is installed")
+
+
 def print_findings(findings: "list[Finding]") -> None:
     """A line for each finding, and what to do about it below, on standard output."""
     for finding in findings:

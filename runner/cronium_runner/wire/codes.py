@@ -101,6 +101,7 @@ CODES: Final[dict[str, str]] = {
     "deploy.update_refused": "the host's runners cannot be used, and the update policy keeps jobs from installing one",
     "deploy.unreadable": "the installed runners of a host cannot be listed",
     "install.unknown": "no build that this cronium knows; nothing says how its files should be",
+    "uninstall.refused": "executions run or their results were not fetched; nothing was removed",
     "binary.missing": "there is no runner binary to deploy",
     "binary.unsafe": "another user could have written the runner binary; nothing was sent",
     "binary.no_digest": "the runner binary has no .sha256 beside it; nothing was sent",
