@@ -10,9 +10,12 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from cronium_controller.cli import cronium
 from cronium_runner import __version__
+from cronium_runner.cli import cronium_runner
 from openssh import sshd_path
 from remote_host import RemoteHost
 from runner_process import ROOT
@@ -107,6 +110,27 @@ def test_the_binaries_travel_with_their_checksums(wheels: Path) -> None:
         names = {name for name in wheel.namelist() if name.startswith("cronium_runner_binaries/")}
     here = {path.name for path in (ROOT / "dist").glob(f"cronium-runner-{__version__}-linux-*")}
     assert names == {f"cronium_runner_binaries/{name}" for name in (*here, "__init__.py")}
+
+
+def test_man_pages_completion_and_the_schema_are_installed(environment: Path, tmp_path: Path) -> None:
+    share = environment / "share"
+    schema = share / "cronium-runner/manifest.schema.json"
+    assert schema.read_bytes() == (ROOT / "manifest.schema.json").read_bytes()
+    for shell, path in (
+        ("bash", "bash-completion/completions/cronium"),
+        ("zsh", "zsh/site-functions/_cronium"),
+        ("fish", "fish/vendor_completions.d/cronium.fish"),
+    ):
+        assert (share / path).read_text() == run(environment / "bin/cronium", "completion", shell, cwd=tmp_path).stdout
+    pages = {path.name.removesuffix(".1") for path in (share / "man/man1").iterdir()}
+    assert pages >= {f"cronium-{name}" for name in cronium.commands} | {"cronium", "cronium-api-variables-set"}
+    assert pages >= {f"cronium-runner-{name}" for name in cronium_runner.commands} | {"cronium-runner"}
+    page = (share / "man/man1/cronium-run.1").read_text()
+    for parameter in cronium.commands["run"].params:
+        for option in parameter.opts if isinstance(parameter, click.Option) else ():
+            assert option.replace("-", "\\-") in page
+    for written in (share / "man/man1").iterdir() if shutil.which("groff") else ():
+        assert run("groff", "-man", "-ww", "-Tutf8", "-z", written).stderr == "", written.name
 
 
 def test_two_runs_make_the_same_wheels(wheels: Path, tmp_path: Path) -> None:
