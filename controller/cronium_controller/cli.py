@@ -26,7 +26,6 @@ from .cli_hosts import hosts, many_hosts, some_hosts
 from .cli_metrics import metrics
 from .cli_payload import payload
 from .cli_reaching import HELP, reaching, run_on_many, tunnelling
-from .cli_uninstall import uninstall
 from .completing import completion, files
 from .errors import ControllerError
 
@@ -333,7 +332,6 @@ cronium.add_command(hosts)
 cronium.add_command(metrics)
 cronium.add_command(payload)
 cronium.add_command(put)
-cronium.add_command(uninstall)
 for command in (*cli_executions.COMMANDS, *cli_kept.COMMANDS):
     cronium.add_command(command)
 

@@ -1,6 +1,7 @@
 """`cronium uninstall` with the real binary behind real sshd: it removes itself, and nothing that runs."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,8 @@ pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 
 @pytest.fixture
 def host(new_host: Callable[..., RemoteHost], tmp_path: Path) -> RemoteHost:
-    """A host whose runner looks at no other install root than this test's own, and at no real account's."""
-    root = tmp_path / "root"
-    return new_host(root=root, environment={"CRONIUM_INSTALL_DIR": str(root)})
+    """A host whose runner would look at another root of this test's than the controller's, and at no real account's."""
+    return new_host(root=tmp_path / "root", environment={"CRONIUM_INSTALL_DIR": str(tmp_path / "usual")})
 
 
 def uninstall(host: RemoteHost, *words: str) -> tuple[dict[str, Any], int]:
@@ -39,6 +39,8 @@ def test_the_runner_removes_itself(host: RemoteHost) -> None:
     wait_until(lambda: not host.processes(), "the agent to end")
     [form] = host.root.iterdir()
     assert known(host) == [form.name]
+    usual = Path(shutil.copytree(form, host.root.parent / "usual" / form.name, symlinks=True)) / "contents"
+    usual.parent.parent.chmod(0o700)
     would, _ = uninstall(host, "--dry-run")
     assert would["removed"] == [str(form)]
     assert form.exists()
@@ -46,6 +48,7 @@ def test_the_runner_removes_itself(host: RemoteHost) -> None:
     assert (report["removed"], report["kept"], status) == ([str(form)], {}, 0)
     assert not host.root.exists()
     assert len(host.executions()) == 1, "the records are not asked for"
+    assert usual.exists(), "the root that was chosen stands alone"
     again = host.cronium("uninstall", "--host", host.server.target)
     assert (again.stdout, again.returncode) == (b"nothing is installed\n", 0)
     assert not host.root.exists(), "nothing was put there to find that out"

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from cronium_runner.wire import codes, exactjson, safe_shell
+from cronium_runner.wire.names import INSTALL_ROOT
 
 from .. import remote_shell
 from ..deployments import Deployments
@@ -71,7 +72,9 @@ async def _run(site: Site, folder: str, words: str) -> dict[str, Any]:
     """The report of a command of the installed runner, which is started as an agent is. Raises ControllerError."""
     enter = safe_shell.entering(remote_shell.path(f"{site.runners.root}/{folder}"))
     leave = 'runner=$PWD/cronium-runner; cd "$OLDPWD"; unset OLDPWD; '
-    script = f'{enter}{safe_shell.CHECK}{leave}exec "$runner" {words}'
+    # A root that was chosen stands alone: what is below the usual ones is another controller's.
+    chosen = "" if site.runners.root == INSTALL_ROOT else "export CRONIUM_INSTALL_DIR=${runner%/*/*}; "
+    script = f'{enter}{safe_shell.CHECK}{leave}{chosen}exec "$runner" {words}'
     done = await site.connection.run(remote_shell.in_sh(script), timeout=UNINSTALL_SECONDS)
     if done.exit_status not in (0, _KEPT):
         told = codes.told(done.stderr.decode("utf-8", "replace"))
