@@ -65,7 +65,7 @@ def spans(page: Path) -> list[str]:
 def filled(line: str) -> str:
     """What a reader puts in: an id, a host, an account that there is."""
     line = line.replace("deploy@", "").replace("examples/live-rate.sh", "./live-rate.sh").replace(" /srv/", " ~/")
-    line = re.sub(r"\bID\b", ID, line)
+    line = re.sub(r"\bID\b", ID, line).replace("--soak 10m", "--soak 0")
     line = re.sub(r"--host H\b", "--host web01", line)
     return re.sub(r"exec_20260102_\w+", ID, line)
 

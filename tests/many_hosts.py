@@ -22,21 +22,42 @@ OPTIONS: Final = ["MaxStartups 1000"]
 
 
 class ManyHosts(RemoteHost):
-    """`targets` are `count` hosts that answer."""
+    """`targets` are `count` hosts that answer. With `own_homes` each has a home and a state directory of its own."""
 
-    def __init__(self, folder: Path, binary: Path, root: Path, count: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        binary: Path,
+        root: Path,
+        count: int,
+        *,
+        own_homes: bool = False,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         addresses = [f"127.0.{1 + number // 200}.{1 + number % 200}" for number in range(count)]
         groups = [addresses[start : start + _ADDRESSES_OF_ONE] for start in range(0, count, _ADDRESSES_OF_ONE)]
-        super().__init__(folder, binary, root, options=[*OPTIONS, *_listening(groups[0])])
+        own = []
+        if own_homes:
+            homes = folder / "homes"
+            for address in addresses:
+                (homes / address).mkdir(mode=0o700, parents=True)
+            own = [
+                f"ForceCommand set -- $SSH_CONNECTION; export HOME={homes}/$3 CRONIUM_STATE_DIR={folder}/state/$3; "
+                'cd; eval "$SSH_ORIGINAL_COMMAND"',
+                "MaxSessions 20",  # doctor waits for room for its eleventh
+            ]
+        super().__init__(
+            folder, binary, root, options=[*OPTIONS, *own, *_listening(groups[0])], environment=environment
+        )
         self.servers = [self.server]
-        environment = {"CRONIUM_STATE_DIR": str(self.state), "HOME": str(self.home)}
+        environment = {"CRONIUM_STATE_DIR": str(self.state), "HOME": str(self.home), **(environment or {})}
         for number, group in enumerate(groups[1:]):
             beside = folder / f"sshd{number}"
             beside.mkdir()
             for key in ("host_key", "id_ed25519"):
                 for name in (key, f"{key}.pub"):
                     shutil.copy(self.server.folder / name, beside / name)
-            options = [*OPTIONS, *_listening(group)]
+            options = [*OPTIONS, *own, *_listening(group)]
             self.servers.append(OpenSSHServer(beside, environment=environment, options=options))
         self.targets = [
             f"{address}:{server.port}" for server, group in zip(self.servers, groups, strict=True) for address in group
@@ -52,6 +73,10 @@ class ManyHosts(RemoteHost):
     def __exit__(self, *_: object) -> None:
         self._running.close()
         self.check_nothing_left()
+
+    def home_of(self, target: str) -> Path:
+        """The home of a host of `targets` that has its own."""
+        return self.folder / "homes" / target.partition(":")[0]
 
     def refusing(self, count: int) -> list[str]:
         """Hosts at which nobody listens."""

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 @reaching
 @click.option("--rollback", is_flag=True, help="Have jobs there use the runner before the present one.")
 @click.option("--version", metavar="VERSION", help="Have jobs there use this one: from the host, or from beside ours.")
+@click.option(
+    "--stage",
+    metavar="STAGES",
+    help="Onto the hosts in stages, like 1,10%,50%,100%, each checked; back to what was there when too many fail.",
+)
+@click.option("--soak", metavar="TIME", help="With --stage, wait so long after each and check again; 600, 10m or 2h.")
+@click.option(
+    "--max-failures", metavar="N|%", help="With --stage, stop and roll back when more hosts have failed.  [default: 0]"
+)
 @click.option("--verify", is_flag=True, help="Only compare the runners there with their builds; 0 when all agree.")
 @click.option(
     "--history", is_flag=True, help="Only list what was deployed from here, newest first; of all without a host."
@@ -38,6 +47,9 @@ def deploy(
     forks: int,
     rollback: bool,
     version: str | None,
+    stage: str | None,
+    soak: str | None,
+    max_failures: str | None,
     verify: bool,
     history: bool,
     count: int,
@@ -52,14 +64,27 @@ def deploy(
       cronium deploy --on web
       cronium deploy --host deploy@web01 --rollback
       cronium deploy --on web --verify
+      cronium deploy --on web --stage 1,10%,50%,100% --soak 10m --max-failures 1
       cronium deploy --history
     """
     from . import show
 
-    given = {"--rollback": rollback, "--version": version is not None, "--verify": verify, "--history": history}
+    given = {
+        "--rollback": rollback, "--version": version is not None, "--stage": stage is not None, "--verify": verify,
+        "--history": history,
+    }  # fmt: skip
     _refuse_both([option for option, is_given in given.items() if is_given])
+    if stage is None and (soak is not None or max_failures is not None):
+        raise click.UsageError(f"{'--max-failures' if soak is None else '--soak'} is for --stage only")
     if history:
         _show_history(hosts_given, options, count, as_json)
+        return
+
+    if stage is not None:
+        from .cli_rollout import Wanted
+
+        wanted = Wanted.parsed(stage, soak or "0", max_failures or "0", forks=forks, as_json=as_json)
+        run_on_many(hosts_given, options, wanted.roll_out, as_json=as_json)
         return
 
     async def put(controller: "Controller", where: "Host") -> int:

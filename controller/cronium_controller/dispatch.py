@@ -100,6 +100,11 @@ class Controller:
         self._learning = asyncio.Lock()
 
     @property
+    def runners(self) -> Runners:
+        """The binaries that it deploys, and how."""
+        return self._runners
+
+    @property
     def runner_root(self) -> str:
         """Where on hosts runners are; relative to the home directory unless it is absolute."""
         return self._runners.root

@@ -10,10 +10,13 @@ from .runners import MACHINES, RunnerBinary, Runners
 from .sessions import Connection
 
 
-async def roll_back(connection: Connection, runners: Runners, ledger: Deployments, version: str | None) -> Deployment:
+async def roll_back(
+    connection: Connection, runners: Runners, ledger: Deployments, version: str | None, *, outcome: str | None = None
+) -> Deployment:
     """Has jobs use another runner on the host: one of `version`, else the one before the present one.
 
-    It holds until the next `deploy` that asks for the controller's own. Raises DeployError when there is none.
+    `version` may be the whole name of a folder. It holds until the next `deploy` that asks for the controller's own.
+    `outcome` is what is written down, unless `version` decides that. Raises DeployError when there is none.
     """
     began, now = time.monotonic(), time.time()
     site = Site(connection, runners, ledger)
@@ -40,7 +43,7 @@ async def roll_back(connection: Connection, runners: Runners, ledger: Deployment
         connection.host,
         Made(
             site.host, deployment.version, sha256, MACHINES[machine], now, took, deployment.uploaded_bytes,
-            deployment.method, deployment.attempts, ROLLED_BACK if version is None else CHOSEN,
+            deployment.method, deployment.attempts, outcome or (ROLLED_BACK if version is None else CHOSEN),
         ),
     )  # fmt: skip
     return deployment

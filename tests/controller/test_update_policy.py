@@ -105,7 +105,9 @@ async def test_a_job_uses_what_is_there_or_updates_it(remote: RemoteHost, carrie
     for policy in ("never", "same-major"):
         for is_new in (False, True):  # with and without knowing what the host has
             async with controller("2.0.0", policy, is_new=is_new) as later:
+                before = remote.count_sessions("exec")
                 assert await version_of_a_job(later, remote, remote.host) == "1.0.0"
+                assert is_new or remote.count_sessions("exec") == before + 1, "the agent's own"
                 assert {made.version for made in later.deployments.history()} <= {"1.0.0"}
     async with controller("2.0.0", "never") as later:
         seen = [finding.seen async for finding in later.examine(remote.host) if finding.name == "runner"]

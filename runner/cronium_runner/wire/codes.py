@@ -99,6 +99,7 @@ CODES: Final[dict[str, str]] = {
     "deploy.digest_mismatch": "the file that arrived on the host is not the file that was sent",
     "deploy.no_version": "no such version of the runner is on the host or here",
     "deploy.update_refused": "the host's runners cannot be used, and the update policy keeps jobs from installing one",
+    "deploy.unhealthy": "a host was not well with the new runner of a roll-out",
     "deploy.unreadable": "the installed runners of a host cannot be listed",
     "install.unknown": "no build that this cronium knows; nothing says how its files should be",
     "uninstall.refused": "executions run or their results were not fetched; nothing was removed",
