@@ -7,12 +7,12 @@ import _ctypes  # all that is needed is loaded at once: as somebody else this pr
 import contextlib
 import fcntl
 import os
-import pwd
 import signal
 import sys
 import termios
 from typing import Final, NamedTuple
 
+from . import password_database
 from .environment import DEFAULT_PATH
 from .errors import RunnerError
 
@@ -46,8 +46,8 @@ class Account(NamedTuple):
 def find(name: str) -> Account:
     """The account of that name. Raises RunnerError `run_as.unknown_user`."""
     try:
-        found = pwd.getpwnam(name)
-    except (KeyError, ValueError):  # a NUL in it is a ValueError
+        found = password_database.by_name(name)
+    except KeyError:
         raise RunnerError(
             "run_as.unknown_user",
             f"there is no account {name!r:.100} on this host; nothing was started; check the name with: getent passwd",
@@ -66,7 +66,7 @@ def other(name: str | None) -> Account | None:
 def own_name() -> str:
     """How the password database calls us."""
     try:
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return password_database.by_uid(os.geteuid()).pw_name
     except KeyError:
         return f"#{os.geteuid()}"  # as sudo writes a uid without a name
 

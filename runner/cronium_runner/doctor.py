@@ -3,15 +3,19 @@
 Starts nothing, and writes only what a first job would write as well: the state directory and the install directory.
 """
 
+import contextlib
 import os
 import platform
+import pwd
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
-from . import __version__, install, interpreter, location
+from . import __version__, install, interpreter, location, password_database
+from .environment import login_environment
 from .errors import RunnerError
 from .jobdir import SOCKET_PATH_LIMIT, StateDirectory
 from .wire.limits import size
@@ -61,8 +65,7 @@ def facts() -> dict[str, Any]:
 
 def _system() -> Iterator[Finding]:
     system = os.uname()
-    libc = " ".join(platform.libc_ver()).strip() or "not the GNU C library"
-    yield Finding("system", OK, f"{system.sysname} {system.release}, {system.machine}, {libc}")
+    yield Finding("system", OK, f"{system.sysname} {system.release}, {system.machine}, {_libc()}")
     release = _kernel()
     if release < PIDFD_KERNEL:
         yield Finding("kernel", NOTE, "before 5.3: a process is named by pid and start time, without a pidfd")
@@ -70,6 +73,36 @@ def _system() -> Iterator[Finding]:
         yield Finding("kernel", NOTE, "before 5.14: a control group cannot be ended at once; descendants are swept")
     else:
         yield Finding("kernel", OK, "has pidfds and cgroup.kill")
+
+
+def _libc() -> str:
+    """The host's C library, which scripts have, and the runner's where that is another."""
+    if not getattr(sys, "frozen", False):
+        return " ".join(platform.libc_ver()).strip() or "not the GNU C library"
+    try:
+        done = subprocess.run(
+            ["getconf", "GNU_LIBC_VERSION"], capture_output=True, env=login_environment(os.environ), check=False
+        )
+        hosts = done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
+    except OSError:
+        hosts = ""
+    return f"{hosts or 'not the GNU C library'} ({os.confstr('CS_GNU_LIBC_VERSION')} in the runner)"
+
+
+def _accounts() -> Iterator[Finding]:
+    """Whether the runner's C library knows this account, as the host's does."""
+    if not getattr(sys, "frozen", False):
+        return
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        with contextlib.suppress(KeyError):
+            name = password_database.by_uid(os.geteuid()).pw_name
+            yield Finding(
+                "accounts",
+                NOTE,
+                f"{name} is known to the host's getent, and not to the runner's C library: getent is asked",
+            )
 
 
 def _runner() -> Iterator[Finding]:
@@ -171,9 +204,7 @@ def _signatures() -> Iterator[Finding]:
 
 
 def _home() -> Iterator[Finding]:
-    import pwd
-
-    recorded, home = pwd.getpwuid(os.geteuid()).pw_dir, os.environ.get("HOME")
+    recorded, home = password_database.by_uid(os.geteuid()).pw_dir, os.environ.get("HOME")
     if "CRONIUM_STATE_DIR" not in os.environ and home and os.path.realpath(home) != os.path.realpath(recorded):
         yield Finding("home directory", NOTE, f"$HOME is {home}, the password database says {recorded}, which is used")
 
@@ -211,6 +242,7 @@ def _clock() -> Iterator[Finding]:
 
 _CHECKS: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
     _system,
+    _accounts,
     _runner,
     _installed_files,
     _install_directory,

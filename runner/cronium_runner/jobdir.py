@@ -75,10 +75,10 @@ def default_state_directory() -> str:
 
 def _home() -> tuple[str, str]:
     """Name and home directory of our account in the password database. Raises StateDirectoryError."""
-    import pwd
+    from . import password_database
 
     try:
-        entry = pwd.getpwuid(os.geteuid())
+        entry = password_database.by_uid(os.geteuid())
     except KeyError:
         raise StateDirectoryError(
             f"user {os.geteuid()} has no entry in the password database; set CRONIUM_STATE_DIR to a directory"

@@ -7,10 +7,9 @@ raises its own error, which `install` turns into a `RunnerError`. What is put th
 from __future__ import annotations
 
 import os
-import pwd
 import stat
 
-from . import safe_path
+from . import password_database, safe_path
 
 TYPE_CHECKING = False  # typing's own would cost the one-file start-up the import of typing
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def roots() -> list[str]:
         return [os.path.abspath(chosen)]
     uid = os.geteuid()
     try:
-        home = pwd.getpwuid(uid).pw_dir
+        home = password_database.by_uid(uid).pw_dir
     except KeyError:  # a uid without an account, as in some containers
         home = ""
     in_home = _roots_in_home(home) if os.path.isdir(home) else []

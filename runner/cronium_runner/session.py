@@ -120,10 +120,10 @@ def _start_again(say: Callable[[str], object]) -> None:
 
 
 def _account() -> str:
-    import pwd
+    from . import password_database
 
     try:
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return password_database.by_uid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
 
