@@ -1,4 +1,4 @@
-"""Makes the runner binary: wheel, helper clients, PyInstaller, checksum. `scripts/build` runs it.
+"""Makes the runner binary: wheel, helper clients, launcher, PyInstaller, checksum. `scripts/build` runs it.
 
 In:  this checkout, and the Python that runs this (with the `build` extra installed).
 Out: `dist/cronium-runner-<version>-linux-<arch>` with a `.sha256` beside it, `dist/client-<arch>` for each
@@ -15,16 +15,32 @@ import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import version as installed_version
 from pathlib import Path
+
+import portable
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".work" / "build"
 DIST = ROOT / "dist"
 INPUTS = ("pyproject.toml", "LICENSE", "build", "runner", "helpers")
 CLIENTS = ("x86_64", "aarch64")
+SOURCES = ROOT / ".work" / "sources"
+ZSTD_SHA256 = "7713e1179d162cf5c7906da876ec2ccb9c3a9dcbdffef0cc7f70c3667a205f0b"
+"""Of the source distribution of `zstandard` in the version that pyproject.toml asks for."""
+SMALL_DECODER = (
+    "ZSTD_DISABLE_ASM=1",
+    "ZSTD_LEGACY_SUPPORT=0",
+    "ZSTD_STRIP_ERROR_STRINGS=1",
+    "HUF_FORCE_DECOMPRESS_X1",
+    "ZSTD_FORCE_DECOMPRESS_SEQUENCES_SHORT",
+    "ZSTD_NO_INLINE=1",
+    "NDEBUG",
+)
+"""zstd's own names for leaving out what makes it quicker and larger."""
 EPOCH = "1735689600"
 """2025-01-01, the build time of a tree without a commit. Any fixed number would do."""
 
@@ -47,11 +63,18 @@ def main() -> int:
     environment = os.environ | {"SOURCE_DATE_EPOCH": epoch, "PYTHONHASHSEED": "0", "TZ": "UTC"}
     target = unpacked_wheel(environment)
     clients = {name: compiled_client(target, name, environment) for name in CLIENTS}
-    frozen = freeze(target, clients[architecture], binary.name, f"{version} {commit} {build_time(epoch)}", environment)
+    launcher = compiled_launcher(architecture, zstd_source(environment), environment)
+    form = freeze(target, environment)
+    helpers = {f"helpers/{path}": source for path, source in helper_files(target).items()}
+    helpers["helpers/client"] = clients[architecture]
+    portable.assemble(form, launcher, helpers, architecture, library_folders(architecture))
     check_imports(target)
+    carrier = WORK / binary.name
+    identity_line = f"{version} {commit} {build_time(epoch)}"
+    portable.carry(form, helper_links(), identity_line, launcher, carrier, bundle_magic())
     for name, client in clients.items():
         put(client, DIST / f"client-{name}")
-    put(frozen, binary)
+    put(carrier, binary)
     digest = hashlib.sha256(binary.read_bytes()).hexdigest()
     (DIST / f"{binary.name}.sha256").write_text(f"{digest}  {binary.name}\n")
     stamp_file.write_text(stamp)
@@ -81,7 +104,7 @@ def git(*words: str) -> str:
 def fingerprint(commit: str) -> str:
     """A digest of everything that the binary is made of."""
     digest = hashlib.sha256(f"{sys.version} {commit}".encode())
-    for tool in ("pyinstaller", "ziglang", "pyyaml", "click", "httpx", "httpcore", "h11", "idna"):
+    for tool in ("pyinstaller", "ziglang", "zstandard", "pyyaml", "click", "httpx", "httpcore", "h11", "idna"):
         digest.update(f"{tool} {installed_version(tool)}\n".encode())
     for path in sorted(path for name in INPUTS for path in (ROOT / name, *(ROOT / name).rglob("*"))):
         if path.is_file() and "__pycache__" not in path.parts:
@@ -123,19 +146,85 @@ def compiled_client(target: Path, architecture: str, environment: dict[str, str]
     return client
 
 
-def freeze(target: Path, client: Path, name: str, identity: str, environment: dict[str, str]) -> Path:
+def compiled_launcher(architecture: str, zstd: Path, environment: dict[str, str]) -> Path:
+    """The launcher, static and against musl as well: what stands in front of the runner can need nothing."""
+    launcher = WORK / f"launcher-{architecture}"
+    sources = [*sorted(map(str, (ROOT / "build" / "launcher").glob("*.c"))), str(zstd / "zstd.c")]
+    options = [
+        "-target",
+        f"{architecture}-linux-musl",
+        "-std=gnu11",
+        "-Os",
+        "-static",
+        "-s",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+    ]
+    sections = ["-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections"]
+    decoder = [f"-I{zstd}", *(f"-D{name}" for name in SMALL_DECODER)]
+    run(
+        [sys.executable, "-m", "ziglang", "cc", *options, *sections, *decoder, "-o", str(launcher), *sources],
+        environment,
+    )
+    return launcher
+
+
+def zstd_source(environment: dict[str, str]) -> Path:
+    """The folder of zstd's source in one file, as the source distribution of `zstandard` has it. Fetched once."""
+    archive = SOURCES / f"zstandard-{installed_version('zstandard')}.tar.gz"
+    if not archive.exists():
+        SOURCES.mkdir(parents=True, exist_ok=True)
+        fetch = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", "--no-deps"]
+        wanted = ["--no-binary", "zstandard", "--dest", str(SOURCES), f"zstandard=={installed_version('zstandard')}"]
+        run([*fetch, *wanted], environment)
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if digest != ZSTD_SHA256:
+        raise SystemExit(f"{archive} has the SHA-256 {digest}, not {ZSTD_SHA256}: remove it, and build again")
+    with tarfile.open(archive) as members:
+        members.extractall(WORK, filter="data")
+    return WORK / archive.name.removesuffix(".tar.gz") / "zstd"
+
+
+def freeze(target: Path, environment: dict[str, str]) -> Path:
+    """PyInstaller's folder: the bootloader, the archive of modules beside it, and `_internal/`."""
     handed_over = {
         "CRONIUM_BUILD_TARGET": str(target),
-        "CRONIUM_BUILD_CLIENT": str(client),
-        "CRONIUM_BUILD_IDENTITY": identity,
-        "CRONIUM_BUILD_NAME": name,
         "PYINSTALLER_CONFIG_DIR": str(WORK / "cache"),
         "PYTHONPATH": str(target),  # before the checkout, which an editable install puts on the path
     }
     pyinstaller = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level", "ERROR"]
     places = ["--workpath", str(WORK / "pyinstaller"), "--distpath", str(WORK / "frozen")]
     run([*pyinstaller, *places, str(ROOT / "build" / "cronium-runner.spec")], environment | handed_over)
-    return WORK / "frozen" / name
+    return WORK / "frozen" / "installed"
+
+
+def helper_files(target: Path) -> dict[str, Path]:
+    """The files of the helper folder by their paths in it, without the client."""
+    from cronium_runner.install import HELPER_FILES
+
+    files = ((folder, name) for folder, names in HELPER_FILES.items() for name in names)
+    return {f"{folder}/{name}": target / "cronium_helpers" / name for folder, name in files}
+
+
+def helper_links() -> dict[str, str]:
+    """What the links of the installed form lead to, by their paths."""
+    from cronium_runner.helpers import HELPER_NAMES
+    from cronium_runner.install import MODULE_LINK
+
+    return {f"helpers/bin/{name}": "../client" for name in HELPER_NAMES} | {f"helpers/{MODULE_LINK[0]}": MODULE_LINK[1]}
+
+
+def bundle_magic() -> str:
+    from cronium_runner.bundle import MAGIC
+
+    return MAGIC
+
+
+def library_folders(architecture: str) -> list[Path]:
+    """Where this machine has the C library."""
+    own = [f"/lib/{architecture}-linux-gnu", f"/usr/lib/{architecture}-linux-gnu"]
+    return [Path(name) for name in (*own, "/lib64", "/usr/lib64", "/lib", "/usr/lib")]
 
 
 def check_imports(target: Path) -> None:

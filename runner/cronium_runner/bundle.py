@@ -1,11 +1,9 @@
 """The installed form of the runner: what belongs to it, and how it gets into a directory, whole or not at all.
 
-A bundle is a directory with `cronium-runner`, `_internal/` and `helpers/`, and a file `contents` that lists them.
-The one-file binary carries the same files: those that it needs itself (libpython, for one) as PyInstaller extracts
-them at each start, the others in one pack that is only read when something has to be installed.
+A bundle is a directory with `cronium-runner`, `_internal/` and `helpers/`, and a file `contents` that lists them. The
+one-file binary carries the same files; its launcher (build/launcher/form.c) puts them in place by the same rules.
 
-Imports `os` and what is built in, which SHA-256 isn't, because it is part of every one-file start. Where a bundle goes
-is in `location`.
+Imports `os` and what is built in, which SHA-256 isn't: `version` needs no more. Where a bundle goes is in `location`.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import time
 
 from . import location
 
-TYPE_CHECKING = False  # typing's own would cost the one-file start-up the import of typing
+TYPE_CHECKING = False  # typing's own would cost `version` the import of typing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -25,16 +23,15 @@ LIBRARIES = "_internal"
 HELPERS = "helpers"
 CONTENTS = "contents"
 MAGIC = "cronium-runner bundle 1"
-PACK_MARK = b"cronium-runner pack 1\n"
 
 
 class Bundle:
     """A list of contents: who this build is, and its entries.
 
     Text, one item a line: the magic line; version, build id, commit and build time separated by spaces; then
-    `l TARGET PATH` for a symbolic link, `f MODE SIZE PATH` for a file, `p MODE SIZE PATH` for one that the one-file
-    binary has in its pack; in the order of the pack; `s SHA256 PATH` for each file again, which 0.1.0 neither writes
-    nor reads. No path has a space.
+    `l TARGET PATH` for a symbolic link, `f MODE SIZE PATH` for a file (0.1.0 has `p` for most), in the order of the
+    one-file binary's pack; `s SHA256 PATH` for each file again, which 0.1.0 neither writes nor reads. No path has a
+    space.
     """
 
     def __init__(self, text: str) -> None:
@@ -48,7 +45,6 @@ class Bundle:
         self.links = [(path, target) for _, target, path in (f for f in fields if f[0] == "l")]
         files = [f for f in fields if f[0] in ("f", "p")]
         self.files = [(path, int(mode, 8), int(size)) for _, mode, size, path in files]
-        self.packed = [(path, int(size)) for kind, _, size, path in files if kind == "p"]
 
     @property
     def digests(self) -> dict[str, str]:
@@ -103,7 +99,7 @@ class Bundle:
 
     def is_as_built(self, directory: str, path: str) -> bool:
         """Whether a file has the SHA-256 that it was built with; a list of 0.1.0 has none, and sizes must do."""
-        from .digest import sha256  # the one-file binary has none, and compares with what it carries
+        from .digest import sha256  # few starts need one
 
         expected = self.digests.get(path)
         if expected is None:
@@ -136,11 +132,6 @@ def read(path: str) -> Bundle:
     """The bundle whose list of contents is the file `path`. Raises OSError, UnusableError."""
     with open(path, encoding="ascii") as file:
         return Bundle(file.read())
-
-
-def extracted_path(source: str, path: str) -> str:
-    """Where the one-file binary has the installed file `path`, when it extracted itself into `source`."""
-    return os.path.join(source, path.removeprefix(LIBRARIES + "/"))
 
 
 def place(bundle: Bundle, directory: str, read_file: Callable[[str], bytes]) -> None:
@@ -252,7 +243,7 @@ def _is_same_build(bundle: Bundle, directory: str) -> bool:
 
 
 def _quietly(action: Callable[..., object], *paths: str) -> None:
-    try:  # noqa: SIM105 - contextlib would cost every one-file start its import
+    try:  # noqa: SIM105 - contextlib would cost `version` its import
         action(*paths)
     except OSError:
         pass

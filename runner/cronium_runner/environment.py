@@ -2,12 +2,12 @@
 
 Order: the login's environment, then the manifest's, then the execution's, then the documented `CRONIUM_*` names and
 the paths that make the helpers found. Whatever else of ours there was (PyInstaller's traces, the API token, where
-the runner keeps its state) is taken out first. The one-file start imports this, so it imports nothing.
+the runner keeps its state) is taken out first.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # typing's own would cost the one-file start-up the import of typing
+TYPE_CHECKING = False  # typing's own would cost `version` the import of typing
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -20,21 +20,22 @@ helper folder would hide every command from the script."""
 _BOOTLOADER_MARK = "_PYI_ARCHIVE_FILE"
 _BOOTLOADER_PREFIXES = ("_PYI_", "_MEIPASS", "PYINSTALLER_")
 _OURS = "CRONIUM_"
-_LIBRARY_PATH = "LD_LIBRARY_PATH"
+_PUT_ASIDE = "CRONIUM_LOGIN_"
+_LINKERS = ("LD_LIBRARY_PATH", "LD_PRELOAD", "LD_AUDIT")
 
 
 def login_environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """`inherited` as it was before PyInstaller's bootloader added to it.
+    """`inherited` as it was before the launcher and PyInstaller's bootloader changed it.
 
-    The bootloader puts its own folder in front of LD_LIBRARY_PATH and keeps the login's in LD_LIBRARY_PATH_ORIG,
-    if there was one. Left there, the runner's libraries would be loaded into every program that a script starts.
+    The launcher (build/launcher/start.c) puts what the login has for the dynamic linker aside, each under a name of
+    ours, so that nothing of it is loaded into the runner. Scripts get it back.
     """
     kept = {name: value for name, value in inherited.items() if not name.startswith(_BOOTLOADER_PREFIXES)}
     if _BOOTLOADER_MARK in inherited:
-        kept.pop(_LIBRARY_PATH, None)
-        original = kept.pop(f"{_LIBRARY_PATH}_ORIG", None)
-        if original is not None:
-            kept[_LIBRARY_PATH] = original
+        for name in _LINKERS:
+            original = kept.pop(f"{_PUT_ASIDE}{name}", None)
+            if original is not None:
+                kept[name] = original
     return kept
 
 

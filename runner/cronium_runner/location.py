@@ -1,7 +1,8 @@
 """Where on this host the runner installs itself: which directories are tried, and whether one can be trusted.
 
-The one-file binary runs this before anything else, so it imports `os`, `sys` and what is built into Python, and
-raises its own error, which `install` turns into a `RunnerError`. What is put there is in `bundle`.
+The one-file binary's launcher has the same rules in C (build/launcher/install_root.c). `version` needs this, so it
+imports `os` and what is built into Python, and raises its own error, which `install` turns into a `RunnerError`.
+What is put there is in `bundle`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import stat
 
 from . import password_database, safe_path
 
-TYPE_CHECKING = False  # typing's own would cost the one-file start-up the import of typing
+TYPE_CHECKING = False  # typing's own would cost `version` the import of typing
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -8,9 +8,9 @@ instead of refused: earlier versions made these directories with the login's uma
 
 Links are followed one by one; each must belong to the account or to root and be in a directory that passes.
 `tests/safe_path_cases.json` is the table of cases, for this module and for its other implementations: the shell text in
-`wire.safe_shell`, which a host's own sh runs before a runner is executed.
+`wire.safe_shell`, which a host's own sh runs before a runner is executed, and the launcher's `safe_path.c`.
 
-Part of every one-file start, so it imports `os`, `pwd` and `stat` alone.
+Part of `version`, so it imports `os`, `pwd` and `stat` alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import pwd
 import stat
 
-TYPE_CHECKING = False  # typing's own would cost the one-file start-up the import of typing
+TYPE_CHECKING = False  # typing's own would cost `version` the import of typing
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

@@ -25,30 +25,26 @@ def made(
     )
 
 
-def test_bootloader_traces_are_removed_and_its_changes_undone() -> None:
+def test_bootloader_traces_are_removed_and_the_launchers_changes_undone() -> None:
     login = {
-        "LD_LIBRARY_PATH": "/x/_internal:/mine",
-        "LD_LIBRARY_PATH_ORIG": "/mine",
+        "CRONIUM_LOGIN_LD_LIBRARY_PATH": "/mine",
+        "CRONIUM_LOGIN_LD_PRELOAD": "/my.so",
         "_PYI_ARCHIVE_FILE": "/x/cronium-runner",
         "_PYI_PARENT_PROCESS_LEVEL": "1",
         "_MEIPASS2": "/tmp/_MEI1",
         "PYINSTALLER_RESET_ENVIRONMENT": "1",
         "LANG": "C",
     }
-    assert login_environment(login) == {"LD_LIBRARY_PATH": "/mine", "LANG": "C"}
-
-
-def test_library_path_that_only_the_bootloader_set_is_removed() -> None:
-    assert login_environment({"LD_LIBRARY_PATH": "/x/_internal", "_PYI_ARCHIVE_FILE": "/x/r"}) == {}
+    assert login_environment(login) == {"LD_LIBRARY_PATH": "/mine", "LD_PRELOAD": "/my.so", "LANG": "C"}
 
 
 def test_empty_library_path_of_the_login_stays_empty() -> None:
-    login = {"LD_LIBRARY_PATH": "/x", "LD_LIBRARY_PATH_ORIG": "", "_PYI_ARCHIVE_FILE": "/x/r"}
+    login = {"CRONIUM_LOGIN_LD_LIBRARY_PATH": "", "_PYI_ARCHIVE_FILE": "/x/r"}
     assert login_environment(login) == {"LD_LIBRARY_PATH": ""}
 
 
-def test_library_path_is_the_logins_own_without_a_bootloader() -> None:
-    login = {"LD_LIBRARY_PATH": "/mine", "LD_LIBRARY_PATH_ORIG": "/also mine"}
+def test_library_path_is_the_logins_own_without_a_launcher() -> None:
+    login = {"LD_LIBRARY_PATH": "/mine", "CRONIUM_LOGIN_LD_LIBRARY_PATH": "/other"}
     assert login_environment(login) == login
 
 

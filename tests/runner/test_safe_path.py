@@ -6,6 +6,7 @@ import pwd
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,44 @@ def test_what_changes_before_it_is_tightened_is_seen(tmp_path: Path, monkeypatch
     (tmp_path / ".local").chmod(0o777)
     monkeypatch.setattr(os, "chmod", late)
     assert ask(str(tmp_path / ".local"))().startswith(f"{tmp_path} can be written by every user")
+
+
+LAUNCHER = Path(__file__).parents[2] / "build" / "launcher"
+ASKING = """
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include "launcher.h"
+int main(int argc, char **argv) {
+    int outcome = argc == 2 ? check_safe(argv[1]) : FAILED;
+    if (outcome == FAILED)
+        printf("OSError: [Errno %d] %s", errno, strerror(errno));
+    else
+        printf("%s", outcome == DONE ? "passes" : reason);
+    return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def asking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program that asks the launcher's code."""
+    pytest.importorskip("ziglang")
+    folder = tmp_path_factory.mktemp("launcher")
+    (folder / "main.c").write_text(ASKING)
+    files = [str(folder / "main.c"), *(str(LAUNCHER / name) for name in ("safe_path.c", "paths.c"))]
+    compile_ = [sys.executable, "-m", "ziglang", "cc", "-target", f"{os.uname().machine}-linux-musl", "-static"]
+    subprocess.run([*compile_, "-std=gnu11", f"-I{LAUNCHER}", "-o", str(folder / "ask"), *files], check=True)
+    return folder / "ask"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_table_in_the_launcher(case: dict[str, Any], root: Path, asking: Path) -> None:
+    build(root, case)
+    before = modes(root)
+    shutil.copy(asking, root / "etc" / "ask")
+    (root / "etc" / "ask").chmod(0o755)
+    check_verdict(case, root, as_app(root, lambda: said_by(["/etc/ask", case["path"]])), before)
 
 
 SHELLS = [["dash"], ["bash", "--posix"], ["busybox", "sh"]]

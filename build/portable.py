@@ -1,0 +1,130 @@
+"""Makes the portable form of what PyInstaller froze: nothing of it depends on the host's C library.
+
+In:  the frozen application (bootloader, archive of modules, `_internal/`), the launcher, the helper files.
+Out: the installed form, with a dynamic linker and a C library of its own; and the carrier, the one file that is copied
+     to hosts: launcher, list of contents (see cronium_runner.bundle) and one zstd stream of all files.
+"""
+
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import zstandard
+
+MARK: Final = b"cronium-runner carries:\0"
+"""In the launcher, in front of the numbers of `struct carried` (launcher.h)."""
+NUMBERS: Final = struct.Struct("<4Q")
+
+LINKERS: Final = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}
+
+UNNAMED: Final = (
+    "libgcc_s.so.1",  # the C library loads it to end threads, and aborts without it
+    "libdl.so.2",  # these are empty today, and named by the host's older NSS modules
+    "libpthread.so.0",
+    "librt.so.1",
+    "libutil.so.1",
+    "libresolv.so.2",
+)
+"""Libraries that no file of ours names, and that are loaded all the same."""
+
+PRELOAD: Final = b"/etc/ld.so.preload\0", b"/dev/null/-preload\0"
+"""The file that has the linker load a host's libraries into every process, and a name of which there can be no file."""
+
+LEVEL: Final = 19
+
+
+def assemble(
+    frozen: Path, launcher: Path, helpers: Mapping[str, Path], architecture: str, folders: Iterable[Path]
+) -> None:
+    """Turn `frozen`, PyInstaller's folder with the archive of modules beside the bootloader, into the installed form.
+
+    `helpers` are files by their paths in the form; `folders` are searched for libraries. Raises SystemExit.
+    """
+    libraries = frozen / "_internal"
+    archive = frozen / "cronium-runner.pkg"
+    executable = frozen / "cronium-runner"
+    executable.rename(libraries / "boot")
+    executable.write_bytes(launcher.read_bytes() + archive.read_bytes())
+    executable.chmod(0o755)
+    archive.unlink()
+    add_libraries(libraries, LINKERS[architecture], list(folders))
+    for path, source in helpers.items():
+        destination = frozen / path
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, destination)
+
+
+def add_libraries(libraries: Path, linker: str, folders: list[Path]) -> None:
+    """Add the dynamic linker and every library that something in `libraries` needs, until nothing is missing."""
+    content = found(linker, folders).read_bytes()
+    if content.count(PRELOAD[0]) != 1:
+        raise SystemExit(f"{linker} names {PRELOAD[0]!r} {content.count(PRELOAD[0])} times, not once: look at it anew")
+    (libraries / linker).write_bytes(content.replace(*PRELOAD))
+    (libraries / linker).chmod(0o755)
+    missing = set(UNNAMED)
+    while missing:
+        for name in missing:
+            shutil.copyfile(found(name, folders), libraries / name)
+        there = {path.name for path in libraries.iterdir()}
+        missing = {name for path in libraries.rglob("*") if is_elf(path) for name in needed(path)} - there
+
+
+def found(name: str, folders: list[Path]) -> Path:
+    for folder in folders:
+        if (folder / name).exists():
+            return (folder / name).resolve()
+    raise SystemExit(f"{name} is in none of {', '.join(map(str, folders))}")
+
+
+def is_elf(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"\x7fELF"
+
+
+def needed(path: Path) -> set[str]:
+    """The libraries that an ELF file names, the linker among them."""
+    shown = subprocess.run(["objdump", "-p", str(path)], capture_output=True, text=True, check=True).stdout
+    fields = (line.split() for line in shown.splitlines())
+    return {words[1] for words in fields if len(words) == 2 and words[0] == "NEEDED"}
+
+
+def carry(form: Path, links: Mapping[str, str], identity: str, launcher: Path, carrier: Path, magic: str) -> None:
+    """Write the carrier of the installed form `form`. `links` are targets by path; `identity` is version, commit and
+    build time, separated by spaces."""
+    files = sorted(str(path.relative_to(form)) for path in form.rglob("*") if path.is_file())
+    listed = contents(form, files, links, identity, magic).encode("ascii")
+    content = b"".join((form / path).read_bytes() for path in files)
+    packed = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(listed + content)
+    program = launcher.read_bytes()
+    at = program.find(MARK) + len(MARK)
+    if program.count(MARK) != 1 or any(program[at : at + NUMBERS.size]):
+        raise SystemExit("the launcher has no place for what the carrier carries")
+    list_at = len(program)
+    numbers = NUMBERS.pack(list_at, len(listed), list_at + len(listed), len(packed))
+    carrier.write_bytes(program[:at] + numbers + program[at + NUMBERS.size :] + listed + packed)
+    carrier.chmod(0o755)
+
+
+def contents(form: Path, files: Iterable[str], links: Mapping[str, str], identity: str, magic: str) -> str:
+    """The list of contents (see cronium_runner.bundle). The build id is a digest of all that is in it."""
+    version, commit, built_at = identity.split(" ")
+    lines = [f"l {goal} {path}" for path, goal in sorted(links.items())]
+    digest = hashlib.sha256(f"{version} {commit} {built_at}\n".encode() + "\n".join(lines).encode())
+    digests = []
+    for path in files:
+        if " " in path:
+            raise SystemExit(f"{path} has a space in its name, which the list of contents has no room for")
+        content = (form / path).read_bytes()
+        mode = 0o700 if os.access(form / path, os.X_OK) else 0o600
+        lines.append(f"f {mode:04o} {len(content)} {path}")
+        digests.append(f"s {hashlib.sha256(content).hexdigest()} {path}")
+        digest.update(f"{lines[-1]}\0{digests[-1]}".encode())
+    identity = f"{version} {digest.hexdigest()[:12]} {commit} {built_at}"
+    return "\n".join([magic, identity, *lines, *digests]) + "\n"
