@@ -166,3 +166,12 @@ def test_a_host_over_ssh_runs_what_is_signed(tmp_path: Path, carrier: Path, key:
         assert (done.returncode, done.stdout) == (0, b"ran\n"), done.stderr
         done = remote.cronium("exec", "--host", remote.server.target, "--", "echo raw")
         assert (done.returncode, done.stdout) == (0, b"raw\n")
+        # As docs/signatures.md has it: this key may start the agent, and nothing else.
+        keys_file = remote.server.folder / "authorized_keys"
+        keys_file.write_text(f'command="sh {carrier} agent",restrict {keys_file.read_text()}')
+        done = remote.run("--sign", key, script)
+        assert (done.returncode, done.stdout) == (0, b"ran\n"), done.stderr
+        done = remote.run(script)
+        assert (done.returncode, done.stdout, b"[payload.unsigned]" in done.stderr) == (125, b"", True)
+        done = remote.cronium("exec", "--host", remote.server.target, "--", "echo raw")
+        assert b"raw\n" not in done.stdout
