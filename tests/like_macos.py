@@ -14,9 +14,13 @@ import signal
 import socket
 import struct
 import sys
+import sysconfig
 import time
+import urllib.request  # it would ask a module of macOS alone for proxies
 from types import ModuleType
 from typing import Any, Final
+
+assert urllib.request  # only loaded
 
 ABSENT: Final[dict[ModuleType, str]] = {
     os: "memfd_create pidfd_open sched_getaffinity sched_setaffinity fdatasync pipe2 posix_fallocate posix_fadvise "
@@ -40,6 +44,7 @@ _SO_PEERCRED: Final = 17
 
 def pretend() -> None:
     """Takes it all away. What was loaded before has what it took."""
+    sysconfig.get_config_vars()  # read from a file that is named by the platform
     for module, names in ABSENT.items():
         for name in names.split():
             if hasattr(module, name):

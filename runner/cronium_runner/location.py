@@ -112,7 +112,7 @@ def check_installed(directory: str) -> None:
 
 def check_executable(path: str) -> None:
     """Files in the directory `path` can be executed: it is not mounted noexec. Raises UnusableError."""
-    if os.statvfs(path).f_flag & os.ST_NOEXEC:
+    if os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0):  # macOS, where payloads are validated, has no name for it
         raise UnusableError(f"{path} is on a file system mounted noexec")
 
 

@@ -222,6 +222,10 @@ def _is_moved(entry: "os.DirEntry[str]", parent: int, root: int, new_name: str) 
 
 def _open_for_removal(name: str, parent: int | None) -> int:
     """A descriptor of a real folder, given all permissions of its owner if it lacks them."""
+    if not hasattr(os, "O_PATH"):  # macOS, where the controller has a payload validated
+        folder = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+        os.fchmod(folder, 0o700)
+        return folder
     handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:
         if os.fstat(handle).st_mode & 0o700 != 0o700:

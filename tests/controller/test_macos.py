@@ -18,6 +18,7 @@ from cronium_controller import openssh_mux
 from cronium_controller.openssh_mux import MasterGoneError
 from like_macos import ABSENT
 from openssh import sshd_path
+from payload_bytes import make_payload
 from remote_host import RemoteHost
 from runner_process import ROOT
 
@@ -47,8 +48,9 @@ def cronium(remote: RemoteHost, *words: object) -> subprocess.CompletedProcess[s
 @pytest.mark.sshd
 def test_a_job_runs_from_a_machine_without_linux(remote: RemoteHost) -> None:
     script = remote.script("uname -s; cronium.output used 42\n")
-    done = cronium(remote, "run", "--host", remote.server.target, script)
-    assert (done.returncode, done.stdout) == (0, "Linux\n"), done.stderr
+    for mode in ("bundled", "api"):
+        done = cronium(remote, "run", "--host", remote.server.target, "--mode", mode, script)
+        assert (done.returncode, done.stdout) == (0, "Linux\n"), done.stderr
 
 
 @pytest.mark.sshd
@@ -74,6 +76,25 @@ def test_the_ssh_program_connects_without_linux(remote: RemoteHost) -> None:
         capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("form", ["folder", "archive"])
+def test_a_payload_is_validated_without_linux(tmp_path: Path, form: str) -> None:
+    """As `cronium payload build` and `verify` have the runner of this machine do."""
+    files = {"manifest.yaml": b"version: v1\ninterpreter: sh\nentrypoint: below/s.sh\n", "below/s.sh": b"true\n"}
+    for name, content in files.items():
+        (tmp_path / "job" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "job" / name).write_bytes(content)
+    (tmp_path / "job.tar.gz").write_bytes(make_payload(files))
+    path = tmp_path / {"folder": "job", "archive": "job.tar.gz"}[form]
+    program = _MAIN.replace("cronium_controller", "cronium_runner").replace("main()", "raise SystemExit(main())")
+    done = subprocess.run(
+        [sys.executable, "-c", program, "validate", str(path)],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/tests", "CRONIUM_STATE_DIR": str(tmp_path / "state")},
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "valid" in done.stdout
 
 
 def test_the_peer_of_a_socket_is_known_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
