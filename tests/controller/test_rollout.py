@@ -150,21 +150,22 @@ def test_stage_by_stage_to_the_end_then_nothing_to_do(estate: Estate) -> None:
     assert {host["uses"] for host in hosts.values()} == {new}
 
 
-@pytest.mark.parametrize("estate", [1], indirect=True)
 def test_a_host_that_had_none_has_nothing_to_go_back_to(estate: Estate) -> None:
+    """It is the first of its stage; the others of the stage are not begun any more."""
     many = estate.many
-    (target,) = many.targets
+    target, *others = many.targets
     for path in sorted((many.home_of(target) / "lib").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     estate.break_host(1)
-    done = many.cronium(*estate.words("--stage", "100%", "--json"))
+    done = many.cronium(*estate.words("--stage", "100%", "--json", "--forks", "1"))
     hosts, summary = told(done)
     assert (done.returncode, summary["verdict"]) == (125, "rolled back")
+    assert {hosts[other]["state"] for other in others} == {"waiting"}
     assert (hosts[target]["before"], hosts[target]["uses"]) == (None, estate.folders[1])
     assert hosts[target]["note"].startswith("it had no runner before this roll-out, so there is none to go back to")
 
 
-def test_one_that_fails_after_the_soak_and_is_then_away(estate: Estate) -> None:
+async def test_one_that_fails_after_the_soak_and_is_then_away(estate: Estate) -> None:
     """The way back is decided here, so a host that cannot be asked any more goes back all the same."""
     many, (old, new) = estate.many, estate.folders
     one, two, three = many.targets
@@ -176,6 +177,10 @@ def test_one_that_fails_after_the_soak_and_is_then_away(estate: Estate) -> None:
     assert (hosts[one]["uses"], "was not checked there" in hosts[one]["note"]) == (old, True)
     assert {hosts[target]["state"] for target in (two, three)} == {"waiting"}
     assert new not in estate.forms(two)
+    async with estate.controller() as controller:
+        seen = controller.deployments.seen(estate.host(one), "lib")
+        assert seen is not None
+        assert (seen.folder, seen.is_chosen) == (old, True), "for the jobs to come"
 
 
 def test_an_interrupt_leaves_a_report_of_who_has_which(estate: Estate) -> None:
