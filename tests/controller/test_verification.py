@@ -1,14 +1,20 @@
 """What is made of a host's answer about its installed forms, however odd it is."""
 
+import hashlib
 import os
+from pathlib import Path
 
 import pytest
 
 from cronium_controller.deploy.installed_forms import OTHER_ROOTS, is_form
-from cronium_controller.deploy.known_builds import KnownBuild
+from cronium_controller.deploy.known_builds import KnownBuild, KnownBuilds, by_folder, carried_build, read_build
 from cronium_controller.deploy.verification import Tree, compared, read_answer
+from cronium_controller.errors import DeployError
+from cronium_controller.runners import read_binary
+from cronium_controller.store import Store
 from cronium_runner import location
 from cronium_runner.wire.names import INSTALL_ROOT
+from runner_process import with_digest
 
 A, B = "a" * 64, "b" * 64
 BUILD = KnownBuild(A, "1.0.0", "x86_64", "0" * 12, {"contents": A, "_internal/x": B}, {"helpers/bin/c": "../client"})
@@ -69,3 +75,32 @@ def test_which_names_are_those_of_forms() -> None:
     assert is_form(f"0.2.0-{'a' * 12}")
     assert not is_form(f"source-{'a' * 12}"), "helpers of runners from source"
     assert not any(map(is_form, (".upload-0123", f"0.2.0-{'a' * 12}.tmp", "..", f"a\n-{'a' * 12}", os.sep)))
+
+
+LISTED = f"cronium-runner bundle 1\n1.0.0 0123456789ab c t\nl ../client bin/c\nf 0600 3 a\ns {A} a\n"
+
+
+async def test_an_uploaded_binary_is_remembered_by_the_list_that_it_carries(tmp_path: Path) -> None:
+    path = tmp_path / "cronium-runner-1.0.0-linux-aarch64"  # whatever this machine is: it is not executed
+    path.write_bytes(b"\x7fELF\0" + LISTED.encode() + b"\x28\xb5\x2f\xfd")
+    binary = read_binary(with_digest(path))
+    store = Store(tmp_path / "controller.db")
+    await KnownBuilds(store).note_uploaded(binary)
+    store.close()
+    store = Store(tmp_path / "controller.db")
+    builds = by_folder(KnownBuilds(store).all())
+    store.close()
+    assert set(builds) == {f"1.0.0-{binary.sha256[:12]}", "1.0.0-0123456789ab"}
+    for build in builds.values():
+        assert build.files == {"a": A, "contents": hashlib.sha256(LISTED.encode()).hexdigest()}
+        assert build.links == {"bin/c": "../client"}
+    path.write_bytes(path.read_bytes() + b"changed meanwhile")
+    assert carried_build(binary) is None
+
+
+def test_a_binary_that_tells_nothing_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "cronium-runner-1.0.0-linux-x86_64"
+    path.write_text("#!/bin/sh\necho this machine is too old >&2\nexit 1\n")
+    with pytest.raises(DeployError, match=r"cannot be told here: this machine is too old$") as refused:
+        read_build(read_binary(with_digest(path)))
+    assert refused.value.code == "install.unknown"
