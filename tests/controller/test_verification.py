@@ -34,6 +34,16 @@ def test_a_form_as_it_was_built_differs_in_nothing() -> None:
     assert differing(FILES.replace("  ./", " *./")) == {}
 
 
+def test_compiled_helpers_are_left_out_whatever_the_umask_was() -> None:
+    folder = "./helpers/python/__pycache__"
+    compiled = f"{folder}/cronium.cpython-311.pyc"
+    tree = read_answer(
+        [f"{FILES}{A}  {compiled}\n", LINKS, f"{FOLDERS}./helpers/python\n{folder}\n", "", f"{folder}\n{compiled}\n"]
+    )
+    tree.folders.discard("helpers/python")  # this build has no such folder
+    assert compared(BUILD, tree) == ([], [compiled.removeprefix("./")])
+
+
 @pytest.mark.parametrize(
     ("answer", "path"),
     [
