@@ -1,19 +1,22 @@
 """What is made of a host's answer about its installed forms, however odd it is."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from carriers import runner
 from cronium_controller.deploy.installed_forms import OTHER_ROOTS, is_form
 from cronium_controller.deploy.known_builds import KnownBuild, KnownBuilds, by_folder, carried_build, read_build
 from cronium_controller.deploy.verification import Tree, compared, read_answer
 from cronium_controller.errors import DeployError
-from cronium_controller.runners import read_binary
+from cronium_controller.runners import Runners, read_binary
 from cronium_controller.store import Store
 from cronium_runner import location
 from cronium_runner.wire.names import INSTALL_ROOT
+from remote_host import RemoteHost
 from runner_process import with_digest
 
 A, B = "a" * 64, "b" * 64
@@ -114,3 +117,29 @@ def test_a_binary_that_tells_nothing_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DeployError, match=r"cannot be told here: this machine is too old$") as refused:
         read_build(read_binary(with_digest(path)))
     assert refused.value.code == "install.unknown"
+
+
+@pytest.mark.sshd
+async def test_an_older_form_is_compared_when_its_binary_is_gone(
+    remote: RemoteHost, carrier: Path, tmp_path: Path
+) -> None:
+    older = runner(carrier, tmp_path / "older", "1.0.0")
+    remote.binary = runner(carrier, tmp_path / "newer", "2.0.0")
+    async with remote.controller(runners=Runners(str(older), root=str(remote.root))) as controller:
+        form = Path((await controller.deploy(remote.host)).path).parent
+        assert (await controller.verify(remote.host)).agrees
+    older.unlink()
+    where = ("--host", remote.server.target)
+    assert remote.cronium("deploy", *where).returncode == 0
+    done = remote.cronium("deploy", *where, "--verify")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert sorted(line.split("/")[-1].split("-")[0] for line in done.stdout.decode().splitlines()) == ["1.0.0", "2.0.0"]
+    program = form / "cronium-runner"
+    program.write_bytes(program.read_bytes().replace(b"1.0.0", b"1.0.1"))
+    done = remote.cronium("deploy", *where, "--host", "127.0.0.1:1", "--verify", "--json")
+    assert done.returncode == 255, "none of them agrees"
+    told = {line["host"]: line for line in map(json.loads, done.stdout.splitlines())}
+    assert told["127.0.0.1:1"]["error"]["code"] == "host.unreachable"
+    forms = {each["version"]: each for each in told[remote.server.target]["forms"]}
+    assert {version: each["state"] for version, each in forms.items()} == {"1.0.0": "differs", "2.0.0": "agrees"}
+    assert forms["1.0.0"]["differences"] == [{"path": "cronium-runner", "what": "changed"}]

@@ -1,6 +1,5 @@
 """`cronium deploy --verify`: the installed forms of the real binary, untouched and tampered with."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -9,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from cronium_controller.deploy.verification import State
-from cronium_controller.runners import Runners
 from remote_host import RemoteHost
-from runner_process import with_digest
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
 
@@ -80,29 +77,20 @@ TAMPERINGS: list[Callable[[Path], str]] = [
 ]  # fmt: skip
 
 
-async def test_older_forms_are_compared_too_and_every_tampering_is_named(fresh: RemoteHost, tmp_path: Path) -> None:
-    """The older binary is gone from here by then. Nothing of a foreign form is executed."""
-    older = tmp_path / fresh.binary.name.replace(fresh.binary.name.split("-")[2], "0.0.9")
-    older.write_bytes(fresh.binary.read_bytes() + b"older")
-    with_digest(older)
-    async with fresh.controller(runners=Runners(str(older), root=str(fresh.root))) as controller:
-        assert (await controller.verify(fresh.host)).agrees, "there is none"
-        await controller.deploy(fresh.host)
-    older.unlink()
+async def test_every_tampering_is_named_and_nothing_foreign_executed(fresh: RemoteHost, tmp_path: Path) -> None:
     async with fresh.controller() as controller:
+        assert (await controller.verify(fresh.host)).agrees, "there is none"
         form = Path((await controller.deploy(fresh.host)).path).parent
         (form / "helpers/python/__pycache__").mkdir()
         (form / "helpers/python/__pycache__/cronium.cpython-311.pyc").write_bytes(b"by a script's own Python")
         found = await controller.verify(fresh.host)
         assert found.agrees
-        assert sorted(told.version for told in found.forms) == ["0.0.9", form.name.rpartition("-")[0]]
-        (skipped,) = [told.skipped for told in found.forms if told.skipped]
-        assert skipped == ["helpers/python/__pycache__/cronium.cpython-311.pyc"]
+        assert [(told.path, told.skipped) for told in found.forms] == [
+            (str(form), ["helpers/python/__pycache__/cronium.cpython-311.pyc"])
+        ]
         paths = [tamper(form) for tamper in TAMPERINGS]
         found = await controller.verify(fresh.host)
-        states = {told.path: told.state for told in found.forms}
-        assert states.pop(str(form)) is State.DIFFERS
-        assert list(states.values()) == [State.AGREES]
+        assert [told.state for told in found.forms] == [State.DIFFERS]
         differences = [one.path for told in found.forms for one in told.differences]
         assert [path for path in paths if not any(one.startswith(path) for one in differences)] == []
         shutil.move(form, tmp_path / "elsewhere")
@@ -110,10 +98,6 @@ async def test_older_forms_are_compared_too_and_every_tampering_is_named(fresh: 
         found = await controller.verify(fresh.host)
         assert [one.what for told in found.forms for one in told.differences] == ["it cannot be read: it is a link"]
         form.unlink()
-    _tell_of_a_foreign_form(fresh, tmp_path)
-
-
-def _tell_of_a_foreign_form(fresh: RemoteHost, tmp_path: Path) -> None:
     where = ("--host", fresh.server.target)
     foreign = fresh.root / "6.6.6-0123456789ab"
     foreign.mkdir()
@@ -126,14 +110,6 @@ def _tell_of_a_foreign_form(fresh: RemoteHost, tmp_path: Path) -> None:
     assert f"{fresh.server.target}: {foreign}: unknown build" in complaints
     assert "else\\x1b[2J: no installed runner" in complaints
     assert not (tmp_path / "executed").exists()
-    changed = change_a_byte(next(fresh.root.glob("0.0.9-*")))
-    done = fresh.cronium("deploy", *where, "--host", "127.0.0.1:1", "--verify", "--json")
-    assert done.returncode == 255, "none of them agrees"
-    told = {line["host"]: line for line in map(json.loads, done.stdout.splitlines())}
-    assert told["127.0.0.1:1"]["error"]["code"] == "host.unreachable"
-    forms = {form["version"]: form for form in told[fresh.server.target]["forms"]}
-    assert {version: form["state"] for version, form in forms.items()} == {"0.0.9": "differs", "6.6.6": "unknown build"}
-    assert forms["0.0.9"]["differences"] == [{"path": changed, "what": "changed"}]
     foreign.joinpath("cronium-runner").unlink()
     foreign.rmdir()
     (fresh.root / "else\x1b[2J").unlink()
