@@ -25,6 +25,7 @@ OURS = ("cronium_runner", "cronium_helpers", "cronium_controller")
 BUILD_TOOLS = {
     "pyinstaller": "its bootloader starts the runner",
     "ziglang": "compiled programs are linked with its musl",
+    "zstandard": "the launcher is compiled with the zstd source that its archive has",
 }
 """Distributions that no module comes from, and of which parts are in the binary all the same."""
 ZIG_TEXTS = ("LICENSE", "lib/libc/musl/COPYRIGHT")
@@ -70,7 +71,7 @@ class Component:
 
 def components(form: Path, modules: Collection[str]) -> list[Component]:
     """The parts of the binary whose frozen folder is `form`. Stops for one whose licence text is not here."""
-    found = [*distributions(modules), *libraries(form), python(form)]
+    found = [*distributions(modules, form.parents[1]), *libraries(form), python(form)]
     found.sort(key=lambda one: one.purl)
     for one in found:
         if not one.texts:
@@ -78,8 +79,11 @@ def components(form: Path, modules: Collection[str]) -> list[Component]:
     return found
 
 
-def distributions(modules: Collection[str]) -> Iterator[Component]:
-    """The distributions that the modules come from, and the tools that put something of their own into the binary."""
+def distributions(modules: Collection[str], work: Path) -> Iterator[Component]:
+    """The distributions that the modules come from, and the tools that put something of their own into the binary.
+
+    `work` is the folder of the build, where the sources are that were compiled.
+    """
     owners = importlib.metadata.packages_distributions()
     names = {owner for module in modules for owner in owners.get(module.partition(".")[0], ())}
     names = {name for name in names if name.replace("-", "_") not in OURS}
@@ -93,7 +97,7 @@ def distributions(modules: Collection[str]) -> Iterator[Component]:
             why=BUILD_TOOLS.get(normal, ""),
             licence=_licence(found),
             sha256=_digest_of_files(found),
-            texts=tuple(_texts(found, normal)),
+            texts=tuple(_texts(found, normal, work)),
         )
 
 
@@ -113,13 +117,15 @@ def _digest_of_files(found: importlib.metadata.Distribution) -> str:
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-def _texts(found: importlib.metadata.Distribution, normal: str) -> Iterator[Path]:
+def _texts(found: importlib.metadata.Distribution, normal: str, work: Path) -> Iterator[Path]:
     for file in sorted(found.files or (), key=str):
         if file.parts[0].endswith(".dist-info") and LICENCE_NAMES.match(file.name):
             yield Path(str(file.locate()))
     if normal == "ziglang":
         folder = Path(str(found.locate_file("ziglang")))
         yield from (folder / name for name in ZIG_TEXTS)
+    elif normal == "zstandard":
+        yield from work.glob(f"zstandard-{found.version}/zstd/LICENSE")
 
 
 def python(form: Path) -> Component:

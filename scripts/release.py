@@ -110,6 +110,9 @@ def clone(folder: Path) -> Path:
     """A checkout of the commit that nothing else is in."""
     git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(folder))
     git("checkout", "--quiet", "--detach", git("rev-parse", "HEAD"), folder=folder)
+    fetched = ROOT / ".work" / "sources"  # which a build checks by their SHA-256
+    if fetched.is_dir():
+        shutil.copytree(fetched, folder / ".work" / "sources")
     return folder
 
 

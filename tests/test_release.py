@@ -64,7 +64,7 @@ def test_the_list_of_parts_is_as_cyclonedx_has_it(tmp_path: Path, monkeypatch: p
     (form / "_internal" / "libnobodys.so.1").write_bytes(b"one")
     (form / "_internal" / "libpython3.11.so.1.0").write_bytes(b"two")
     (form / "_internal" / "lib-dynload" / "_json.so").write_bytes(b"three")
-    parts = [*sbom.distributions({"click.core", "yaml", "cronium_runner.cli", "os"}), sbom.python(form)]
+    parts = [*sbom.distributions({"click.core", "yaml", "cronium_runner.cli", "os"}, tmp_path), sbom.python(form)]
     parts += sbom.libraries(form)
     binary = tmp_path / "cronium-runner-1.0.0-linux-x86_64"
     binary.write_bytes(b"program")
@@ -79,7 +79,7 @@ def test_the_list_of_parts_is_as_cyclonedx_has_it(tmp_path: Path, monkeypatch: p
     )
     assert told["metadata"]["timestamp"] == "2026-12-01T12:00:00Z"
     found = {part["name"].lower(): part for part in told["components"]}
-    assert set(found) == {"click", "pyyaml", "pyinstaller", "ziglang", "python", "libnobodys.so.1"}
+    assert set(found) == {"click", "pyyaml", "pyinstaller", "ziglang", "zstandard", "python", "libnobodys.so.1"}
     assert [file["name"] for file in found["python"]["components"]] == [
         "_internal/lib-dynload/_json.so",
         "_internal/libpython3.11.so.1.0",

@@ -72,6 +72,8 @@ def check(folder: Path, public: str) -> None:
     hashed = hashlib.sha256((folder / binary).read_bytes()).hexdigest()
     assert told["metadata"]["component"]["hashes"] == [{"alg": "SHA-256", "content": hashed}]
     parts = {part["name"].lower() for part in told["components"]}
-    assert {"click", "httpx", "pyyaml", "python", "pyinstaller", "ziglang"} <= parts
+    assert {"click", "httpx", "pyyaml", "python", "pyinstaller", "ziglang", "zstandard"} <= parts
     texts = (folder / "THIRD-PARTY-LICENSES.txt").read_text()
-    assert all(name in texts for name in ("PYTHON SOFTWARE FOUNDATION LICENSE", "musl", "PyInstaller"))
+    assert all(
+        name in texts for name in ("PYTHON SOFTWARE FOUNDATION LICENSE", "musl", "PyInstaller", "Meta Platforms")
+    )
