@@ -1,5 +1,6 @@
 """Signing payloads: by a file, a passphrase or an agent, for a run and for an event's versions."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import preloaded
 import signing as keys
 from cronium_controller import payloads, signing
+from cronium_controller.deploy.health_check import check_health
 from cronium_controller.errors import PayloadError
 from cronium_controller.job import Job
 from cronium_runner.wire.sshsig import NAMESPACE
@@ -166,6 +168,12 @@ def test_a_host_over_ssh_runs_what_is_signed(tmp_path: Path, carrier: Path, key:
         assert (done.returncode, done.stdout) == (0, b"ran\n"), done.stderr
         done = remote.cronium("exec", "--host", remote.server.target, "--", "echo raw")
         assert (done.returncode, done.stdout) == (0, b"raw\n")
+
+        async def look() -> None:
+            async with remote.controller() as controller:
+                await check_health(controller, remote.host)
+
+        asyncio.run(look())
         # As docs/signatures.md has it: this key may start the agent, and nothing else.
         keys_file = remote.server.folder / "authorized_keys"
         keys_file.write_text(f'command="sh {carrier} agent",restrict {keys_file.read_text()}')
