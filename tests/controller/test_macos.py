@@ -97,6 +97,21 @@ def test_a_payload_is_validated_without_linux(tmp_path: Path, form: str) -> None
     assert "valid" in done.stdout
 
 
+def test_a_dead_process_keeps_no_partial_copy_without_linux(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    program = (
+        "import like_macos, sys; like_macos.pretend(); from cronium_controller import partial_copies as p; "
+        "print(*(p._is_at_work(f'{p._process(int(pid))}/0123') for pid in sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(dead.pid), str(os.getpid())],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/tests"},
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.stdout == "False True\n", done.stderr
+
+
 def test_the_peer_of_a_socket_is_known_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     """xucred as macOS gives it: version 0, the user, one group."""
 
