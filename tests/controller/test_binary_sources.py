@@ -99,7 +99,7 @@ def test_an_installed_one_of_another_version_is_not_used(installed: Path) -> Non
 
 def test_an_architecture_without_a_binary_is_told_which_there_are(installed: Path) -> None:
     put_binary(installed, "x86_64")
-    assert "no runner binary for aarch64 (there are binaries for x86_64); build it on such a machine" in message(
+    assert "no runner binary for aarch64 (there are binaries for x86_64); build it with scripts/build" in message(
         "aarch64"
     )
 

@@ -48,7 +48,7 @@ def _remedy(packaged: list[tuple[Path, str, str]], *, is_checkout: bool) -> str:
     if is_checkout:
         return f"make it with scripts/build, or {name_one}"
     if any(version == __version__ for _, version, _ in packaged):
-        return f"build it on such a machine with scripts/build in a checkout, then {name_one}"
+        return f"build it with scripts/build in a checkout, then {name_one}"
     other = next((version for _, version, _ in packaged), None)
     present = "which is not installed" if other is None else f"of which version {other} is installed"
     return f"it comes with {DISTRIBUTION}, {present}: pip install {DISTRIBUTION}=={__version__}, or {name_one}"
