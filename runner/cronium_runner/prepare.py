@@ -202,10 +202,16 @@ def _parsed(text: bytes, name: str, members: frozenset[str]) -> Manifest:
 
 
 def source_digest(state: StateDirectory, source: Source) -> str:
-    """What identifies the content of a source: a payload's SHA-256, or one over a folder's or script's files."""
+    """What identifies the content of a source: a payload's SHA-256, or one over a folder's or script's files.
+
+    Nothing of it is run, so it needs no signature.
+    """
+    if isinstance(source, Archive):
+        with payload.open_payload(source.path, source.sha256) as file:
+            return payload.digest_of(file)
     stage = state.stage()
     try:
-        return _unpack(stage, source)[1]
+        return _unpack(stage, source, is_signed=False)[1]
     finally:
         stage.discard()
 

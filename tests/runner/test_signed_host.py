@@ -75,6 +75,11 @@ def test_a_signed_file_runs_and_its_record_names_the_signer(signed: Host, job: P
     done = signed.run("run", "--execution-id", "one", path)
     assert (done.returncode, done.stdout) == (0, b"ran\n"), done.stderr
     assert re.fullmatch(r"SHA256:[\w+/]{43} alice", signed.history("one")[0]["signer"])
+    Path(f"{path}.sig").unlink()
+    (signed.folder / "ran").unlink()
+    done = signed.run("run", "--execution-id", "one", path)
+    assert (done.returncode, done.stdout) == (0, b"ran\n"), "it is joined, which starts nothing"
+    assert not has_run(signed)
 
 
 def test_a_tampered_payload_is_refused(signed: Host, job: Payload, key: Path) -> None:
