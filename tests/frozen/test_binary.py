@@ -221,6 +221,7 @@ def test_script_sees_no_trace_of_how_the_runner_starts(
     script = tmp_path / "show.sh"
     script.write_text("#!/bin/sh\nset\n")  # no program is started, which would complain of LD_PRELOAD
     names = {name: value for name, value in environment.items() if not name.startswith("LD_")}
+    names |= {f"CRONIUM_LOGIN_{name}": "/not the login's" for name in LINKERS}
     done = run(binary if form == "one-file" else executable, "run", script, environment=names | login)
     assert done.returncode == 0, done.stderr
     seen = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)

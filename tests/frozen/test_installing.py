@@ -145,3 +145,18 @@ def test_damaged_copy_of_the_build_is_replaced(
     assert (done.returncode, done.stderr) == (0, "")
     assert tree(goal) == tree(installed.parent)
     assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("form", ["launcher", "python"])
+def test_link_in_a_damaged_copy_is_removed_and_not_followed(
+    form: str, binary: Path, installed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "letter").write_text("mine")
+    goal = tmp_path / "goal"
+    assert run(binary, "install", goal).returncode == 0
+    shutil.rmtree(goal / "helpers")
+    (goal / "helpers").symlink_to(tmp_path / "elsewhere")
+    assert run(binary if form == "launcher" else installed, "install", goal).returncode == 0
+    assert tree(goal) == tree(installed.parent)
+    assert (tmp_path / "elsewhere" / "letter").read_text() == "mine"
