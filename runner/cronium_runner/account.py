@@ -135,8 +135,11 @@ def _check_no_way_back(account: Account) -> None:
     groups = set(os.getgrouplist(account.name, account.gid))
     if (os.getresuid(), os.getresgid()) != wanted or set(os.getgroups()) - groups:
         raise _refused(account, "the kernel kept some of root's ids")
-    with open("/proc/self/status", "rb") as file:
-        held = [line for line in file if line.startswith((b"CapPrm", b"CapEff", b"CapAmb"))]
+    try:
+        with open("/proc/self/status", "rb") as file:
+            held = [line for line in file if line.startswith((b"CapPrm", b"CapEff", b"CapAmb"))]
+    except OSError:
+        raise _refused(account, "/proc is not mounted, so what it may still do cannot be looked at") from None
     if any(int(line.split()[1], 16) for line in held):
         raise _refused(account, "the kernel kept some of root's capabilities")
     for become_root in (os.setresuid, os.setresgid):

@@ -161,14 +161,23 @@ class _Agent:
         self._attendant = threading.Thread(target=self._attend, daemon=True)
 
     def __enter__(self) -> "_Agent":
-        self._attendant.start()
         try:
+            self._start_attendant()
             self.expect(Kind.HELLO, channel=0)
             self._send(frames.encode_json(Kind.HELLO, 0, {"protocol": frames.PROTOCOL}))
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def _start_attendant(self) -> None:
+        try:
+            self._attendant.start()
+        except RuntimeError:
+            raise SystemRefusedError(
+                "the host has no thread for what runs as another account; nothing was started; a container's filter "
+                "may refuse clone3: correct it, or log in as that account"
+            ) from None
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None

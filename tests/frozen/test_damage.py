@@ -94,12 +94,15 @@ def test_doctor_hashes_every_file(host: Host) -> None:
 
 def test_one_file_binary_repairs_what_it_installed(host: Host, binary: Path) -> None:
     script = host.script(OUTPUT)
-    for damage in (emptied, other_of_same_size):
-        damage(form(host) / "helpers/client")
+    client = form(host) / "helpers/client"
+    built = client.read_bytes(), client.stat().st_mode
+    for damage in (emptied, other_of_same_size, opened):
+        damage(client)
         host.executable = (str(binary),)
         assert host.run_json(script)["output"] == {"answer": "42"}
         [found] = (host.folder / "root").iterdir()
         host.executable = (str(found / "cronium-runner"),)
+        assert (client.read_bytes(), client.stat().st_mode) == built
 
 
 def test_helper_changed_under_an_agent_is_noticed(host: Host) -> None:
