@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 
-from . import password_database, safe_path
+from . import safe_path
 
 TYPE_CHECKING = False  # typing's own would cost `version` the import of typing
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def roots() -> list[str]:
     chosen = os.environ.get("CRONIUM_INSTALL_DIR")
     if chosen:
         return [os.path.abspath(chosen)]
+    from . import password_database  # few starts look for a place
+
     uid = os.geteuid()
     try:
         home = password_database.by_uid(uid).pw_dir
