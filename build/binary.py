@@ -31,6 +31,7 @@ CLIENTS = ("x86_64", "aarch64")
 SOURCES = ROOT / ".work" / "sources"
 ZSTD_SHA256 = "7713e1179d162cf5c7906da876ec2ccb9c3a9dcbdffef0cc7f70c3667a205f0b"
 """Of the source distribution of `zstandard` in the version that pyproject.toml asks for."""
+ZSTD_FILES = ("zstd.c", "zstd.h", "zstd_errors.h", "LICENSE")
 SMALL_DECODER = (
     "ZSTD_DISABLE_ASM=1",
     "ZSTD_LEGACY_SUPPORT=0",
@@ -181,9 +182,15 @@ def zstd_source(environment: dict[str, str]) -> Path:
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     if digest != ZSTD_SHA256:
         raise SystemExit(f"{archive} has the SHA-256 {digest}, not {ZSTD_SHA256}: remove it, and build again")
+    folder = WORK / archive.name.removesuffix(".tar.gz") / "zstd"
+    folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive) as members:
-        members.extractall(WORK, filter="data")
-    return WORK / archive.name.removesuffix(".tar.gz") / "zstd"
+        for name in ZSTD_FILES:
+            content = members.extractfile(f"{folder.parent.name}/zstd/{name}")
+            if content is None:
+                raise SystemExit(f"{archive} has no file zstd/{name}")
+            (folder / name).write_bytes(content.read())
+    return folder
 
 
 def freeze(target: Path, environment: dict[str, str]) -> Path:
