@@ -271,13 +271,14 @@ def _resident_kib(pid: int) -> int:
 
 
 async def soak(seconds: float, binary: Path, folder: Path, seed: int) -> int:
-    """All of it; the exit status."""
+    """All of it, for so many seconds and FEWEST_WAVES at least; the exit status."""
     with RemoteHost(folder / "host", binary, folder / "root") as remote:
         async with remote.controller() as controller:
             running = Soak(remote, controller, seed)
             await running.begin()
-            began = time.monotonic()
-            while time.monotonic() - began < seconds and not running.wrong:
+            began, waves = time.monotonic(), 0
+            while (time.monotonic() - began < seconds or waves < FEWEST_WAVES) and not running.wrong:
+                waves += 1
                 await running.wave()
                 await running.settle()
                 running.sample(time.monotonic() - began)
@@ -299,9 +300,6 @@ def report(running: Soak, seconds: float, seed: int) -> int:
         print(f"WRONG {running.wrong}")
         return 1
     grown = [each.name for each in series if each.has_grown]
-    if waves < FEWEST_WAVES:
-        print(f"TOO SHORT to say: {waves} waves")
-        return 1
     print(f"GROWS {', '.join(grown)}" if grown else "FLAT")
     return 1 if grown else 0
 
