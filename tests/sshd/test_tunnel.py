@@ -91,15 +91,22 @@ class Way:
 
 @contextlib.asynccontextmanager
 async def way(
-    folder: Path, sockets: object, *, allow_tcp_tunnel: bool = False, options: list[str] | None = None, kind: str = SSH
+    folder: Path,
+    sockets: object,
+    *,
+    allow_tcp_tunnel: bool = False,
+    options: list[str] | None = None,
+    kind: str = SSH,
+    environment: dict[str, str] | None = None,
 ) -> AsyncIterator[Way]:
-    """Through a server with these options."""
+    """Through a server with these options; `environment` has limits of the runtime API."""
     with OpenSSHServer(folder / "sshd", options=options) as server:
         host = replace(parse_host(server.target, identity=str(server.identity)), connection=kind)
         connections = Connections(Access(known_hosts=str(server.known_hosts)), Memory())
         connection = await connections.open(host)
         warnings: list[str] = []
-        live = Live(folder / "controller", allow_tcp_tunnel=allow_tcp_tunnel, environment={}, warn=warnings.append)
+        limits = environment or {}
+        live = Live(folder / "controller", allow_tcp_tunnel=allow_tcp_tunnel, environment=limits, warn=warnings.append)
         try:
             yield Way(connection, live, sockets, folder, warnings)
         finally:
@@ -271,7 +278,8 @@ async def test_where_no_port_is_forwarded_either(tmp_path: Path, sockets: Path, 
 async def test_a_client_that_knows_only_the_contract_by_a_port(tmp_path: Path, sockets: Path) -> None:
     """A port is all that Node's fetch can use, so here sockets are refused and a port is allowed."""
     options = ["AllowStreamLocalForwarding no"]
-    async with way(tmp_path, str(sockets), allow_tcp_tunnel=True, options=options) as through:
+    patient = {"CRONIUM_API_HEADER_TIMEOUT": "60"}  # its hundred requests at once wait for each other
+    async with way(tmp_path, str(sockets), allow_tcp_tunnel=True, options=options, environment=patient) as through:
         client = await through.client("exec_one", input={"n": 1}, event={"id": "7"})
         endpoint = await through.live.endpoint(through.reached)
 
