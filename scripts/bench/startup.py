@@ -52,7 +52,7 @@ def show(what: str, milliseconds: float, ratio: float, goal: float, against: str
 
 def run(words: list[str], environment: dict[str, str]) -> float:
     began = time.perf_counter()
-    subprocess.run(words, env=environment, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - began
 
 
@@ -81,9 +81,10 @@ def processes(binary: str, folder: Path, rounds: int) -> None:
     subprocess.run(["tar", "-czf", payload, "-C", job, "manifest.yaml", "script.sh"], check=True)
     try:
         name = "python3 -I -S -c pass"
-        show("one-file `version`", *compare([binary, "version"], base, environment, rounds), 10, name)
+        show("one-file `version`", *compare([binary, "version"], base, environment, rounds), 1.6, name)
         (installed,) = (folder / "install").glob("*/cronium-runner")
-        show("installed `version`", *compare([str(installed), "version"], base, environment, rounds), 6, name)
+        show("installed `version`", *compare([str(installed), "version"], base, environment, rounds), 1.5, name)
+        show("an agent's start", *compare([str(installed), "agent"], base, environment, rounds), 4, name)
         show(
             "installed `run` of a no-op payload (tmpfs)",
             *compare([str(installed), "run", str(payload)], base, environment, rounds),
