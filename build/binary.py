@@ -8,15 +8,16 @@ Nothing is done when no input has changed. Two builds of the same commit give th
 every time stamp is the commit's, and hashing of strings is fixed.
 """
 
+import _imp
 import ast
 import hashlib
+import marshal
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tarfile
-import zipfile
 from collections.abc import Iterator
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -42,6 +43,8 @@ SMALL_DECODER = (
     "NDEBUG",
 )
 """zstd's own names for leaving out what makes it quicker and larger."""
+FROZEN = {name for name in sys.stdlib_module_names if _imp.is_frozen(name)} | {"importlib.machinery", "importlib.util"}
+"""Modules that are in the Python library itself."""
 EPOCH = "1735689600"
 """2025-01-01, the build time of a tree without a commit. Any fixed number would do."""
 
@@ -268,15 +271,9 @@ for name in modules:
 
 
 def carried_modules() -> set[str]:
-    from PyInstaller.archive.readers import CArchiveReader  # type: ignore[import-untyped]
-
-    form = WORK / "frozen" / "installed"
-    carried = set(CArchiveReader(str(form / "cronium-runner")).open_embedded_archive("PYZ.pyz").toc)
-    carried |= set(sys.builtin_module_names) | {"struct"}  # struct is among the modules that start PyInstaller
-    carried |= {path.name.split(".")[0] for path in (form / "_internal").rglob("*.so")}
-    with zipfile.ZipFile(form / "_internal" / "base_library.zip") as library:
-        names = (name.removesuffix(".pyc").removesuffix("/__init__") for name in library.namelist())
-        return carried | {name.replace("/", ".") for name in names}
+    content = (WORK / "frozen" / "installed" / "_internal" / "runner.modules").read_bytes()
+    index = marshal.loads(content[4 : 4 + int.from_bytes(content[:4], "big")])  # noqa: S302 - made a moment ago
+    return set(index) | set(sys.builtin_module_names) | FROZEN
 
 
 def imported(path: Path) -> Iterator[str]:

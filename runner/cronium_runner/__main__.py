@@ -21,31 +21,39 @@ def main() -> int:
         from cronium_runner import client
 
         return client.main([name, *sys.argv[1:]])
-    from cronium_runner.preloaded import Preloaded
-
     # Commands that are called in one form only, and often: click would be most of their start (30 ms).
     if sys.argv[1:] == ["agent"]:
-        with Preloaded():
-            from cronium_runner import agent
+        from cronium_runner import agent
 
-            agent.import_what_supervisors_need()
+        agent.import_what_supervisors_need()
+        release_modules()
         return agent.serve()
     if sys.argv[1:3] == ["agent", "--run-as"] and len(sys.argv) == 4:
         from cronium_runner import run_as
 
+        release_modules()
         return run_as.serve(sys.argv[3])
     if sys.argv[1:] == ["version"]:
         from cronium_runner import version
 
         return version.print_version()
-    with Preloaded():
-        from cronium_runner import cli
+    from cronium_runner import cli
 
-        if sys.argv[1:2] == ["run"]:
-            cli.import_what_a_run_needs()
+    if sys.argv[1:2] == ["run"]:
+        cli.import_what_a_run_needs()
+    release_modules()
     gc.freeze()
     gc.enable()
     return cli.main()
+
+
+def release_modules() -> None:
+    """Have the binary's file of modules (build/boot.py) open no longer than for one module: no process that is started
+    from here on is to inherit it, and a supervisor closes whatever it inherits."""
+    for finder in sys.meta_path:
+        release = getattr(finder, "release", None)
+        if release is not None:
+            release()
 
 
 def leave(status: int) -> "NoReturn":

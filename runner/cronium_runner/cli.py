@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def import_what_a_run_needs() -> None:
-    """Imports ahead, from the one file that `preloaded` knows, what the command and its supervisor will import."""
+    """Imports what the command and its supervisor will need, while the binary's file of modules is open."""
     from . import arguments, foreground, prepare, session, supervisor  # noqa: F401
     from .wire import masks, words  # noqa: F401
 

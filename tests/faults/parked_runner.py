@@ -32,7 +32,6 @@ from cronium_runner import (
     manifest,
     masking,
     payload,
-    preloaded,
     prepare,
     process,
     record_index,
@@ -45,7 +44,7 @@ from cronium_runner.wire import exactjson, masks, words
 
 LOADED = (
     _ctypes, agent, arguments, base64, bundle, cli, exactjson, follow, foreground, guardian, indexing, install, masking,
-    masks, pathlib, payload, preloaded, prepare, report, shlex, supervisor, tree, undertaker, words,
+    masks, pathlib, payload, prepare, report, shlex, supervisor, tree, undertaker, words,
 )  # fmt: skip
 
 

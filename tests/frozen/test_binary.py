@@ -1,13 +1,14 @@
 """The one-file binary as a host gets it: it installs itself once, where it may trust the place, and runs there."""
 
+import _imp
 import hashlib
+import marshal
 import os
 import re
 import shutil
 import stat
 import subprocess
 import sys
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -270,12 +271,10 @@ def test_a_login_in_another_encoding(executable: Path, environment: dict[str, st
 
 def test_every_module_is_in_the_binary(executable: Path) -> None:
     """Each module of the package, and each that these load when they are imported, is carried or built in."""
-    readers = pytest.importorskip("PyInstaller.archive.readers")
-    carried = set(readers.CArchiveReader(str(executable)).open_embedded_archive("PYZ.pyz").toc) | {"struct"}
-    carried |= {path.name.split(".")[0] for path in executable.parent.rglob("*.so")}
-    with zipfile.ZipFile(executable.parent / "_internal" / "base_library.zip") as library:
-        names = (name.removesuffix(".pyc").removesuffix("/__init__") for name in library.namelist())
-        carried |= {name.replace("/", ".") for name in names}
+    content = (executable.parent / "_internal" / "runner.modules").read_bytes()
+    carried = set(marshal.loads(content[4 : 4 + int.from_bytes(content[:4], "big")]))
+    carried |= {name for name in sys.stdlib_module_names if _imp.is_frozen(name)}  # in the Python library itself
+    carried |= {"importlib.machinery", "importlib.util"}
     packages = ROOT / "runner" / "cronium_runner"
     ours = {
         ".".join(path.relative_to(packages.parent).with_suffix("").parts).removesuffix(".__init__")
@@ -296,51 +295,44 @@ def test_every_module_is_in_the_binary(executable: Path) -> None:
     assert loaded - carried - set(sys.builtin_module_names) == set()
 
 
-def greeting(executable: Path, environment: dict[str, str], *before: str) -> bytes:
-    """What an agent says to nobody in particular before it finds its input ended."""
-    words = [*before, str(executable), "agent"]
-    done = subprocess.run(
-        words, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    return done.stdout[:40]
-
-
-def test_an_agent_reads_its_modules_from_one_file(
-    executable: Path, environment: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize("command", ["version", "agent", "run"])
+def test_modules_are_read_from_one_file(
+    command: str, executable: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """One open for all of them; one for each, in archives of two kinds, was a sixth of an agent's start."""
+    """One open for all that are imported at once; one for each, in archives of two kinds, was a sixth of a start."""
     log = tmp_path / "calls"
-    tracing = [shutil.which("strace") or "", "-f", "-e", "trace=open,openat", "-o", str(log)]
-    if not tracing[0] or subprocess.run([*tracing, "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("strace is not installed, or not permitted")
-    greeting(executable, environment, *tracing)
-    _, _, after = log.read_text().partition("agent.modules")
-    assert after, "the file is there and read"
-    assert "base_library.zip" not in after
-    assert f'"{executable}"' not in after
-
-
-def test_a_run_reads_its_modules_from_that_file(executable: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    """Nearly all: the few that only some runs need are found in the archives."""
-    log = tmp_path / "calls"
-    tracing = [shutil.which("strace") or "", "-f", "-e", "trace=open,openat", "-o", str(log)]
+    tracing = [shutil.which("strace") or "", "-e", "trace=open,openat", "-o", str(log)]
     if not tracing[0] or subprocess.run([*tracing, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("strace is not installed, or not permitted")
     (tmp_path / "script.sh").write_text("echo done\n")
-    done = run(*tracing, executable, "run", tmp_path / "script.sh", environment=environment)
-    assert (done.returncode, done.stdout) == (0, "done\n")
-    _, _, after = log.read_text().partition("agent.modules")
-    assert after, "the file is there and read"
-    assert after.count("base_library.zip") + after.count(f'"{executable}"') <= 10, after
+    words = [command, str(tmp_path / "script.sh")] if command == "run" else [command]
+    done = subprocess.run(
+        [*tracing, str(executable), *words], env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    _, first, after = log.read_text().partition("runner.modules")
+    assert first, "the file is there and read"
+    assert "base_library.zip" not in after
+    assert after.count("runner.modules") <= (6 if command == "run" else 0), after
 
 
-def test_an_agent_without_that_file_says_so(executable: Path, environment: dict[str, str]) -> None:
-    assert greeting(executable, environment) != b""
-    (executable.parent / "_internal" / "agent.modules").unlink()
-    done = run(executable, "agent", environment=environment, stdin=subprocess.DEVNULL)
-    assert done.returncode == 125
-    assert done.stderr.rstrip().endswith("[install.damaged]")
+@pytest.mark.parametrize("damage", ["gone", "empty", "shorter", "longer", "index"])
+@pytest.mark.parametrize("command", ["agent", "version", "doctor"])
+def test_damaged_file_of_modules_is_said(
+    damage: str, command: str, executable: Path, environment: dict[str, str]
+) -> None:
+    """Nothing can be imported to say it."""
+    modules = executable.parent / "_internal" / "runner.modules"
+    content = modules.read_bytes()
+    modules.unlink()
+    if damage != "gone":
+        changed = {"empty": b"", "shorter": content[:-1], "longer": content + b"x", "index": content[:4] + b"x" * 100}
+        modules.write_bytes(changed[damage])
+    done = run(executable, command, environment=environment, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert str(modules) in done.stderr
+    assert done.stderr.endswith("[install.damaged]\n")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_checksum_sidecar(binary: Path) -> None:
