@@ -30,7 +30,7 @@ UNNAMED: Final = (
     "libutil.so.1",
     "libresolv.so.2",
 )
-"""Libraries that no file of ours names, and that are loaded all the same."""
+"""Libraries that are loaded although no file of the form needs them by name."""
 
 PRELOAD: Final = b"/etc/ld.so.preload\0", b"/dev/null/-preload\0"
 """The file that has the linker load a host's libraries into every process, and a name of which there can be no file."""

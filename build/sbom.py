@@ -36,7 +36,7 @@ NAMESPACE = uuid.UUID("6f8df1c1-8a0e-4c53-9d63-0c6a6f1a4b1e")
 
 @dataclass(frozen=True)
 class Component:
-    """A part that somebody else made. `files` are those of it in the binary, with their SHA-256.
+    """A part that comes from another project. `files` are those of it in the binary, with their SHA-256.
 
     `sha256` is over the names and digests of a distribution's files, of which the binary has compiled forms.
     """

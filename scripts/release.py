@@ -188,7 +188,7 @@ def tag(version: str, notes: str) -> None:
 
 
 def run(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:
-    """Runs a command; what it prints is no result of ours. Stops when it fails."""
+    """Runs a command; what it prints goes to standard error. Stops when it fails."""
     done = subprocess.run(command, cwd=folder, env=environment, stdout=sys.stderr, check=False)
     if done.returncode != 0:
         raise SystemExit(f"release: {' '.join(command[:4])} … failed with status {done.returncode}")

@@ -13,7 +13,7 @@
 
 #include "launcher.h"
 
-/* `path` is a directory of ours with mode 0700, and no link. FAILED when it is absent. */
+/* `path` is a directory of this account with mode 0700, and no link. FAILED when it is absent. */
 int check_private(const char *path) {
     struct stat found;
     if (lstat(path, &found) != 0)

@@ -1,4 +1,4 @@
-"""What hosts keep, whoever put it there: `cronium ps` and `gc` for executions, `uninstall` for the runner as well."""
+"""What hosts keep, from any controller: `cronium ps` and `gc` for executions, `uninstall` for the runner as well."""
 
 from typing import TYPE_CHECKING, Any, Final
 

@@ -76,7 +76,7 @@ def reaching(function: Any) -> Any:
             "--signers",
             metavar="FILE",
             shell_complete=completing.files,
-            help="Deploy only runners that somebody in this file of OpenSSH's allowed signers has signed.",
+            help="Deploy only runners signed by a key in this file (OpenSSH's allowed signers).",
         ),
     ]
     for option in reversed(options):

@@ -113,7 +113,7 @@ class RunningCommand(Session):
     def __init__(self, host: str, output: Output | None = None, *, most: int = MOST_KEPT) -> None:
         """`host` is named in errors. `most` bytes of each stream are kept; what comes behind them is read and dropped.
 
-        Whoever made it closes it.
+        The caller that made it closes it.
         """
         self.stdout = bytearray()
         self.stderr = bytearray()

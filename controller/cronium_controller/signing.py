@@ -91,7 +91,7 @@ def sign_payload(payload: "Payload", key: str) -> None:
 
 
 def is_signature_of(path: Path) -> bool:
-    """Whether the signature beside a payload file is one of that file, whoever made it. Raises OSError."""
+    """Whether the signature beside a payload file is one of that file, by any key. Raises OSError."""
     command = [PROGRAM, "-Y", "check-novalidate", "-n", sshsig.NAMESPACE, "-s", str(signature_path(path))]
     with path.open("rb") as file:
         return subprocess.run(command, stdin=file, capture_output=True, check=False).returncode == 0

@@ -20,7 +20,7 @@ from .errors import PayloadError, RunnerError, SystemRefusedError
 from .jobdir import StateDirectory
 from .submission import LEFT_BY_A_RUN, Archive, Folder, Script, Source
 from .tree import remove_tree
-from .wire import sshsig  # noqa: F401 - for `trust`: as somebody else this process cannot read its own modules
+from .wire import sshsig  # noqa: F401 - for `trust`: as another account this process cannot read its own modules
 from .wire.codes import CODES
 
 _PIECE: Final = 256 * 1024
@@ -89,7 +89,7 @@ def _nameless_file(state: StateDirectory) -> BinaryIO:
 
 
 def _pack(source: Source, target: BinaryIO, scratch: str) -> str | None:
-    """Writes the payload to `target`; the signature beside it, if any. `scratch` is an empty folder of ours."""
+    """Writes the payload to `target`; the signature beside it, if any. `scratch` is an empty folder of this process."""
     signature = None
     if isinstance(source, Archive):
         with payload.open_payload(source.path, source.sha256) as file:

@@ -1,4 +1,4 @@
-"""The one gate that a payload passes before anything of it is unpacked: is it signed by somebody this host trusts?
+"""The one gate that a payload passes before anything of it is unpacked: is it signed by a key that this host trusts?
 
 A host demands signatures when it has the file ALLOWED_SIGNERS, which root has made. Without that file the gate costs
 one lstat(2). With it everything that cannot be read or checked is refused: docs/signatures.md has the rules.

@@ -99,7 +99,7 @@ def _is_own_folder(path: str) -> bool:
 
 
 def _is_form(path: str) -> bool:
-    """Whether a folder in an install root is an installed form of ours, by its name and its list of contents."""
+    """Whether a folder in an install root is an installed form of the runner, by its name and its list of contents."""
     if _FORM.fullmatch(os.path.basename(path)) is None:
         return False
     try:

@@ -52,7 +52,7 @@ def test_a_second_release_elsewhere_and_later_is_the_same(tmp_path: Path) -> Non
 
 
 def check(folder: Path, public: str) -> None:
-    """As somebody checks it who has got it."""
+    """As a person checks it who has received it."""
     names = {path.name for path in folder.iterdir()}
     binary = f"cronium-runner-0.2.0-linux-{os.uname().machine}"
     wanted = {binary, f"{binary}.sha256", f"{binary}.sig", f"{binary}.cdx.json", "SHA256SUMS", "SHA256SUMS.sig"}

@@ -24,15 +24,6 @@ mounting = pytest.mark.skipif(not can_mount, reason="needs root and mount namesp
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a directory away")
 
 
-@pytest.fixture(scope="session")
-def binary() -> Path:
-    named = os.environ.get("CRONIUM_TEST_BINARY")
-    found = [Path(named)] if named else sorted((ROOT / "dist").glob(f"cronium-runner-*-linux-{os.uname().machine}"))
-    if not found:
-        pytest.skip("there is no runner binary in dist/; scripts/build makes it")
-    return found[-1]
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "installed here"

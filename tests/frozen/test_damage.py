@@ -16,15 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = "cronium.output answer 42\n"
 
 
-@pytest.fixture(scope="session")
-def binary() -> Path:
-    named = os.environ.get("CRONIUM_TEST_BINARY")
-    found = [Path(named)] if named else sorted((ROOT / "dist").glob(f"cronium-runner-*-linux-{os.uname().machine}"))
-    if not found:
-        pytest.skip("there is no runner binary in dist/; scripts/build makes it")
-    return found[-1]
-
-
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory, binary: Path) -> Path:
     """An installed form that no test changes."""

@@ -76,15 +76,6 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="session")
-def binary() -> Path:
-    named = os.environ.get("CRONIUM_TEST_BINARY")
-    found = [Path(named)] if named else sorted((ROOT / "dist").glob(f"cronium-runner-*-linux-{os.uname().machine}"))
-    if not found:
-        pytest.skip("there is no runner binary in dist/; scripts/build makes it")
-    return found[-1]
-
-
 def run(executable: Path, *words: object) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CRONIUM_")}
     command = [str(executable), *map(str, words)]

@@ -29,15 +29,6 @@ exit 3
 Start = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(scope="session")
-def binary() -> Path:
-    named = os.environ.get("CRONIUM_TEST_BINARY")
-    found = [Path(named)] if named else sorted((ROOT / "dist").glob(f"cronium-runner-*-linux-{os.uname().machine}"))
-    if not found:
-        pytest.skip("there is no runner binary in dist/; scripts/build makes it")
-    return found[-1]
-
-
 @pytest.fixture
 def root(tmp_path: Path, binary: Path) -> Path:
     """A root directory with the binary and a static busybox, and nothing else: no library, no account, no /tmp."""

@@ -16,15 +16,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def binary() -> Path:
-    named = os.environ.get("CRONIUM_TEST_BINARY")
-    found = [Path(named)] if named else sorted((ROOT / "dist").glob(f"cronium-runner-*-linux-{os.uname().machine}"))
-    if not found:
-        pytest.skip("there is no runner binary in dist/; scripts/build makes it")
-    return found[-1]
-
-
 @pytest.mark.parametrize("row", hosts.BOUNDED, ids=lambda row: row.name[:40].replace(" ", "-"))
 def test_row_of_the_table_of_hosts(row: hosts.Row, binary: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     if row.words[:1] == ("strace",):

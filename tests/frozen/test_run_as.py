@@ -49,15 +49,6 @@ NO_OUTPUT = _octal(encode_data(1, 7, 0, b"x"))
 
 
 @pytest.fixture(scope="module")
-def binary() -> Path:
-    named = os.environ.get("CRONIUM_TEST_BINARY")
-    found = [Path(named)] if named else sorted((ROOT / "dist").glob(f"cronium-runner-*-linux-{os.uname().machine}"))
-    if not found:
-        pytest.skip("there is no runner binary in dist/; scripts/build makes it")
-    return found[-1]
-
-
-@pytest.fixture(scope="module")
 def target() -> Iterator[Account]:
     with throw_away_account("--groups", "users") as account:
         yield account

@@ -1,7 +1,6 @@
 """Signed payloads with the binary: its own libcrypto checks them, and `--run-as` hands the signed archive on."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,15 +23,6 @@ pytestmark = [
     pytest.mark.skipif(signing.why_no_own_etc() is not None, reason=str(signing.why_no_own_etc())),
 ]
 making_accounts = pytest.mark.skipif(shutil.which("useradd") is None, reason="needs useradd")
-
-
-@pytest.fixture(scope="module")
-def binary() -> Path:
-    named = os.environ.get("CRONIUM_TEST_BINARY")
-    found = [Path(named)] if named else sorted((ROOT / "dist").glob(f"cronium-runner-*-linux-{os.uname().machine}"))
-    if not found:
-        pytest.skip("there is no runner binary in dist/; scripts/build makes it")
-    return found[-1]
 
 
 @pytest.fixture(scope="module")

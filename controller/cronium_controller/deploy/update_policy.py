@@ -50,7 +50,7 @@ def may_update(policy: UpdatePolicy, present: str | None, ours: str | None) -> b
 
 
 def candidates(listing: Sequence[str], known: Sequence[str], ours: str | None) -> list[str]:
-    """The folders to use instead of ours, best first: by their last use from here, then the newest.
+    """The folders to use instead of the controller's own, best first: by their last use from here, then the newest.
 
     `listing` is what the host has, the newest first; `known` what was used from here, the last first. Ours is not among
     them: it was tried.

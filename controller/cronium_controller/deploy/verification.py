@@ -1,7 +1,7 @@
 """Whether the installed forms on a host are as they were built. Asks the host for digests; decides from values.
 
 What a host says of its files is compared with what our own binaries install (`known_builds`), never with the list of
-contents on the host. The host's shell and its tools are believed: whoever controls those can answer what they like.
+contents on the host. The host's shell and its tools are believed: an account that controls them decides what they say.
 """
 
 import os
