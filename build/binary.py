@@ -197,7 +197,7 @@ def zstd_source(environment: dict[str, str]) -> Path:
 
 
 def freeze(target: Path, environment: dict[str, str]) -> Path:
-    """PyInstaller's folder: the bootloader, the archive of modules beside it, and `_internal/`."""
+    """PyInstaller's folder: the bootloader, the archive that it reads beside it, and `_internal/`."""
     handed_over = {
         "CRONIUM_BUILD_TARGET": str(target),
         "PYINSTALLER_CONFIG_DIR": str(WORK / "cache"),

@@ -1,6 +1,6 @@
 """Makes the portable form of what PyInstaller froze: nothing of it depends on the host's C library.
 
-In:  the frozen application (bootloader, archive of modules, `_internal/`), the launcher, the helper files.
+In:  the frozen application (bootloader, the archive that it reads, `_internal/`), the launcher, the helper files.
 Out: the installed form, with a dynamic linker and a C library of its own; and the carrier, the one file that is copied
      to hosts: launcher, list of contents (see cronium_runner.bundle) and one zstd stream of all files.
 """
@@ -41,7 +41,7 @@ LEVEL: Final = 19
 def assemble(
     frozen: Path, launcher: Path, helpers: Mapping[str, Path], architecture: str, folders: Iterable[Path]
 ) -> None:
-    """Turn `frozen`, PyInstaller's folder with the archive of modules beside the bootloader, into the installed form.
+    """Turn `frozen`, PyInstaller's folder with the bootloader's archive beside it, into the installed form.
 
     `helpers` are files by their paths in the form; `folders` are searched for libraries. Raises SystemExit.
     """

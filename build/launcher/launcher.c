@@ -1,7 +1,7 @@
 /* Where the process starts. One static program in three roles, so that a runner needs nothing of the host:
  *
  * carrier    the one file that is copied to a host: installs what is packed behind it, once, and becomes that
- * installed  `cronium-runner` of the installed form, with the archive of modules behind it: becomes the runner
+ * installed  `cronium-runner` of the installed form, with the bootloader's archive behind it: becomes the runner
  * helper     called by the name of a helper: becomes the helper client beside it
  */
 #include <errno.h>

@@ -1,6 +1,6 @@
 /* Becoming the installed runner: its own dynamic linker and C library, PyInstaller's bootloader, the same arguments.
  *
- * The bootloader is told that it need not start itself anew, and takes the launcher, which the archive of modules is
+ * The bootloader is told that it need not start itself anew, and takes the launcher, which its archive is
  * behind, for its own file. What the login has for the dynamic linker is put aside under other names, so that nothing
  * of it is loaded into the runner; cronium_runner's `environment` gives it back to scripts. */
 #include <errno.h>
