@@ -10,6 +10,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from runner_process import Host
+from skips import pytest_terminal_summary
+
+__all__ = ["pytest_terminal_summary"]
 
 # Who is started in the background by a shell, as a CI may be, has these two ignored, and so would every process that a
 # test starts. With a handler here they start with the defaults, as from a terminal.
