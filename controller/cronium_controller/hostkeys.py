@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
+from cronium_runner.wire.ssh_encoding import key_type
+
 from . import known_hosts, revoked_keys
 from .access import HostKeyPolicy
 from .errors import ControllerError, HostKeyChangedError, HostKeyError, HostKeyUnknownError, reason
 from .known_hosts import AUTHORITY, CERTIFICATE, KEY, REVOKED, Entry, plain_type
-from .ssh_encoding import key_type
 from .ssh_library import asyncssh
 from .ssh_settings import SSHSettings
 

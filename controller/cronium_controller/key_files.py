@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from cronium_runner.wire.ssh_encoding import Reader, key_type
+
 from .errors import reason
 from .known_hosts import CERTIFICATE, read_key
 from .own_files import is_open_key, open_key_phrase
-from .ssh_encoding import Reader, key_type
 from .ssh_library import asyncssh
 
 MISSING: Final = "does not exist"

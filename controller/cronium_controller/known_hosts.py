@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from .ssh_encoding import Reader, key_type
+from cronium_runner.wire.ssh_encoding import Reader, key_type
 
 KEY: Final = b""
 AUTHORITY: Final = b"@cert-authority"

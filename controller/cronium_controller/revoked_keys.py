@@ -7,8 +7,9 @@ import functools
 import hashlib
 from typing import Final, NamedTuple
 
+from cronium_runner.wire.ssh_encoding import Reader
+
 from .known_hosts import read_key
-from .ssh_encoding import Reader
 
 _MAGIC: Final = b"SSHKRL\n\0"
 _VERSION: Final = 1

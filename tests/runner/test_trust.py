@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ class Host:
     def allow(self, text: str) -> None:
         (self.folder / "allowed_signers").write_text(text)
 
-    def revoke(self, text: str) -> None:
-        (self.folder / "revoked_keys").write_text(text)
+    def revoke(self, content: str | bytes) -> None:
+        (self.folder / "revoked_keys").write_bytes(content.encode() if isinstance(content, str) else content)
 
     def check(self, armored: str | None, content: bytes = CONTENT) -> tuple[str, str]:
         return trust.check(io.BytesIO(content), str(self.folder / "none.tar.gz"), armored)
@@ -269,6 +270,21 @@ def test_who_is_not_trusted_is_refused_with_its_code(host: Host, ours: Path, key
     host.check(text)
     host.revoke("SSHKRL\n\0")
     assert host.refused(text).code == "payload.signers_unreadable"
+
+
+@pytest.mark.parametrize("how", ["key: {}", "sha1: {}", "sha256: {}"])
+def test_a_key_in_a_revocation_list_of_openssh_is_revoked(
+    host: Host, ours: Path, keys: Callable[[str], Path], tmp_path: Path, how: str
+) -> None:
+    host.allow(f"alice {signing.public(ours)}\n")
+    for key, is_refused in ((keys("ecdsa:256"), False), (ours, True)):
+        (tmp_path / "said").write_text(how.format(signing.public(key)) + "\n")
+        subprocess.run(["ssh-keygen", "-q", "-k", "-f", "revoked", "said"], cwd=tmp_path, check=True)
+        host.revoke((tmp_path / "revoked").read_bytes())
+        if is_refused:
+            assert host.refused(signing.signature(ours, CONTENT)).code == "payload.signer_revoked"
+        else:
+            host.check(signing.signature(ours, CONTENT))
 
 
 def test_a_payload_without_a_signature_is_refused(host: Host, ours: Path) -> None:

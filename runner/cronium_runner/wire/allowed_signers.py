@@ -1,21 +1,21 @@
 """Who may sign: OpenSSH's ALLOWED SIGNERS format (ssh-keygen(1)), and a list of revoked keys.
 
 Bytes in, checked values out. Stricter than OpenSSH, which skips what it cannot read: one such line makes the whole file
-unusable, because nobody knows what it was to say. Certificate authorities and KRLs are not supported and refused.
+unusable, because nobody knows what it was to say. Certificate authorities are not supported and refused.
 """
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from .sshsig import PublicKey, Signature, SignatureError, decode_base64, read_key
+from . import krl
+from .sshsig import PublicKey, Signature, SignatureError, decode_base64, fingerprint, read_key
 
 LocalTime = Callable[[int, int, int, int, int, int], float]
 """Seconds since the epoch of a local year, month, day, hour, minute and second. Raises OverflowError and ValueError."""
 
 MAX_BYTES: Final = 1024 * 1024
 """Of such a file: some 7,000 keys."""
-_KRL: Final = b"SSHKRL\n\0"
 _KIND: Final = re.compile(r"[a-z0-9][a-z0-9.@-]*")
 _OPTION: Final = re.compile(r'(?P<name>[A-Za-z-]+)(?:="(?P<value>(?:[^"\\]|\\.)*)")?')
 _TIME: Final = re.compile(r"(\d{4})(\d\d)(\d\d)(?:(\d\d)(\d\d)(\d\d)?)?(Z|UTC)?", re.ASCII | re.IGNORECASE)
@@ -50,10 +50,21 @@ class Signer(NamedTuple):
 
 
 class Revoked(NamedTuple):
-    """Keys in SSH's encoding, and fingerprints as OpenSSH shows them."""
+    """Keys in SSH's encoding, fingerprints as OpenSSH shows them, and SHA-1 digests of keys, which a KRL may have."""
 
     keys: frozenset[bytes] = frozenset()
     fingerprints: frozenset[str] = frozenset()
+    sha1: frozenset[bytes] = frozenset()
+
+    def has(self, key: bytes, shown: str) -> bool:
+        """Whether a key is revoked; `shown` is its fingerprint."""
+        if key in self.keys or shown in self.fingerprints:
+            return True
+        if not self.sha1:
+            return False
+        import hashlib  # costs a start milliseconds, and few lists have SHA-1
+
+        return hashlib.sha1(key, usedforsecurity=False).digest() in self.sha1
 
 
 class UntrustedError(ValueError):
@@ -76,7 +87,7 @@ class Policy(NamedTuple):
         Raises UntrustedError. Whether the signature is the key's is not looked at.
         """
         key = signature.key.blob
-        if key in self.revoked.keys or shown in self.revoked.fingerprints:
+        if self.revoked.has(key, shown):
             raise UntrustedError("revoked", f"{shown} is revoked")
         lines = [signer for signer in self.signers if signer.key.blob == key]
         if not lines:
@@ -97,9 +108,9 @@ def signers(content: bytes, local_time: LocalTime) -> list[Signer]:
 
 
 def revoked(content: bytes) -> Revoked:
-    """A list of public keys and SHA-256 fingerprints, one a line. Raises SignersError."""
-    if content.startswith(_KRL):
-        raise SignersError("it is a KRL, which is not supported; list public keys or SHA256 fingerprints, one a line")
+    """A list of public keys and SHA-256 fingerprints, one a line, or a KRL of plain keys. Raises SignersError."""
+    if content.startswith(krl.MAGIC):
+        return _revoked_by_krl(content)
     keys, fingerprints = set(), set()
     for number, line in _lines(content):
         words = line.split(maxsplit=2)
@@ -115,6 +126,15 @@ def revoked(content: bytes) -> Revoked:
             raise SignersError(f"line {number} is neither a public key nor a SHA256 fingerprint")
         keys.add(blob)
     return Revoked(frozenset(keys), frozenset(fingerprints))
+
+
+def _revoked_by_krl(content: bytes) -> Revoked:
+    _check_size(content)
+    try:
+        found = krl.read(content)
+    except ValueError as error:
+        raise SignersError(str(error)) from None
+    return Revoked(found.keys, frozenset(map(fingerprint, found.sha256)), found.sha1)
 
 
 def matches(text: str, patterns: str) -> bool:
@@ -149,8 +169,7 @@ def _is_like(text: str, pattern: str) -> bool:
 
 def _lines(content: bytes) -> Iterator[tuple[int, str]]:
     """Number and text of each line that says something."""
-    if len(content) > MAX_BYTES:
-        raise SignersError(f"it is larger than {MAX_BYTES >> 10} KiB")
+    _check_size(content)
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -161,6 +180,11 @@ def _lines(content: bytes) -> Iterator[tuple[int, str]]:
             raise SignersError(f"line {number} has a control character (Windows line endings, perhaps)")
         if line and not line.startswith("#"):
             yield number, line
+
+
+def _check_size(content: bytes) -> None:
+    if len(content) > MAX_BYTES:
+        raise SignersError(f"it is larger than {MAX_BYTES >> 10} KiB")
 
 
 def _signer(number: int, line: str, local_time: LocalTime) -> Signer:
