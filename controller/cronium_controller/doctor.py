@@ -163,7 +163,7 @@ async def _present_or_deployed(connection: Connection, runners: Runners) -> tupl
     if policy is not UpdatePolicy.ALWAYS:
         site = Site(connection, runners)
         machine, listing = await look(site)
-        folders = [binary.folder for binary in runners.likely() if binary.machine == MACHINES.get(machine)]
+        folders = [binary.folder for binary in site.runners.likely() if binary.machine == MACHINES.get(machine)]
         ours = folders[0] if folders else None
         if ours in listing:
             return site.path(str(ours)), f"{version_of(str(ours))} at {site.path(str(ours))}, was there"

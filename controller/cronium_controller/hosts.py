@@ -72,6 +72,8 @@ class Host:
     """Seconds that a connection by OPENSSH outlives its last use; None: as ssh's configuration says."""
     update: str | None = None
     """Whether a job may put another runner there: `always`, `same-major` or `never`; None: as `Runners` says."""
+    signers: str | None = None
+    """The file of those whose runners may be put there (`binary_trust`), absolute; None: as `Runners` says."""
     secrets_in: str | None = field(default=None, compare=False)
     """The hosts file that the Cloudflare service token came from: where a later process finds it, as none is stored."""
 

@@ -48,6 +48,7 @@ class HostEntry:
     connection: str = SSH
     persist: float | None = None
     update: str | None = None
+    signers: str | None = None
 
 
 class Members(NamedTuple):
@@ -333,6 +334,7 @@ class _Reader:
                     connection=SSH if is_local else of_ours.get("connection", SSH),
                     persist=None if is_local else of_ours.get("persist"),
                     update=of_ours.get("update"),
+                    signers=of_ours.get("signers"),
                 ),
             )
 
@@ -427,6 +429,8 @@ class _Reader:
             raise self._mistake(value.line, f"{key}: {_shown(value)}cannot be used: {wrong}; correct it")
         if name == "key_path" and not value.text.startswith(("~", "/")):
             return os.path.join(os.path.dirname(self._path), value.text)
+        if name == "signers":  # later processes, which run elsewhere, need it too
+            return os.path.abspath(os.path.join(os.path.dirname(self._path), os.path.expanduser(value.text)))
         return value.text
 
     def _read_local(self, node: Any, key: str) -> bool:
@@ -476,7 +480,7 @@ class _Reader:
         return ControllerError("hosts.file", f"{self._path}:{line}: {sentence}")
 
 
-_OF_DEFAULTS: Final = ("max_age", "connection", "persist", "update")
+_OF_DEFAULTS: Final = ("max_age", "connection", "persist", "update", "signers")
 """Our own settings that may stand under `defaults:` as well."""
 
 

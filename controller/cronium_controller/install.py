@@ -67,6 +67,9 @@ class Site:
     progress: Progress = field(default_factory=Progress)
     attempts: int = 0
 
+    def __post_init__(self) -> None:
+        self.runners = self.runners.for_host(self.connection.host)
+
     @property
     def host(self) -> str:
         return self.connection.host.name

@@ -62,6 +62,7 @@ class Inventory:
             connection=entry.connection,
             persist=entry.persist,
             update=entry.update,
+            signers=entry.signers,
             secrets_in=secrets_in,
         )
 

@@ -20,6 +20,7 @@ async def roll_back(
     """
     began, now = time.monotonic(), time.time()
     site = Site(connection, runners, ledger)
+    runners = site.runners
     machine, listing = await look(site)
     usual = runners.for_machine(machine, site.host)
     folder, binary = _other_runner(site, listing, usual, MACHINES[machine], version)

@@ -4,6 +4,7 @@ Only this machine's files. Getting one onto a host is `install`'s and `uploading
 """
 
 import contextlib
+import copy
 import hashlib
 import os
 from dataclasses import dataclass
@@ -62,8 +63,8 @@ class Runners:
     ) -> None:
         """`binary` is a file; else CRONIUM_RUNNER_BINARY, else a checkout's dist/, else cronium-runner-binaries.
 
-        `signers` is a file of OpenSSH's allowed signers, else CRONIUM_SIGNERS names one: then only binaries that one of
-        them has signed are deployed (`binary_trust`).
+        `signers` is a file of OpenSSH's allowed signers, else CRONIUM_SIGNERS names one, else a host (`for_host`): then
+        only binaries that one of them has signed are deployed (`binary_trust`).
         `root` is a folder on the hosts, relative to the home directory; else CRONIUM_RUNNER_ROOT, else the usual one.
         `pauses` are the seconds between attempts to deploy, so there is one attempt more than pauses; `kept` is how
         many versions stay on a host. An attempt ends when no byte of its upload is acknowledged for `stall_seconds`,
@@ -81,6 +82,17 @@ class Runners:
         self.root = _from_home(root or os.environ.get("CRONIUM_RUNNER_ROOT") or INSTALL_ROOT)
         self._signers = signers or os.environ.get("CRONIUM_SIGNERS") or None
         self._known: dict[str, RunnerBinary] = {}
+        self._of_signers: dict[str, Runners] = {}
+
+    def for_host(self, host: Host) -> "Runners":
+        """The same, with the host's own signers where neither the program nor the environment has named any."""
+        if self._signers is not None or host.signers is None:
+            return self
+        if host.signers not in self._of_signers:
+            own = copy.copy(self)
+            own._signers, own._known = host.signers, {}
+            self._of_signers[host.signers] = own
+        return self._of_signers[host.signers]
 
     def update_policy(self, host: Host) -> UpdatePolicy:
         """What holds for a host."""

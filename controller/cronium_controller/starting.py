@@ -48,6 +48,7 @@ async def start_agent(
     lost while deploying; the agent's is then that one. Raises DeployError, and RefusedError when it may not.
     """
     site = Site(connection, runners, ledger, reconnect)
+    runners = site.runners
     known = site.known()
     policy = runners.update_policy(connection.host)
     chosen = next((one for one in known if one.is_chosen), None)

@@ -256,7 +256,7 @@ _NOTE_HEALTH: Final = (
 
 _STORED_WAYS: Final = (
     "tailscale_ip", "cloudflare_tunnel", "connect_timeout", "keepalive_seconds", "keepalive_count", "is_local",
-    "secrets_in", "connection", "persist", "update",
+    "secrets_in", "connection", "persist", "update", "signers",
 )  # fmt: skip
 """What a later process needs beside the address. No secrets: `secrets_in` says where they were."""
 _DEFAULTS: Final = {field.name: field.default for field in fields(Host)}

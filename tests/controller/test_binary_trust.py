@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,12 @@ import pytest
 import signing
 from cronium_controller.binary_trust import NAMESPACE
 from cronium_controller.errors import ControllerError, DeployError
+from cronium_controller.inventory import load as load_hosts
+from cronium_controller.job import Job
+from cronium_controller.payloads import load
 from cronium_controller.runners import Runners, read_binary
-from remote_host import RemoteHost
+from cronium_controller.store import Store
+from remote_host import RemoteHost, collect
 from runner_process import with_digest
 
 pytestmark = signing.needs_ssh_keygen
@@ -156,6 +161,61 @@ def test_what_is_refused_is_not_sent(remote: RemoteHost, tmp_path: Path, signers
     sign(binary, key)
     done = remote.run(*options, script)
     assert (done.returncode, done.stdout) == (0, b"works\n"), done.stderr
+
+
+@pytest.mark.sshd
+async def test_a_host_of_the_hosts_file_has_signers_of_its_own(
+    remote: RemoteHost, tmp_path: Path, signers: Path, key: Path
+) -> None:
+    """A job, a deployment and a roll-back go by them; the other host of the controller goes without."""
+    binary = tmp_path / "dist" / remote.binary.name
+    binary.parent.mkdir()
+    binary.write_bytes(remote.binary.read_bytes())
+    with_digest(binary)
+    host = replace(remote.host, signers=str(signers))
+    runners = Runners(str(binary), root=str(remote.root), pauses=())
+    async with remote.controller(runners=runners) as controller:
+        job = Job(load(remote.script("echo works")))
+        for call in (controller.submit(host, job), controller.deploy(host), controller.roll_back(host)):
+            with pytest.raises(ControllerError) as refused:
+                await call
+            assert refused.value.code == "binary.unsigned"
+        assert not [*remote.root.glob("*")], "something was sent"
+        sign(binary, key)
+        assert (await collect(await controller.submit(host, job)))["stdout"] == b"works\n"
+        binary.with_name(binary.name + ".sig").unlink()
+        assert (await collect(await controller.submit(remote.host, job)))["stdout"] == b"works\n"
+
+
+def test_signers_of_a_hosts_file(
+    binary: Path, signers: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a path that begins at the file's folder; the option and the environment count before it."""
+    monkeypatch.delenv("CRONIUM_SIGNERS", raising=False)
+    (tmp_path / "hosts.yaml").write_text(
+        "defaults: {signers: allowed_signers}\nhosts:\n  a:\n  b: {signers: ~/others}\n  c: {signers: '${NONE:-}'}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/zoe")
+    hosts = [load_hosts("hosts.yaml").host(name) for name in "abc"]
+    assert [host.signers for host in hosts] == [str(signers), "/home/zoe/others", str(signers)]
+    runners = Runners(str(binary))
+    assert runners.for_machine("x86_64", "").version == "9.9.9"
+    trusting = runners.for_host(hosts[0])
+    assert trusting is runners.for_host(hosts[2])
+    with pytest.raises(ControllerError) as refused:
+        trusting.for_machine("x86_64", "")
+    assert refused.value.code == "binary.unsigned"
+    sign(binary, key)
+    assert trusting.for_machine("x86_64", "").version == "9.9.9"
+    chosen = Runners(str(binary), signers=str(signers))
+    assert chosen.for_host(hosts[1]) is chosen
+    store = Store(tmp_path / "store.db")
+    store.record("one", hosts[0], "0" * 64, "label", 0.0)
+    found = store.find("one")
+    store.close()
+    assert found is not None
+    assert found.host.signers == str(signers), "a later attach must not deploy what they have not signed"
 
 
 def test_ssh_keygen_checks_the_same_signature(binary: Path, signers: Path, key: Path) -> None:

@@ -167,12 +167,12 @@ class RollOut:
     async def _change(self, progress: HostProgress) -> None:
         """The new runner onto a host, and into use; then the check. Raises ControllerError."""
         progress.state = HostState.CHANGING
-        ledger, runners, host = self._ledger, self._controller.runners, progress.host
+        ledger, host = self._ledger, progress.host
         opening = self._controller.connections.open
-        site = Site(await opening(host), runners, ledger, lambda: opening(host))
+        site = Site(await opening(host), self._controller.runners, ledger, lambda: opening(host))
         try:
             machine, listing = await look(site)
-            ours = runners.for_machine(machine, host.name)
+            ours = site.runners.for_machine(machine, host.name)
             before = self._present(host, listing)
             progress.before = progress.uses = before
             if before is not None and before != ours.folder:  # until ours is there whole
