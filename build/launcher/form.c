@@ -15,11 +15,17 @@
 #include "launcher.h"
 
 #define MAGIC "cronium-runner bundle 1\n"
+#define SIGNERS "/etc/cronium-runner/allowed_signers"
+#define SHA256_SIZE 64 /* characters */
+#define ADOPTED_IS_DAMAGED \
+    "has libraries that its owner exchanged, and is damaged: mend it and adopt it, or remove it"
 
 struct entry {
     const char *path, *target; /* target: of a link only */
     mode_t mode;
     size_t size, offset;
+    bool is_exchanged; /* in the directory that is looked at: `exchanged_size` is what it is to have there */
+    size_t exchanged_size;
 };
 
 static struct entry *entries;
@@ -130,6 +136,56 @@ static int has_content(const char *path, const struct entry *entry, const unsign
     return DONE;
 }
 
+/* Whether exchanged libraries are used: not by root, and not where what is signed runs only (see adopting.py). */
+static bool may_be_adopted(void) {
+    struct stat found;
+    return geteuid() != 0 && lstat(SIGNERS, &found) != 0 && errno == ENOENT;
+}
+
+static bool is_exchangeable(const struct entry *entry, const char *path) {
+    return entry->target == NULL && strcmp(entry->path, path) == 0 &&
+           strncmp(path, LIBRARIES "/", strlen(LIBRARIES "/")) == 0 && strstr(path, ".so") != NULL;
+}
+
+/* `a SIZE SHA256 PATH`, taken apart in place: what an exchanged library has to be. */
+static bool read_exchanged(char *line) {
+    const char *kind = strsep(&line, " "), *size = strsep(&line, " "), *digest = line ? strsep(&line, " ") : NULL;
+    char *end;
+    if (line == NULL || strcmp(kind, "a") != 0 || strlen(digest) != SHA256_SIZE)
+        return false;
+    for (size_t at = 0; at < entry_count; at++) {
+        if (is_exchangeable(&entries[at], line)) {
+            entries[at].is_exchanged = true;
+            entries[at].exchanged_size = strtoul(size, &end, 10);
+            return *end == '\0' && end != size;
+        }
+    }
+    return false;
+}
+
+/* Whether the list of contents in `directory` is ours, perhaps with exchanged libraries behind it, which are noted. */
+static bool read_installed_list(const char *directory, bool *is_adopted) {
+    char path[PATH_MAX];
+    size_t size = 0;
+    *is_adopted = false;
+    for (size_t at = 0; at < entry_count; at++)
+        entries[at].is_exchanged = false;
+    char *text = join(path, directory, CONTENTS) == DONE ? file_content(path, &size) : NULL;
+    bool is_ours = text != NULL && size >= list_size && memcmp(text, list, list_size) == 0;
+    if (is_ours && size > list_size) {
+        bool is_read = text[size - 1] == '\n' && may_be_adopted();
+        text[size - 1] = '\0';
+        char *rest = text + list_size;
+        while (is_read && rest != NULL)
+            is_read = read_exchanged(strsep(&rest, "\n"));
+        *is_adopted = is_read;
+        for (size_t at = 0; !is_read && at < entry_count; at++)
+            entries[at].is_exchanged = false;
+    }
+    free(text);
+    return is_ours;
+}
+
 static bool is_before(const struct timespec *first, const struct timespec *second) {
     return first->tv_sec != second->tv_sec ? first->tv_sec < second->tv_sec : first->tv_nsec < second->tv_nsec;
 }
@@ -157,8 +213,10 @@ static void stamp(const char *directory) {
 static int is_whole(const char *directory, const unsigned char *file, bool *whole) {
     char path[PATH_MAX];
     struct stat listing, found;
-    bool has_changed = false, is_right = true;
+    bool has_changed = false, has_unread = false, is_right = true, is_adopted;
     *whole = false;
+    if (!read_installed_list(directory, &is_adopted))
+        return DONE;
     if (join(path, directory, CONTENTS) != DONE || lstat(path, &listing) != 0)
         return DONE;
     for (size_t at = 0; at < entry_count; at++) {
@@ -171,16 +229,20 @@ static int is_whole(const char *directory, const unsigned char *file, bool *whol
             continue;
         }
         if (lstat(path, &found) != 0 || found.st_mode != (S_IFREG | entry->mode) ||
-            (size_t)found.st_size != entry->size)
+            (size_t)found.st_size != (entry->is_exchanged ? entry->exchanged_size : entry->size))
             return DONE;
         if (is_equal(&found.st_mtim, &listing.st_mtim) && !is_before(&listing.st_ctim, &found.st_ctim))
             continue;
+        if (entry->is_exchanged) { /* only the runner itself has SHA-256, and looks before it starts anything */
+            has_unread = true;
+            continue;
+        }
         has_changed = true;
         int outcome = has_content(path, entry, file, &is_right);
         if (outcome != DONE || !is_right)
             return outcome;
     }
-    if (has_changed)
+    if (has_changed && !has_unread)
         stamp(directory);
     *whole = true;
     return DONE;
@@ -271,24 +333,10 @@ static int fill(const char *directory, const unsigned char *file) {
     return outcome;
 }
 
-/* Whether `directory` holds this very build, damaged (a cleaner of temporary files went through it, say). */
-static bool is_same_build(const char *directory) {
-    char path[PATH_MAX];
-    size_t size = 0;
-    if (strcmp(strrchr(directory, '/') + 1, folder) == 0)
-        return true;
-    if (join(path, directory, CONTENTS) != DONE)
-        return false;
-    char *text = file_content(path, &size);
-    bool is_same = text != NULL && size == list_size && memcmp(text, list, size) == 0;
-    free(text);
-    return is_same;
-}
-
 static int move_into_place(const char *temporary, const char *directory, const unsigned char *file) {
     char aside[PATH_MAX];
     struct stat found;
-    bool installed;
+    bool installed, is_adopted;
     if (snprintf(aside, sizeof aside, "%s.old", temporary) >= PATH_MAX) {
         errno = ENAMETOOLONG;
         return FAILED;
@@ -304,8 +352,13 @@ static int move_into_place(const char *temporary, const char *directory, const u
         int outcome = is_installed(directory, file, &installed);
         if (outcome != DONE || installed)
             return outcome;
-        if (!is_same_build(directory))
+        /* this very build, damaged: a cleaner of temporary files went through it, say */
+        if (!read_installed_list(directory, &is_adopted) && strcmp(strrchr(directory, '/') + 1, folder) != 0)
             return refuse("%s already holds something else", directory);
+        if (is_adopted) {
+            refuse("%s " ADOPTED_IS_DAMAGED, directory);
+            return FINAL;
+        }
         if (rename(directory, aside) == 0)
             remove_tree(aside);
     }

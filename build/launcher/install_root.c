@@ -146,6 +146,10 @@ static int attempt_at(const char *root, int (*attempt)(const char *root), struct
     return outcome;
 }
 
+static bool is_over(int outcome) {
+    return outcome == DONE || outcome == FINAL;
+}
+
 /* `attempt` for each root until it succeeds for one that is private and executable; REFUSED names all that were tried.
  *
  * CRONIUM_INSTALL_DIR stands alone. The home directory is the password database's, because $HOME differs between a
@@ -153,6 +157,7 @@ static int attempt_at(const char *root, int (*attempt)(const char *root), struct
 int for_each_root(int (*attempt)(const char *root)) {
     static struct refusals refusals;
     char root[PATH_MAX], home[PATH_MAX], above[PATH_MAX], name[64];
+    int outcome;
     const char *chosen = getenv("CRONIUM_INSTALL_DIR");
     if (chosen != NULL && *chosen != '\0') {
         if (absolute(root, chosen) != DONE)
@@ -162,8 +167,8 @@ int for_each_root(int (*attempt)(const char *root)) {
     if (find_home(home) && *home == '/' && is_directory(home)) {
         for (int at = 0; at < 2; at++) {
             const char *below = at == 0 ? ".local/lib/cronium-runner" : ".cache/cronium-runner";
-            if (join(root, home, below) == DONE && attempt_at(root, attempt, &refusals) == DONE)
-                return DONE;
+            if (join(root, home, below) == DONE && is_over(outcome = attempt_at(root, attempt, &refusals)))
+                return outcome;
         }
     }
     snprintf(above, sizeof above, "/run/user/%u", geteuid());
@@ -171,8 +176,8 @@ int for_each_root(int (*attempt)(const char *root)) {
     const char *probed[] = {"/var/tmp", above, "/dev/shm", "/tmp"};
     for (size_t at = 0; at < sizeof probed / sizeof *probed; at++) {
         if (is_directory(probed[at]) && join(root, probed[at], name) == DONE &&
-            attempt_at(root, attempt, &refusals) == DONE)
-            return DONE;
+            is_over(outcome = attempt_at(root, attempt, &refusals)))
+            return outcome;
     }
     if (refusals.size == 0)
         return refuse("there is no directory to install it in");

@@ -1,7 +1,7 @@
 /* The launcher: the static program in front of the runner. What each file does is said at its top.
  *
  * Functions that can fail return DONE, REFUSED (`reason` says why, in a form that follows "because") or FAILED (errno
- * says why). The rules and the sentences are those of cronium_runner's `location`, `safe_path` and `bundle`.
+ * says why); FINAL is REFUSED where nothing else may be tried instead. The rules and the sentences are those of cronium_runner's `location`, `safe_path` and `bundle`.
  */
 #ifndef LAUNCHER_H
 #define LAUNCHER_H
@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-enum outcome { DONE = 0, REFUSED = -1, FAILED = -2 };
+enum outcome { DONE = 0, REFUSED = -1, FAILED = -2, FINAL = -3 };
 
 #define PRIVATE 0700 /* the mode of every directory that the launcher makes */
 #define EXIT_STATUS 125 /* of a runner that could not begin, as everywhere in the runner */

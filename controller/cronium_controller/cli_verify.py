@@ -44,6 +44,13 @@ def _tell(host: str, found: "Verification") -> None:
                 "or remove it",
                 "install.unknown",
             )
+        elif form.state is State.ADOPTED:
+            exchanged = ", ".join(one.path for one in form.differences[:_SHOWN])
+            _complain(
+                f"{host}: {form.path} is adopted: its owner has exchanged {exchanged}; all else is as it was built",
+                "install.adopted",
+            )
+            continue
         for one in form.differences[:_SHOWN]:
             where = form.path if one.path == "." else f"{form.path}/{one.path}"
             _complain(f"{host}: {where}: {one.what}", "install.damaged")

@@ -6,19 +6,21 @@ Tried as often as the contract says, with nothing left behind by a try that fail
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
 import shlex
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from cronium_runner.wire import contents, safe_shell
 from cronium_runner.wire.text import clean
 
 from . import remote_shell
 from .deploy.installed_forms import is_form
+from .deploy.known_builds import carried_build
 from .deployments import FAILED, INSTALLED, PRESENT, Deployments, Known, Made
 from .errors import (
     AuthenticationError,
@@ -86,6 +88,14 @@ class Site:
         """Nothing that was known of this runner counts any more."""
         if self.ledger is not None:
             self.ledger.invalidate(self.connection.host, self.runners.root, folder)
+
+
+class Installed(NamedTuple):
+    """What an installed runner says of its version, one digest for all its files, and its list of contents."""
+
+    version: str
+    tree: str | None
+    listing: str
 
 
 async def deploy(
@@ -228,10 +238,10 @@ async def _put_there(site: Site, binary: RunnerBinary, listing: list[str]) -> tu
     is_there = binary.folder in listing
     if is_there:
         with contextlib.suppress(DeployError):
-            said, tree = await installed(site, binary.folder)
+            found = await installed(site, binary.folder)
             expected = next((one.tree_sha256 for one in site.known() if one.folder == binary.folder), None)
-            if expected is None or tree is None or tree == expected:
-                _note_verified(site, binary, said, tree)
+            if expected is None or found.tree in (None, expected) or await _is_adopted(site, binary, found):
+                _note_verified(site, binary, found)
                 return path, PRESENT
             _log.warning("runner_changed_on_host", extra={"host": site.host, "path": path})
         site.invalidate(binary.folder)
@@ -242,7 +252,7 @@ async def _put_there(site: Site, binary: RunnerBinary, listing: list[str]) -> tu
         site.progress.note()
         install_script = _install_script(site, binary, temporary, replaces=is_there)
         printed = await shell(site.connection, install_script, timeout=INSTALL_SECONDS)
-        said, tree = _read_installed(site, binary.folder, printed)
+        found = _read_installed(site, binary.folder, printed)
     except BaseException:
         site.left.append(temporary)
         if site.progress.quiet_seconds() >= site.runners.give_up_seconds:
@@ -251,15 +261,30 @@ async def _put_there(site: Site, binary: RunnerBinary, listing: list[str]) -> tu
             await shell(site.connection, f"rm -f {remote_shell.path(temporary)}")
             site.left.clear()
         raise
-    _note_verified(site, binary, said, tree)
+    _note_verified(site, binary, found)
     if site.ledger is not None:
         await site.ledger.builds.note_uploaded(binary)
     return path, method
 
 
-def _note_verified(site: Site, binary: RunnerBinary, said: str, tree: str | None) -> None:
+async def _is_adopted(site: Site, binary: RunnerBinary, found: Installed) -> bool:
+    """Whether nothing differs from the binary but libraries that the account has exchanged and recorded.
+
+    Not where signers are named: they have not signed those.
+    """
+    if site.runners.demands_signatures or not contents.has_adopted(found.listing):
+        return False
+    build = await asyncio.to_thread(carried_build, binary)
+    built = hashlib.sha256(contents.as_built(found.listing).encode()).hexdigest()
+    if build is None or build.files[contents.FILE] != built:
+        return False
+    _log.warning("runner_adopted_on_host", extra={"host": site.host, "path": site.path(binary.folder)})
+    return True
+
+
+def _note_verified(site: Site, binary: RunnerBinary, found: Installed) -> None:
     if site.ledger is not None:
-        site.ledger.note_verified(site.connection.host, site.runners.root, binary, said, tree)
+        site.ledger.note_verified(site.connection.host, site.runners.root, binary, found.version, found.tree)
 
 
 def _install_script(site: Site, binary: RunnerBinary, temporary: str, *, replaces: bool) -> str:
@@ -312,8 +337,8 @@ def _installed_script(site: Site, folder: str) -> str:
     )
 
 
-async def installed(site: Site, folder: str) -> tuple[str, str | None]:
-    """The version that an installed runner says, and its files' digest.
+async def installed(site: Site, folder: str) -> Installed:
+    """What is said on the host about an installed runner.
 
     Raises DeployError when it doesn't start, or `install.damaged` when its files are not as they were built.
     """
@@ -326,7 +351,7 @@ async def installed(site: Site, folder: str) -> tuple[str, str | None]:
     return _read_installed(site, folder, printed)
 
 
-def _read_installed(site: Site, folder: str, printed: str) -> tuple[str, str | None]:
+def _read_installed(site: Site, folder: str, printed: str) -> Installed:
     head, _, found = printed.rpartition(f"{MARK}\n")
     said, _, listing = head.rpartition(f"{MARK}\n")[2].partition("\n")
     digests, sizes, tree = {}, {}, None
@@ -348,7 +373,7 @@ def _read_installed(site: Site, folder: str, printed: str) -> tuple[str, str | N
             host=site.host,
         )
     version = said.split()
-    return clean(version[1] if len(version) > 1 else said, _LONGEST_VERSION), tree
+    return Installed(clean(version[1] if len(version) > 1 else said, _LONGEST_VERSION), tree, listing)
 
 
 def _prune_script(site: Site, folder: str) -> str:

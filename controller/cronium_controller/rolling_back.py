@@ -27,7 +27,7 @@ async def roll_back(
     said = ""
     if binary is None:
         try:
-            said, _ = await installed(site, folder)
+            said = (await installed(site, folder)).version
         except DeployError as error:
             binary = runners.of_version(version_of(folder), MACHINES[machine])
             if error.code != "install.damaged" or binary is None or binary.folder != folder:

@@ -94,6 +94,11 @@ class Runners:
             self._of_signers[host.signers] = own
         return self._of_signers[host.signers]
 
+    @property
+    def demands_signatures(self) -> bool:
+        """Whether only what signers have signed is deployed."""
+        return self._signers is not None
+
     def update_policy(self, host: Host) -> UpdatePolicy:
         """What holds for a host."""
         return self._update or UpdatePolicy(host.update or UpdatePolicy.ALWAYS)

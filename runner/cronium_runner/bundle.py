@@ -23,6 +23,7 @@ LIBRARIES = "_internal"
 HELPERS = "helpers"
 CONTENTS = "contents"
 MAGIC = "cronium-runner bundle 1"
+ADOPTED_IS_DAMAGED = "has libraries that its owner exchanged, and is damaged: mend it and adopt it, or remove it"
 
 
 class Bundle:
@@ -30,8 +31,11 @@ class Bundle:
 
     Text, one item a line: the magic line; version, build id, commit and build time separated by spaces; then
     `l TARGET PATH` for a symbolic link, `f MODE SIZE PATH` for a file (0.1.0 has `p` for most), in the order of the
-    one-file binary's pack; `s SHA256 PATH` for each file again, which 0.1.0 neither writes nor reads. No path has a
-    space.
+    one-file binary's pack; `s SHA256 PATH` for each file again, which 0.1.0 neither writes nor reads. Behind them, in
+    an adopted form only, `a SIZE SHA256 PATH` for each library that its owner has exchanged: what that file is now (see
+    `adopting`). No path has a space.
+
+    `files` and `digests` say what is to be found; `adopted` has the paths of exchanged libraries.
     """
 
     def __init__(self, text: str) -> None:
@@ -39,12 +43,20 @@ class Bundle:
         if magic != MAGIC:
             raise location.UnusableError("its list of contents is of another kind")
         self.text = text
+        end = text.find("\na ") + 1 or len(text)
+        self.built_text = text[:end]
         self._digests: dict[str, str] | None = None
         self.version, self.build_id, self.commit, self.built_at = identity.split(" ")
         fields = [line.split(" ") for line in lines if not line.startswith("s ")]
         self.links = [(path, target) for _, target, path in (f for f in fields if f[0] == "l")]
         files = [f for f in fields if f[0] in ("f", "p")]
         self.files = [(path, int(mode, 8), int(size)) for _, mode, size, path in files]
+        self._adopted = _read_adopted(text, end) if end < len(text) else {}
+        self.adopted = sorted(self._adopted)
+        if self.adopted:
+            if self._adopted.keys() - {path for path, _, _ in self.files}:
+                raise location.UnusableError("its list of contents has an exchanged library that is not in it")
+            self.files = [(path, mode, self._adopted.get(path, (size,))[0]) for path, mode, size in self.files]
 
     @property
     def digests(self) -> dict[str, str]:
@@ -52,6 +64,7 @@ class Bundle:
         if self._digests is None:
             lines = [line.split(" ") for line in self.text.splitlines() if line.startswith("s ")]
             self._digests = {path: digest for _, digest, path in lines}
+            self._digests |= {path: digest for path, (_, digest) in self._adopted.items()}
         return self._digests
 
     @property
@@ -128,10 +141,38 @@ def _is_link(path: str, target: str) -> bool:
         return False
 
 
+def is_library(path: str) -> bool:
+    """Whether that file of a form is a shared library, which its owner may exchange, by its name."""
+    return path.startswith(f"{LIBRARIES}/") and ".so" in path
+
+
+def _read_adopted(text: str, start: int) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 by path from the lines that begin there. Raises UnusableError for any other line."""
+    found = {}
+    for line in text[start - 1 :].split("\n")[1:-1]:
+        kind, *words = line.split(" ")
+        if kind != "a" or len(words) != 3 or not words[0].isdigit() or len(words[1]) != 64 or not is_library(words[2]):
+            break
+        found[words[2]] = int(words[0]), words[1]
+    else:
+        if text.endswith("\n") and text[start - 2] != "\n":
+            return found
+    raise location.UnusableError("its list of contents has something else than libraries as exchanged")
+
+
 def read(path: str) -> Bundle:
-    """The bundle whose list of contents is the file `path`. Raises OSError, UnusableError."""
+    """The bundle whose list of contents is the file `path`. Exchanged libraries count where they may be used only.
+
+    Raises OSError, ValueError, UnusableError.
+    """
     with open(path, encoding="ascii") as file:
-        return Bundle(file.read())
+        found = Bundle(file.read())
+    if found.adopted:
+        from . import adopting
+
+        if adopting.why_not() is not None:
+            return Bundle(found.built_text)
+    return found
 
 
 def place(bundle: Bundle, directory: str, read_file: Callable[[str], bytes]) -> None:
@@ -157,21 +198,27 @@ def place(bundle: Bundle, directory: str, read_file: Callable[[str], bytes]) -> 
 def is_installed(bundle: Bundle, directory: str, read_file: Callable[[str], bytes]) -> bool:
     """Whether `directory` is ours alone and holds all of `bundle`. Raises UnusableError when it is somebody else's.
 
-    Files that have changed since they were installed are compared with what `read_file` gives.
+    Files that have changed since they were installed are compared with what `read_file` gives; libraries that were
+    exchanged, here or there, with what the list there says of them.
     """
     try:
         location.check_private(directory)
     except FileNotFoundError:
         return False
+    there = _same_build(bundle, directory)
+    if there is None:
+        return False
 
     def is_right(path: str) -> bool:
+        if path in bundle.adopted or path in there.adopted:
+            return there.is_as_built(directory, path)
         try:
             with open(os.path.join(directory, path), "rb") as file:
                 return file.read() == read_file(path)
         except OSError:
             return False
 
-    return bundle.damage(directory, is_right) is None
+    return there.damage(directory, is_right) is None
 
 
 def remove(directory: str) -> None:
@@ -224,22 +271,25 @@ def _rename(bundle: Bundle, temporary: str, directory: str, read_file: Callable[
         if is_installed(bundle, directory, read_file):
             remove(temporary)
             return
-        if not _is_same_build(bundle, directory):
+        there = _same_build(bundle, directory)
+        if there is None and os.path.basename(directory) != bundle.folder:
             raise location.UnusableError(f"{directory} already holds something else")
+        if there is not None and there.adopted:
+            raise location.UnusableError(f"{directory} {ADOPTED_IS_DAMAGED}")
         set_aside = f"{temporary}.old"
         _quietly(os.rename, directory, set_aside)
         remove(set_aside)
     raise location.UnusableError(f"{directory} keeps changing while the runner is being installed")
 
 
-def _is_same_build(bundle: Bundle, directory: str) -> bool:
-    """A damaged copy of this very build (a cleaner of temporary files went through it) may be replaced."""
-    if os.path.basename(directory) == bundle.folder:
-        return True
+def _same_build(bundle: Bundle, directory: str) -> Bundle | None:
+    """The list of contents there when it is this very build's, whatever became of the files: a cleaner of temporary
+    files may have gone through them, or their owner have exchanged libraries."""
     try:
-        return read(os.path.join(directory, CONTENTS)).text == bundle.text
+        there = read(os.path.join(directory, CONTENTS))
     except (OSError, ValueError, location.UnusableError):
-        return False
+        return None
+    return there if there.built_text == bundle.built_text else None
 
 
 def _quietly(action: Callable[..., object], *paths: str) -> None:

@@ -206,12 +206,25 @@ def agent(run_as: str | None) -> None:
 
 
 @cronium_runner.command()
+@click.option("--adopt", "is_adopting", is_flag=True, help="Record the libraries that you exchanged in DIRECTORY.")
 @click.argument("directory", required=False, type=click.Path())
-def install(directory: str | None) -> None:
-    """Install this runner, by default in the account's own folder, and print where."""
+def install(directory: str | None, is_adopting: bool) -> None:
+    """Install this runner, by default in the account's own folder, and print where.
+
+    With --adopt nothing is installed: the installed form in DIRECTORY, whose shared libraries its owner has exchanged,
+    counts as whole from then on.
+    """
+    from . import report
     from .install import install as install_into
 
-    click.echo(install_into(directory))
+    if not is_adopting:
+        click.echo(install_into(directory))
+        return
+    if directory is None:
+        raise click.UsageError("--adopt needs the directory of the installed form")
+    from .adopting import adopt
+
+    report.print_adopted(directory, adopt(directory))
 
 
 @cronium_runner.command()

@@ -118,6 +118,13 @@ def _installed_files() -> Iterator[Finding]:
     except RunnerError as error:
         yield Finding("installed files", BAD, error.message, "install the runner again: cronium deploy")
         return
+    own = install.own_bundle()
+    if own is not None and own.adopted:
+        names = ", ".join(own.adopted)
+        yield Finding(
+            "installed files", NOTE, f"adopted: {names} exchanged by the owner; all others as they were built"
+        )
+        return
     yield Finding("installed files", OK, "as they were built, each by its SHA-256")
 
 

@@ -131,7 +131,14 @@ def was_reached(printed: bytes) -> bool:
 
 
 def archive(own: bundle.Bundle, read_file: Callable[[str], bytes]) -> Archive:
-    """Packs the bundle. The descriptor is the caller's to close. Raises OSError; RunnerError for a damaged bundle."""
+    """Packs the bundle. The descriptor is the caller's to close. Raises OSError; RunnerError for a damaged bundle, and
+    one that its owner has exchanged libraries of: the other account has not."""
+    if own.adopted:
+        raise RunnerError(
+            "run_as.no_runner",
+            f"this runner has libraries that its owner exchanged ({', '.join(own.adopted)}), and is given to no other "
+            "account; nothing was started; install the runner as that account",
+        )
     writing, reading, is_sealable = _nameless_file()
     digest = sha256()
     with os.fdopen(writing, "wb") as file:

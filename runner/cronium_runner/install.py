@@ -108,9 +108,19 @@ def check(*, thorough: bool = False) -> None:
     if damaged is not None:
         raise RunnerError(
             "install.damaged",
-            f"{os.path.join(directory, damaged)} is not as it was installed; nothing was started; install the runner "
-            "again, as `cronium deploy` does",
+            f"{os.path.join(directory, damaged)} is not as it was installed{_unheeded(directory, damaged)}; "
+            "nothing was started; install the runner again, as `cronium deploy` does",
         )
+
+
+def _unheeded(directory: str, path: str) -> str:
+    """Why a library that was exchanged and adopted counts as damage."""
+    from . import adopting
+
+    why = adopting.why_not()
+    if why is None or path not in adopting.recorded(directory):
+        return ""
+    return f", and {why}"
 
 
 def helper_folder() -> HelperFolder:

@@ -14,8 +14,9 @@ from .wire.sizes import readable
 from .wire.text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from .adopting import Exchanged
     from .doctor import Finding
 
 _LONGEST_VALUE: Final = 1 << 20
@@ -126,6 +127,13 @@ def print_uninstalled(told: dict[str, Any]) -> None:
             _line(f"kept {records['path']}/{name}: not the runner's")
     if not told["removed"] and not told["kept"] and records is None:
         _line("nothing is installed")
+
+
+def print_adopted(directory: str, exchanged: "Sequence[Exchanged]") -> None:
+    """What `adopting.adopt` has recorded, on standard output."""
+    for path, old, new in exchanged:
+        _line(f"{path}: SHA-256 was {old}, is {new}")
+    _line(f"{directory}: " + (f"adopted, {len(exchanged)} changed" if exchanged else "nothing has changed"))
 
 
 def print_findings(findings: "list[Finding]") -> None:

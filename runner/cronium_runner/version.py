@@ -10,17 +10,20 @@ import sys
 from . import __version__, bundle, location
 
 
-def as_json() -> dict[str, str | None]:
+def as_json() -> dict[str, str | list[str] | None]:
     """The version, and when and from which commit the binary was built; None when this is no binary.
+
+    `adopted`, in an adopted form only: which libraries its owner has exchanged.
 
     Raises OSError, ValueError and UnusableError for a binary whose list of contents can't be read.
     """
     form = bundle.read(os.path.join(_directory(), bundle.CONTENTS)) if _is_binary() else None
-    return {
+    told: dict[str, str | list[str] | None] = {
         "version": __version__,
         "builtAt": form.built_at if form else None,
         "commit": form.commit if form else None,
     }
+    return told | {"adopted": form.adopted} if form and form.adopted else told
 
 
 def as_text() -> str:
@@ -28,7 +31,8 @@ def as_text() -> str:
     told = as_json()
     if told["commit"] is None:
         return f"cronium-runner {__version__} (from source)"
-    return f"cronium-runner {__version__} (built {told['builtAt']}, commit {told['commit']})"
+    adopted = ", adopted" if "adopted" in told else ""
+    return f"cronium-runner {__version__} (built {told['builtAt']}, commit {told['commit']}{adopted})"
 
 
 def print_version() -> int:

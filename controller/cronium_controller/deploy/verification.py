@@ -4,6 +4,7 @@ What a host says of its files is compared with what our own binaries install (`k
 contents on the host. The host's shell and its tools are believed: an account that controls them decides what they say.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from cronium_runner.wire import contents
 from cronium_runner.wire.text import last_words
 
 from .. import remote_shell
@@ -21,6 +23,10 @@ from .known_builds import KnownBuild
 
 HASH_SECONDS: Final = 120.0
 """For the digests of one form, some 25 MB, on a slow disk."""
+CHANGED: Final = "changed"
+EXCHANGED: Final = "exchanged by its owner"
+_LONGEST_LIST: Final = 256 * 1024
+"""Bytes of a list of contents, of which there are some 20 KiB."""
 MOST_TOLD: Final = 100
 """Differences of a form that are kept; the first tells enough."""
 _DIGEST_LINE: Final = re.compile(r"\\?([0-9a-f]{64}) [ *]\./(.+)")
@@ -33,6 +39,8 @@ class State(StrEnum):
     """What a form was found to be."""
 
     AGREES = "agrees"
+    ADOPTED = "adopted"
+    """Nothing differs but libraries that its owner has exchanged, and recorded (`cronium-runner install --adopt`)."""
     DIFFERS = "differs"
     UNKNOWN = "unknown build"
 
@@ -114,9 +122,49 @@ async def verify(connection: Connection, root: str, known: Mapping[str, KnownBui
         except DeployError as error:
             differences = [Difference(".", f"it cannot be read: {error.message}")]
         state = State.UNKNOWN if build is None else State.DIFFERS if differences else State.AGREES
+        if build is not None and (exchanged := may_be_adopted(tree, differences)):
+            text = await _read_list(connection, form)
+            if is_adopted(build, tree, exchanged, text):
+                state, differences = State.ADOPTED, [Difference(path, EXCHANGED) for path in sorted(exchanged)]
         told = differences[:MOST_TOLD]
         forms.append(VerifiedForm(shown(form.path), form.version, state, len(tree.digests), told, skipped[:MOST_TOLD]))
     return Verification(forms, [shown(path) for path in found.others[:MOST_TOLD]])
+
+
+def may_be_adopted(tree: Tree, differences: list[Difference]) -> set[str]:
+    """The files that differ from a build, when nothing else does but the list of contents; else nothing."""
+    changed = {one.path for one in differences if one.what == CHANGED and one.path in tree.digests}
+    if contents.FILE not in changed or len(changed) < len(differences) or changed & tree.writable:
+        return set()
+    return changed - {contents.FILE}
+
+
+def is_adopted(build: KnownBuild, tree: Tree, exchanged: set[str], text: str) -> bool:
+    """Whether a form's list of contents is the build's, with these libraries and no others as what they are now."""
+    try:
+        listed = contents.parse(text)
+    except ValueError:
+        return False
+    found = {path: tree.digests[path] for path in exchanged}
+    return (
+        _sha256(text) == tree.digests[contents.FILE]
+        and _sha256(contents.as_built(text)) == build.files[contents.FILE]
+        and listed.adopted == found
+    )
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+async def _read_list(connection: Connection, form: InstalledForm) -> str:
+    """A form's list of contents, as the host has it; empty where it cannot be had. Raises UnreachableError."""
+    script = f'head -c {_LONGEST_LIST} "$1/{contents.FILE}"'
+    try:
+        done = await connection.run(remote_shell.in_sh(script, form.path), timeout=HASH_SECONDS)
+    except (DeployError, LoginShellError):
+        return ""
+    return done.stdout.decode("utf-8", "surrogateescape")
 
 
 async def read_tree(connection: Connection, form: InstalledForm) -> Tree:
@@ -185,7 +233,7 @@ def compared(build: KnownBuild, tree: Tree) -> tuple[list[Difference], list[str]
         elif path not in build.files:
             found[path] = "added"
         elif tree.digests[path] != build.files[path]:
-            found[path] = "changed"
+            found[path] = CHANGED
     for path in {*build.links, *tree.links}:
         if tree.links.get(path) != build.links.get(path):
             found[path] = "missing" if path not in tree.links else "changed" if path in build.links else "added"

@@ -62,6 +62,8 @@ CODES: Final[dict[str, str]] = {
     "state.damaged": "the record of an execution was removed, cannot be read, or is not a regular file",
     "install.unusable": "no directory on this host where the runner can be installed and executed",
     "install.damaged": "files of the installed runner are not as they were installed; nothing was started",
+    "install.not_adoptable": "exchanged libraries are recorded neither for root nor on a host with signers",
+    "install.adopted": "the owner of an installed runner has exchanged libraries of it, and recorded that",
     "input.invalid": "input, variables or event are not valid JSON, or a file of them cannot be read",
     "usage.invalid": "an option or value that the command does not take",
     "limits.impossible": "a limit that cannot be set on this host; nothing was started",

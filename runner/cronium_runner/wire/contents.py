@@ -10,20 +10,25 @@ from typing import Final, NamedTuple
 FILE: Final = "contents"
 MAGIC: Final = "cronium-runner bundle 1"
 _IDENTITY: Final = r"[^ \n]+ [0-9a-f]{12} [^ \n]+ [^ \n]+"
-_ENTRY: Final = r"(?:[fp] [0-7]{1,4} [0-9]{1,12} [^ \n]+|l [^ \n]+ [^ \n]+|s [0-9a-f]{64} [^ \n]+)"
+_ENTRY: Final = (
+    r"(?:[fp] [0-7]{1,4} [0-9]{1,12} [^ \n]+|l [^ \n]+ [^ \n]+|s [0-9a-f]{64} [^ \n]+"
+    r"|a [0-9]{1,12} [0-9a-f]{64} _internal/[^ \n]*\.so[^ \n]*)"
+)
 _LIST: Final = re.compile(f"{MAGIC}\n{_IDENTITY}\n(?:{_ENTRY}\n)+", re.ASCII)
 
 
 class Listed(NamedTuple):
     """What a list of contents says: a build, its files and links by path.
 
-    `files` has the SHA-256 of each file; None in a list that 0.1.0 wrote. `links` has where each leads.
+    `files` has the SHA-256 of each file as it was built; None in a list that 0.1.0 wrote. `links` has where each leads.
+    `adopted` has the SHA-256 of libraries that the owner of the form has exchanged since.
     """
 
     version: str
     build_id: str
     files: dict[str, str | None]
     links: dict[str, str]
+    adopted: dict[str, str]
 
 
 def find(data: bytes) -> str | None:
@@ -48,10 +53,23 @@ def parse(text: str) -> Listed:
     paths = [words[-1] for words in entries if words[0] in ("f", "p")]
     digests = {words[2]: words[1] for words in entries if words[0] == "s"}
     links = {words[2]: words[1] for words in entries if words[0] == "l"}
+    adopted = {words[3]: words[2] for words in entries if words[0] == "a"}
     files = {path: digests.get(path) for path in paths}
     if len(files) < len(paths) or files.keys() & links.keys() or (digests and digests.keys() != files.keys()):
         raise ValueError("a path is listed twice, or without its digest")
-    return Listed(version, build_id, files, links)
+    if adopted.keys() - files.keys() or len(adopted) < sum(words[0] == "a" for words in entries):
+        raise ValueError("an exchanged library is not listed, or listed twice")
+    return Listed(version, build_id, files, links, adopted)
+
+
+def as_built(text: str) -> str:
+    """The list without what its owner has exchanged: what the build wrote."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("a "))
+
+
+def has_adopted(text: str) -> bool:
+    """Whether the list has libraries that its owner has exchanged."""
+    return "\na " in text
 
 
 def has_digests(contents: str) -> bool:
@@ -68,6 +86,7 @@ def damage(contents: str, digests: Mapping[str, str], sizes: Mapping[str, int]) 
     lines = [line.split(" ") for line in contents.splitlines()[2:]]
     listed = {words[3]: words[2] for words in lines if words[0] in ("f", "p") and len(words) == 4}
     expected = {words[2]: words[1] for words in lines if words[0] == "s" and len(words) == 3}
+    expected |= {words[3]: words[2] for words in lines if words[0] == "a" and len(words) == 4}
     if not listed or (expected and expected.keys() != listed.keys()):
         return FILE
     for path, size in listed.items():
