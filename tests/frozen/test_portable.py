@@ -112,7 +112,7 @@ def test_account_that_only_getent_knows_has_its_home(start: Start, root: Path, k
     (root / "tmp").chmod(0o1777)
     (root / "usr" / "bin").mkdir(parents=True)
     getent = root / "usr" / "bin" / "getent"
-    answer = f"echo zoe:x:{APP}:{APP}::{HOME}:/bin/sh" if known else "exit 2"
+    answer = f"echo zoe:x:{APP}:{APP}::{HOME}:/bin/sh{'' if known else '; exit 2'}"
     getent.write_text(f'#!/bin/sh\n[ "$*" = "passwd {APP}" ] || [ "$*" = "passwd zoe" ] || exit 2\n{answer}\n')
     getent.chmod(0o755)
     state = {} if known else {"CRONIUM_STATE_DIR": "/tmp/state"}
@@ -120,6 +120,27 @@ def test_account_that_only_getent_knows_has_its_home(start: Start, root: Path, k
     assert (done.returncode, done.stdout) == (3, "done\n"), done.stderr
     assert list((root / place.lstrip("/")).glob("cronium-runner*/*/contents"))
     assert (root / HOME.lstrip("/") / ".local" / "state").exists() == known
+
+
+def test_named_install_directory_stands_alone(start: Start, root: Path) -> None:
+    """Who names one does not want another one used behind their back."""
+    (root / "tmp").mkdir()
+    (root / "tmp").chmod(0o1777)
+    (root / "installed").mkdir(mode=0o755)
+    done = start("/runner", "version", environment=PLACES)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "/installed has mode 0755, not 0700: set CRONIUM_INSTALL_DIR to" in done.stderr
+    assert list((root / "tmp").iterdir()) == []
+
+
+def test_install_directory_that_is_there_is_no_safer_than_its_parent(start: Start, root: Path) -> None:
+    (root / "open").mkdir()
+    (root / "open").chmod(0o777)
+    (root / "open" / "installed").mkdir(mode=0o700)
+    done = start("/runner", "version", environment=PLACES | {"CRONIUM_INSTALL_DIR": "/open/installed"})
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "/open can be written by every user (mode 0777)" in done.stderr
+    assert list((root / "open" / "installed").iterdir()) == []
 
 
 def test_damaged_libraries_of_the_form_are_named(start: Start, root: Path) -> None:

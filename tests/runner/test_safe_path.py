@@ -59,7 +59,7 @@ def build(root: Path, case: dict[str, Any]) -> None:
         (root / "etc" / name).chmod(0o644)
 
 
-def as_app(root: Path, question: Callable[[], str]) -> str:
+def as_app(root: Path, question: Callable[[], str], account: int = APP) -> str:
     """What `question` returns in a process of the account that has `root` as its root directory."""
     told, telling = os.pipe()
     pid = os.fork()
@@ -68,8 +68,8 @@ def as_app(root: Path, question: Callable[[], str]) -> str:
             os.chroot(root)
             os.chdir("/")
             os.setgroups([])
-            os.setresgid(APP, APP, APP)
-            os.setresuid(APP, APP, APP)
+            os.setresgid(account, account, account)
+            os.setresuid(account, account, account)
             os.write(telling, question().encode())
         except BaseException as error:
             os.write(telling, f"{type(error).__name__}: {error}".encode())
@@ -193,12 +193,29 @@ def test_what_changes_before_it_is_tightened_is_seen(tmp_path: Path, monkeypatch
     assert ask(str(tmp_path / ".local"))().startswith(f"{tmp_path} can be written by every user")
 
 
+def test_what_changes_before_the_launcher_tightens_it_is_seen(tmp_path: Path, asking: Path) -> None:
+    (tmp_path / ".local").mkdir()
+    (tmp_path / ".local").chmod(0o777)
+    environment = os.environ | {"OPENED": str(tmp_path)}
+    done = subprocess.run([asking, tmp_path / ".local"], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{tmp_path} can be written by every user")
+
+
 LAUNCHER = Path(__file__).parents[2] / "build" / "launcher"
 ASKING = """
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include "launcher.h"
+int chmod(const char *path, mode_t mode) { /* in place of the C library's; with $OPENED another user is quicker */
+    const char *opened = getenv("OPENED");
+    if (opened != NULL && fchmodat(AT_FDCWD, opened, 0777, 0) != 0)
+        return -1;
+    return fchmodat(AT_FDCWD, path, mode, 0);
+}
 int main(int argc, char **argv) {
     int outcome = argc == 2 ? check_safe(argv[1]) : FAILED;
     if (outcome == FAILED)
@@ -229,6 +246,22 @@ def test_table_in_the_launcher(case: dict[str, Any], root: Path, asking: Path) -
     shutil.copy(asking, root / "etc" / "ask")
     (root / "etc" / "ask").chmod(0o755)
     check_verdict(case, root, as_app(root, lambda: said_by(["/etc/ask", case["path"]])), before)
+
+
+@pytest.mark.parametrize("form", ["python", "launcher"])
+def test_root_tightens_nothing_of_another_account(root: Path, asking: Path, form: str) -> None:
+    """Its chmod would succeed, and the owner could open the directory again."""
+    case: dict[str, Any] = {
+        "tree": ["d 0755 0:0 /", "d 0700 0:0 /root", f"d 0777 {APP}:{APP} /root/.local"],
+        "verdict": "refused",
+        "at": "/root/.local",
+    }
+    build(root, case)
+    before = modes(root)
+    shutil.copy(asking, root / "etc" / "ask")
+    (root / "etc" / "ask").chmod(0o755)
+    question = ask("/root/.local") if form == "python" else lambda: said_by(["/etc/ask", "/root/.local"])
+    check_verdict(case, root, as_app(root, question, account=0), before | {"/etc/ask": 0o755})
 
 
 SHELLS = [["dash"], ["bash", "--posix"], ["busybox", "sh"]]
