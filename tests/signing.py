@@ -4,7 +4,7 @@ import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +38,11 @@ def key(folder: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
     ]
     subprocess.run(words, check=True)
     return path
+
+
+def keys(folder: Path) -> Callable[[str], Path]:
+    """`key` by its kind, each made once."""
+    return functools.cache(functools.partial(key, folder))
 
 
 def public(path: Path) -> str:

@@ -25,7 +25,7 @@ from .cli_files import get, put
 from .cli_hosts import hosts, many_hosts, some_hosts
 from .cli_metrics import metrics
 from .cli_payload import payload
-from .cli_reaching import HELP, reaching, run_on_many, tunnelling
+from .cli_reaching import HELP, reaching, run_on_many, signing, tunnelling
 from .completing import completion, files
 from .errors import ControllerError
 
@@ -99,14 +99,7 @@ def cronium() -> None:
     metavar="NAME",
     help="What runs a script, instead of what its first line or name says; a path, or a command in quotes.",
 )
-@click.option(
-    "--sign",
-    "signing_key",
-    metavar="KEY",
-    type=click.Path(),
-    shell_complete=files,
-    help="Sign the payload with this SSH key: a private key, or a public one whose private half an agent holds.",
-)
+@signing
 @click.option("--execution-id", metavar="ID", help="Start at most once under this id; again, it attaches.")
 @click.option(
     "--run-as",

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .arguments import Number
-from .cli_reaching import HELP
-from .completing import files
+from .cli_reaching import HELP, signing
 from .errors import ControllerError
 
 if TYPE_CHECKING:
@@ -33,14 +32,7 @@ def payload() -> None:
 @click.option("--env", "environment", multiple=True, metavar="NAME=VALUE", help="For a script; repeatable, no secrets.")
 @click.option("--timeout", type=Number(), metavar="SECONDS", help="For a script.")
 @click.option("--limit", "limits", multiple=True, metavar="KEY=VALUE", help="For a script, as for `run`; repeatable.")
-@click.option(
-    "--sign",
-    "signing_key",
-    metavar="KEY",
-    type=click.Path(),
-    shell_complete=files,
-    help="Sign it with this SSH key: a private key, or a public one whose private half an agent holds.",
-)
+@signing
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def build(event_id: str, source: str, signing_key: str | None, as_json: bool, **options: Any) -> None:
     """Make the payload of an event, if it is another than the last.

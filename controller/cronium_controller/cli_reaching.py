@@ -84,6 +84,18 @@ def reaching(function: Any) -> Any:
     return function
 
 
+def signing(function: Any) -> Any:
+    """The option of commands that send or build a payload: who signs it."""
+    return click.option(
+        "--sign",
+        "signing_key",
+        metavar="KEY",
+        type=click.Path(),
+        shell_complete=completing.files,
+        help="Sign the payload with this SSH key: a private key, or a public one whose private half an agent holds.",
+    )(function)
+
+
 def tunnelling(function: Any) -> Any:
     """The option of commands by which jobs in API mode reach the platform."""
     return click.option(

@@ -14,7 +14,7 @@ import contextlib
 import re
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -456,18 +456,9 @@ class Controller:
         Says where, and how many bytes that took. Raises UnreachableError and DeployError.
         """
         host = self._where(host)
-        connection = await self._connect(host)
-
-        async def reconnect() -> Connection:
-            nonlocal connection
-            connection = await self._connect(host)
-            return connection
-
-        try:
+        async with self._reconnecting(host) as (connection, reconnect):
             deployment, _ = await deploy(connection, self._runners, ledger=self.deployments, reconnect=reconnect)
             self.deployments.choose(host, self._runners.root, None)
-        finally:
-            await connection.close()
         return deployment
 
     async def roll_back(self, host: Host | str, version: str | None = None) -> Deployment:
@@ -513,14 +504,7 @@ class Controller:
         from .deploy.uninstall import uninstall
 
         host = self._where(host)
-        connection = await self._connect(host)
-
-        async def reconnect() -> Connection:
-            nonlocal connection
-            connection = await self._connect(host)
-            return connection
-
-        try:
+        async with self._reconnecting(host) as (connection, reconnect):
             return await uninstall(
                 connection,
                 self._runners,
@@ -530,6 +514,19 @@ class Controller:
                 is_forced=is_forced,
                 is_dry_run=is_dry_run,
             )
+
+    @contextlib.asynccontextmanager
+    async def _reconnecting(self, host: Host) -> AsyncIterator[tuple[Connection, Callable[[], Awaitable[Connection]]]]:
+        """A connection, and what gives another in its place when it is lost; the last one is closed."""
+        connection = await self._connect(host)
+
+        async def reconnect() -> Connection:
+            nonlocal connection
+            connection = await self._connect(host)
+            return connection
+
+        try:
+            yield connection, reconnect
         finally:
             await connection.close()
 

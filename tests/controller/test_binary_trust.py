@@ -24,15 +24,7 @@ NAME = "cronium-runner-9.9.9-linux-x86_64"
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    folder = tmp_path_factory.mktemp("keys")
-    made: dict[str, Path] = {}
-
-    def key(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = signing.key(folder, kind)
-        return made[kind]
-
-    return key
+    return signing.keys(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ PER_PHASE = 40 if is_full() else 1
 DEPLOYING = 10 if is_full() else 1
 """Offsets in each direction of a deployment, the same way."""
 INTERVAL, COUNT = (4.0, 4) if is_full() else (0.5, 4)
-"""Of the keepalive against a server that was stopped: as issue 3 asks for; shorter as one of many tests."""
+"""Of the keepalive against a server that was stopped: four times four seconds; shorter as one of many tests."""
 LATE = 2.0 if is_full() else 20.0
 """How much later than that the loop of a loaded machine may see it."""
 

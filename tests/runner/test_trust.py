@@ -66,15 +66,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A key of each kind, made once."""
-    folder = tmp_path_factory.mktemp("keys")
-    made: dict[str, Path] = {}
-
-    def key(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = signing.key(folder, kind)
-        return made[kind]
-
-    return key
+    return signing.keys(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture(scope="module")
