@@ -93,9 +93,9 @@ def pristine(binary: Path) -> Iterator[Owned]:
 def copied(original: Owned) -> Iterator[Owned]:
     folder = Path(tempfile.mkdtemp(prefix="cronium-adopting-", dir="/var/tmp"))
     try:
-        shutil.copytree(original.folder, folder, symlinks=True, dirs_exist_ok=True)
+        shutil.copytree(original.form.parent, folder / "root", symlinks=True)
         given(folder)
-        yield Owned(folder, folder / "carrier", folder / "root" / original.form.name)
+        yield Owned(folder, original.carrier, folder / "root" / original.form.name)
     finally:
         shutil.rmtree(folder)
 

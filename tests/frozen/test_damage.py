@@ -57,6 +57,14 @@ def other_of_same_size(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def other_before_the_list(path: Path) -> None:
+    """As in a copy that wrote the list of contents last: only the time of the last write tells."""
+    other_of_same_size(path)
+    os.utime(path, ns=(0, 0))
+    contents = path.parents[1] / "contents"
+    contents.write_bytes(contents.read_bytes())
+
+
 def opened(path: Path) -> None:
     path.chmod(path.stat().st_mode | 0o022)
 
@@ -87,13 +95,23 @@ def test_one_file_binary_repairs_what_it_installed(host: Host, binary: Path) -> 
     script = host.script(OUTPUT)
     client = form(host) / "helpers/client"
     built = client.read_bytes(), client.stat().st_mode
-    for damage in (emptied, other_of_same_size, opened):
+    for damage in (emptied, other_of_same_size, other_before_the_list, opened):
         damage(client)
         host.executable = (str(binary),)
         assert host.run_json(script)["output"] == {"answer": "42"}
         [found] = (host.folder / "root").iterdir()
         host.executable = (str(found / "cronium-runner"),)
         assert (client.read_bytes(), client.stat().st_mode) == built
+
+
+def test_one_file_binary_repairs_links(host: Host, binary: Path) -> None:
+    link = next(path for path in sorted((form(host) / "helpers/bin").iterdir()) if path.is_symlink())
+    built = link.readlink()
+    link.unlink()
+    link.symlink_to("/bin/true")
+    host.executable = (str(binary),)
+    assert host.run("version").returncode == 0
+    assert link.readlink() == built
 
 
 def test_helper_changed_under_an_agent_is_noticed(host: Host) -> None:
