@@ -40,9 +40,9 @@ def binary(carrier: Path, tmp_path: Path) -> Path:
     listed = "".join(f"{line}\n" for line in lines)
     written = files | {"contents": listed.encode()}
     puts = ""
-    for path, content in written.items():
-        puts += f'echo {base64.b64encode(content).decode()} | base64 -d >"$2/{path}"\n'
-        puts += f'chmod {modes.get(path, "0600")} "$2/{path}"\n'
+    for name, content in written.items():
+        puts += f'echo {base64.b64encode(content).decode()} | base64 -d >"$2/{name}"\n'
+        puts += f'chmod {modes.get(name, "0600")} "$2/{name}"\n'
     path = tmp_path / "dist" / f"cronium-runner-3.0.0-linux-{os.uname().machine}"
     path.parent.mkdir()
     install = f'if [ "$1" = install ]; then\nset -e\nmkdir -m 700 "$2" "$2/_internal"\n{puts}exit\nfi\n'
@@ -82,6 +82,10 @@ async def test_deployment_leaves_an_adopted_form(remote: RemoteHost, binary: Pat
     assert adopted.library == b"exchanged"
 
 
+def not_recorded(adopted: Adopted) -> None:
+    (adopted.form / LIBRARY).write_bytes(b"exchanged")
+
+
 def other_list(adopted: Adopted) -> None:
     adopted.exchange()
     listed = adopted.form / "contents"
@@ -89,7 +93,7 @@ def other_list(adopted: Adopted) -> None:
 
 
 DAMAGES: dict[str, Callable[[Adopted], None]] = {
-    "not-recorded": lambda adopted: (adopted.form / LIBRARY).write_bytes(b"exchanged") and None,
+    "not-recorded": not_recorded,
     "other-digest": lambda adopted: adopted.exchange(b"something else"),
     "other-list": other_list,
 }

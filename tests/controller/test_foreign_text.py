@@ -93,7 +93,7 @@ def test_the_version_of_a_runner_is_one_clean_word() -> None:
     printed = (
         f"rc\n{MARK}\ncronium-runner 9\x1b[2J{'9' * 1000}\n{listing}\n{MARK}\n-rw------- 1 0 0 3 Jan 1 00:00 ./a\n"
     )
-    version, _ = _read_installed(SimpleNamespace(host="web01"), "folder", printed)  # type: ignore[arg-type]
+    version = _read_installed(SimpleNamespace(host="web01"), "folder", printed).version  # type: ignore[arg-type]
     assert version.startswith(r"9\x1b[2J9")
     assert len(version) == 80
 

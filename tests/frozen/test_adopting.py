@@ -199,7 +199,7 @@ def appended(text: str) -> Callable[[Owned], None]:
     return arrange
 
 
-def emptied(name: str) -> Callable[[Owned], None]:
+def emptied(name: str) -> Callable[[Owned], object]:
     return lambda owned: (owned.form / name).write_bytes(b"")
 
 

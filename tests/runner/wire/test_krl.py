@@ -46,7 +46,7 @@ def test_what_ssh_keygen_revokes_is_revoked(how: str, tmp_path: Path) -> None:
     found = revoked(listed.read_bytes())
     for key, expected in ((ours, True), (added, True), (other, False)):
         assert found.has(blob(key), shown(key)) == expected
-        asked = ["ssh-keygen", "-Q", "-f", listed, key.with_name(f"{key.name}.pub")]
+        asked = ["ssh-keygen", "-Q", "-f", str(listed), str(key.with_name(f"{key.name}.pub"))]
         assert (subprocess.run(asked, capture_output=True, check=False).returncode != 0) == expected
 
 
