@@ -53,7 +53,7 @@ _MODULES: Final = {
         )
     ],
     "cronium api": ["cronium_controller.cli", "jwt", "sqlalchemy.dialects.sqlite", "starlette.applications", "uvicorn"],
-    "cronium-runner": ["cronium_runner.__main__", "cronium_runner.agent", "cronium_runner.cli"],
+    "cronium-runner": [f"cronium_runner.{name}" for name in ("__main__", "agent", "cli", "greeting")],
 }
 """Modules that are loaded before a fork: those of `run` and of an agent, and the libraries of `cronium api`.
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cronium_runner.wire import exactjson, fields, masks
-from cronium_runner.wire.access import API, BUNDLED, SCRIPT_ENDPOINT, Access
+from cronium_runner.wire.access import API, BUNDLED, Access
 from cronium_runner.wire.limits import Limits
-from cronium_runner.wire.names import SIGNATURE, execution_id_from
+from cronium_runner.wire.names import SCRIPT_ENDPOINT, SIGNATURE, execution_id_from
 
 from .errors import ControllerError
 from .payloads import Payload

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from cronium_runner.wire.access import API, SCRIPT_ENDPOINT, Access, AccessError, from_environment
+from cronium_runner.wire.access import API, Access, AccessError, from_environment
+from cronium_runner.wire.names import SCRIPT_ENDPOINT
 from cronium_runner.wire.results import Outcome, Result
 
 from .errors import ControllerError, StoreError, TunnelError

@@ -3,40 +3,34 @@
 The agent forks a supervisor per submission, reads the executions' directories and sends what is new. It owns nothing:
 when it dies, executions go on and the next agent reads the same directories. While it lives it is their guardian, so
 it stays after its channel has gone until the last of them has ended. Here are its loop and its two sides, frames and
-processes; what becomes of one channel number is `conversation`'s, and whatever goes wrong in one ends only that one.
-
-Arguments: none. Standard input: frames. Standard output: the magic line, then frames. Exit status: 0 when the channel
-was closed and everything has ended, 125 when the state directory or the install directory can't be used.
+processes. The start and HELLO are `greeting`'s, what becomes of one channel number is `conversation`'s, and whatever
+goes wrong in one ends only that one.
 """
 
 import contextlib
 import errno
-import fcntl
 import gc
 import os
 import resource
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from . import __version__, liveness, process, session, undertaker
 from . import follow as following
+from . import liveness, process, undertaker
 from .collecting import Collections
 from .conversation import Conversation, Phase
-from .errors import ExecutionError, InputError, RunnerError, SystemRefusedError
+from .errors import ExecutionError, InputError, RunnerError
 from .guardian import start_supervisor
 from .jobdir import ExecutionDirectory, StateDirectory
 from .payload_cache import PayloadCache
 from .prepare import remember_environment
 from .submission import Submission, access_in, from_frame
 from .wire import exactjson, frames
-from .wire.access import SCRIPT_ENDPOINT
 from .wire.frames import Frame, Kind, ProtocolError
-from .wire.names import SIGNATURE
 
 if TYPE_CHECKING:
     from .listing import Pages
@@ -86,8 +80,8 @@ class Agent:
         self._descriptor_limit = _raise_descriptor_limit()
         self._signals_read, self._signals_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
-    def run(self) -> None:
-        """Serves until the channel is gone and every supervisor has ended."""
+    def run(self, first: bytes | None = None) -> None:
+        """Serves until the channel is gone and every supervisor has ended. `first` was read from the channel before."""
         process.become_subreaper()
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
@@ -98,11 +92,11 @@ class Agent:
         os.set_blocking(self._sink, False)
         self._add(self._signals_read, self._hear_signals)
         self._add(self._source, self._hear_controller)
-        self._unsent += frames.MAGIC
-        self.send(Kind.HELLO, 0, self._hello())
         # What is loaded by now is shared with every supervisor; keep the collector from touching, and so copying, it.
         # It has found nothing to collect so far, and looking would cost a tenth of the start.
         gc.freeze()
+        if first is not None:
+            self._hear(first)
         self._flush()
         while self._is_connected or self._supervisors:
             self._collections.begin_if_due()
@@ -112,24 +106,6 @@ class Agent:
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.waitpid(-1, 0)
-
-    def _hello(self) -> dict[str, Any]:
-        return {
-            "protocol": [frames.PROTOCOL, frames.PROTOCOL],
-            "runner": __version__,
-            "maxFrame": frames.MAX_BODY,
-            "credit": frames.CREDIT,
-            "hostname": os.uname().nodename,
-            "knows": ["gc", "api", SCRIPT_ENDPOINT, SIGNATURE],
-            **self._sockets(),
-        }
-
-    def _sockets(self) -> dict[str, str]:
-        """Where the controller may have sshd make its socket; nothing when there is no such place."""
-        try:
-            return {"sockets": self.state.forwarded_folder()}
-        except (OSError, RunnerError):
-            return {}
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -325,6 +301,10 @@ class Agent:
             return
         except OSError:
             piece = b""
+        self._hear(piece)
+
+    def _hear(self, piece: bytes) -> None:
+        """Obeys the frames that a piece from the channel completes; an empty one is the channel's end."""
         if not piece:
             self._lose_channel()
             return
@@ -506,7 +486,7 @@ def import_what_supervisors_need() -> None:
     from .wire import masks  # noqa: F401
 
 
-def _prepare_what_supervisors_need() -> None:
+def prepare_what_supervisors_need() -> None:
     """The same for what is more than imports: finding the helpers, and what is found out at a first use."""
     from . import cgroup, install, manifest
     from .wire import masks
@@ -526,35 +506,3 @@ def _load_what_api_mode_needs() -> None:
     platform_client.warm()
     gc.collect()
     gc.freeze()
-
-
-def serve() -> int:
-    """The `agent` command: serves the channel on standard input and output. Returns its exit status."""
-    session.leave(lambda sentence: sys.stderr.write(f"cronium-runner: {sentence}\n"))
-    try:
-        process.forbid_core_dumps()
-        state = StateDirectory.open()
-        state.sweep()
-        import_what_supervisors_need()
-        _prepare_what_supervisors_need()
-        agent = _agent_on_standard_streams(state)
-    except RunnerError as error:
-        sys.stderr.write(f"cronium-runner: {error.message} [{error.code}]\n")
-        return error.exit_status
-    except OSError as error:
-        where = f"{error.filename}: " if isinstance(error.filename, str) else ""
-        sys.stderr.write(f"cronium-runner: the agent cannot start: {where}{error.strerror} [runner.refused]\n")
-        return SystemRefusedError.exit_status
-    agent.run()
-    return 0
-
-
-def _agent_on_standard_streams(state: StateDirectory) -> Agent:
-    # Descriptors of our own, so that nothing that prints by accident ever lands between two frames.
-    source = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
-    sink = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
-    null = os.open("/dev/null", os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(2, 1)
-    os.close(null)
-    return Agent(state, source, sink)

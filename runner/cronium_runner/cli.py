@@ -200,7 +200,7 @@ def validate(payload: str, sha256: str | None, unsigned: bool) -> None:
 def agent(run_as: str | None) -> None:
     """Serve many executions over standard input and output; what the controller starts on a host."""
     from . import run_as as accounts
-    from .agent import serve
+    from .greeting import serve
 
     sys.exit(serve() if run_as is None else accounts.serve(run_as))
 

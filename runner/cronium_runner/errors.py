@@ -5,7 +5,6 @@ that the command line gives it. `cli` is the one place that turns them into exit
 """
 
 from .wire.codes import CODES
-from .wire.results import EXIT_UNREACHABLE
 
 
 class RunnerError(Exception):
@@ -55,7 +54,7 @@ class ExecutionError(RunnerError):
 class OutcomeUnknownError(RunnerError):
     """An execution was started and can't be followed any further: it goes on, or its end can't be read."""
 
-    exit_status = EXIT_UNREACHABLE
+    exit_status = 255  # EXIT_UNREACHABLE of wire.results, which an agent's start does without
 
 
 class StateDirectoryError(RunnerError):

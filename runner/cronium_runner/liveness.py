@@ -12,7 +12,6 @@ descriptor is close-on-exec, and forked processes of ours close it (`process.det
 import contextlib
 import fcntl
 import os
-import socket
 import struct
 import time
 from collections.abc import Mapping
@@ -133,6 +132,8 @@ def _of_older(who: Mapping[str, Any], path: Any) -> Liveness:
         return Liveness.ALIVE
     if not isinstance(path, str):
         return Liveness.UNKNOWN
+    import socket  # an agent's start does without
+
     with socket.socket(socket.AF_UNIX) as asking:
         asking.setblocking(False)
         try:

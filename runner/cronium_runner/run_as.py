@@ -43,9 +43,9 @@ def serve(name: str) -> int:
             _become_agent(target)
     except RunnerError as error:
         return accounts.say(error)
-    from . import agent
+    from . import greeting
 
-    return agent.serve()
+    return greeting.serve()
 
 
 def _check_no_terminal() -> None:

@@ -14,9 +14,9 @@ from .archive import shown
 from .digest import sha256
 from .errors import ExecutionError, InputError
 from .wire import exactjson, fields, masks
-from .wire.access import API, BUNDLED, SCRIPT_ENDPOINT, Access, AccessError, checked_endpoint
+from .wire.access import API, BUNDLED, Access, AccessError, checked_endpoint
 from .wire.limits import LimitError, Limits, from_mapping
-from .wire.names import SIGNATURE, execution_id_from, invalid_id_sentence, is_execution_id, is_sha256
+from .wire.names import SCRIPT_ENDPOINT, SIGNATURE, execution_id_from, invalid_id_sentence, is_execution_id, is_sha256
 
 DEFAULT_TIMEOUT: Final = 3600.0
 MAX_TIMEOUT: Final = 24 * 3600.0

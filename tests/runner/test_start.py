@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 from cronium_runner import bundle, safe_path
+from cronium_runner.wire import frames
+from runner_process import Host
 
-MOST_MODULES = 54
-"""Of the runner's own, in an agent that is ready for its first frame."""
+MOST_BEFORE_HELLO = 22
+MOST_IN_AGENT = 54
+"""Of the runner's own, in an agent that is ready for a submission."""
+MOST_IN_VERSION = 5
 WANTED_LATER = {
     "cronium_runner.wire.text",
     "cronium_runner.masking",
@@ -21,23 +25,50 @@ WANTED_LATER = {
     "ssl",
     "yaml",
 }
+FOR_JOBS = {"cronium_runner.agent", "cronium_runner.supervisor", "cronium_runner.wire.results", "socket"}
 
 
-def imported(tmp_path: Path, *words: str) -> set[str]:
-    """The modules that a whole command imports. An agent's standard input has ended, so it says HELLO and leaves."""
+def imported(tmp_path: Path, *words: str, sent: bytes = b"") -> set[str]:
+    """The modules that a whole command imports when its standard input is `sent`."""
     command = [sys.executable, "-X", "importtime", "-m", "cronium_runner", *words]
     environment = {"CRONIUM_STATE_DIR": str(tmp_path / "state"), "CRONIUM_INSTALL_DIR": str(tmp_path / "root")}
-    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    done = subprocess.run(command, env=environment, input=sent, capture_output=True, check=True)
     lines = [line.split("|") for line in done.stderr.decode().splitlines() if line.startswith("import time:")]
     return {line[2].strip() for line in lines if len(line) == 3}
 
 
+def own(modules: set[str]) -> list[str]:
+    return sorted(name for name in modules if name.partition(".")[0] == "cronium_runner")
+
+
 def test_an_agent_imports_little_before_its_hello(tmp_path: Path) -> None:
+    """One whose channel has ended says HELLO and leaves."""
     found = imported(tmp_path, "agent")
+    assert found & (WANTED_LATER | FOR_JOBS) == set()
+    assert "cronium_runner.install" in found
+    assert len(own(found)) <= MOST_BEFORE_HELLO, own(found)
+
+
+def test_an_agent_has_imported_what_jobs_need(tmp_path: Path) -> None:
+    found = imported(tmp_path, "agent", sent=frames.encode(frames.Kind.PING, 0, b"1"))
     assert found & WANTED_LATER == set()
-    own = {name for name in found if name.startswith("cronium_runner")}
-    assert "cronium_runner.supervisor" in own
-    assert len(own) <= MOST_MODULES, sorted(own)
+    assert found >= FOR_JOBS
+    assert len(own(found)) <= MOST_IN_AGENT, own(found)
+
+
+def test_version_imports_few_modules(tmp_path: Path) -> None:
+    found = imported(tmp_path, "version")
+    assert 1 < len(own(found)) <= MOST_IN_VERSION, own(found)
+
+
+def test_a_frame_that_came_with_the_start_is_answered(host: Host) -> None:
+    """It is read before the agent that answers it is loaded."""
+    command = [*host.executable, "agent"]
+    sent = frames.encode(frames.Kind.PING, 0, b"early")
+    done = subprocess.run(command, env=host.environment, input=sent, capture_output=True, check=True)
+    reader = frames.FrameReader()
+    kinds = [frame.kind for frame in reader.feed(done.stdout.removeprefix(frames.MAGIC))]
+    assert kinds == [frames.Kind.HELLO, frames.Kind.PONG]
 
 
 @pytest.mark.parametrize("words", [["version"], ["--help"]])

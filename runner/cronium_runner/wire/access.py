@@ -11,10 +11,6 @@ ENDPOINT_NAME: Final = "CRONIUM_API_ENDPOINT"
 TOKEN_NAME: Final = "CRONIUM_API_TOKEN"  # noqa: S105 - a name
 """The environment of `cronium-runner run`, and the script's when its manifest says `expose_api: true`."""
 
-SCRIPT_ENDPOINT: Final = "scriptEndpoint"
-"""What an agent knows that takes this key of a submission: the endpoint that such a script sees, where it is to see
-another than its runner."""
-
 BUNDLED: Final = "bundled"
 API: Final = "api"
 """The modes, as results and CRONIUM_HELPER_MODE name them."""

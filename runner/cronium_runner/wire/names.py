@@ -14,6 +14,8 @@ PAYLOAD_SUFFIXES: Final = (".tar.gz", ".tgz")
 
 SIGNATURE: Final = "signature"
 """The key of a submission for its payload's signature, and what an agent says in HELLO that it knows."""
+SCRIPT_ENDPOINT: Final = "scriptEndpoint"
+"""The same for the endpoint that a script with `expose_api: true` sees, where it is to see another than its runner."""
 
 STDOUT: Final = 1
 STDERR: Final = 2
