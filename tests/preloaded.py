@@ -53,7 +53,7 @@ _MODULES: Final = {
         )
     ],
     "cronium api": ["cronium_controller.cli", "jwt", "sqlalchemy.dialects.sqlite", "starlette.applications", "uvicorn"],
-    "cronium-runner": [f"cronium_runner.{name}" for name in ("__main__", "agent", "cli", "greeting")],
+    "cronium-runner": [f"cronium_runner.{name}" for name in ("__main__", "agent", "cli", "greeting", "running")],
 }
 """Modules that are loaded before a fork: those of `run` and of an agent, and the libraries of `cronium api`.
 

@@ -35,14 +35,23 @@ def main() -> int:
         from cronium_runner import version
 
         return version.print_version()
+    if sys.argv[1:2] == ["run"]:
+        from cronium_runner import command, running
+
+        if len(sys.argv) == 3 and not sys.argv[2].startswith("-"):
+            end_imports()
+            return command.exit_status_of(lambda: running.run_plainly(sys.argv[2]))
     from cronium_runner import cli
 
-    if sys.argv[1:2] == ["run"]:
-        cli.import_what_a_run_needs()
+    end_imports()
+    return cli.main()
+
+
+def end_imports() -> None:
+    """What is loaded by now stays, and is shared with what is forked."""
     release_modules()
     gc.freeze()
     gc.enable()
-    return cli.main()
 
 
 def release_modules() -> None:

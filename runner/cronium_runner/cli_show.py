@@ -4,8 +4,6 @@ import os
 import sys
 from typing import Any
 
-import click
-
 from .errors import RunnerError
 from .wire.results import TEXT_TAIL, Outcome, Result
 
@@ -63,4 +61,4 @@ def say(sentence: str) -> None:
     """One sentence on standard error."""
     from .wire.text import clean
 
-    click.echo(f"cronium-runner: {clean(sentence)}", err=True)
+    print(f"cronium-runner: {clean(sentence)}", file=sys.stderr, flush=True)

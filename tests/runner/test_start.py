@@ -1,19 +1,22 @@
 """What a start of the runner imports: a module of its own costs each agent's start about 0.3 ms."""
 
 import hashlib
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cronium_runner import bundle, safe_path
+from cronium_runner import bundle, running, safe_path
+from cronium_runner.cli import cronium_runner
 from cronium_runner.wire import frames
 from runner_process import Host
 
 MOST_BEFORE_HELLO = 22
 MOST_IN_AGENT = 54
 """Of the runner's own, in an agent that is ready for a submission."""
+MOST_IN_RUN = 54
 MOST_IN_VERSION = 5
 WANTED_LATER = {
     "cronium_runner.wire.text",
@@ -56,9 +59,43 @@ def test_an_agent_has_imported_what_jobs_need(tmp_path: Path) -> None:
     assert len(own(found)) <= MOST_IN_AGENT, own(found)
 
 
+def test_a_plain_run_imports_no_click(tmp_path: Path) -> None:
+    script = tmp_path / "script.sh"
+    script.write_text(":\n")
+    found = imported(tmp_path, "run", str(script))
+    assert found & WANTED_LATER == set()
+    assert len(own(found)) <= MOST_IN_RUN, own(found)
+
+
 def test_version_imports_few_modules(tmp_path: Path) -> None:
     found = imported(tmp_path, "version")
     assert 1 < len(own(found)) <= MOST_IN_VERSION, own(found)
+
+
+def test_a_plain_run_has_the_options_that_click_gives() -> None:
+    run = cronium_runner.commands["run"]
+    given = run.make_context("run", ["job.tar.gz"]).params
+    spoken = {"run_as": None, "as_json": False, "verbose": False}
+    assert given == {"payload": "job.tar.gz", **running.NO_OPTIONS, **spoken}
+
+
+def test_a_plain_run_opens_the_streams_it_lacks(tmp_path: Path) -> None:
+    """As the same command does with an option: else a socket would get the number of standard output."""
+    script = tmp_path / "script.sh"
+    script.write_text("echo to nobody\nexit 3\n")
+    environment = {"CRONIUM_STATE_DIR": str(tmp_path / "state"), "CRONIUM_INSTALL_DIR": str(tmp_path / "root")}
+    line = f"exec {shlex.join([sys.executable, '-m', 'cronium_runner', 'run', str(script)])} <&- >&-"
+    done = subprocess.run(["/bin/sh", "-c", line], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
+def test_a_plain_run_says_what_is_wrong(tmp_path: Path) -> None:
+    environment = {"CRONIUM_STATE_DIR": str(tmp_path / "state"), "CRONIUM_INSTALL_DIR": str(tmp_path / "root")}
+    command = [sys.executable, "-m", "cronium_runner", "run", str(tmp_path / "absent.tar.gz")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 125
+    assert done.stderr.endswith("[payload.not_found]\n")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_frame_that_came_with_the_start_is_answered(host: Host) -> None:
