@@ -29,11 +29,12 @@ _HIERARCHIES: Final = ("0::", "name=systemd:")
 
 def leave(say: Callable[[str], object]) -> None:
     """Leaves the login's session if its end would end us; says one sentence when it can't. May start us again."""
-    if not _session_scopes():
+    scopes = _session_scopes()
+    if not scopes:
         return
     if os.geteuid() == 0:
         # Whatever logind says: it excepts root by default, but not with an empty KillExcludeUsers.
-        left = [_move(hierarchy) for hierarchy in _session_scopes()]
+        left = [_move(hierarchy) for hierarchy in scopes]
         if not all(left):
             say("this process could not leave the login's session; systemd may end it when the login ends")
     elif kills_user_processes(LOGIND_SETTINGS):
@@ -57,23 +58,25 @@ def kills_user_processes(patterns: Sequence[str]) -> bool:
 
 def _session_scopes() -> list[str]:
     """The hierarchies in which we are in the scope of a login."""
-    return [hierarchy for hierarchy in _HIERARCHIES if _is_in_session(_path(hierarchy))]
+    # Without /proc, or a descriptor for it, there is no session that we could leave, and nothing to fail for.
+    lines: list[str] = []
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        lines = file.read().split("\n")
+    return [hierarchy for hierarchy in _HIERARCHIES if _is_in_session(_path(lines, hierarchy))]
 
 
 def _is_in_session(path: str) -> bool:
     return any(part.startswith("session-") and part.endswith(".scope") for part in path.split("/"))
 
 
-def _path(hierarchy: str) -> str:
-    # Without /proc, or a descriptor for it, there is no session that we could leave, and nothing to fail for.
-    with (
-        contextlib.suppress(OSError),
-        open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        for line in file:
-            # The number of a version 1 hierarchy differs from boot to boot: 9:name=systemd:/user.slice/…
-            if line.startswith(hierarchy) or line.partition(":")[2].startswith(hierarchy):
-                return line.rstrip("\n").rpartition(":")[2]
+def _path(lines: Sequence[str], hierarchy: str) -> str:
+    for line in lines:
+        # The number of a version 1 hierarchy differs from boot to boot: 9:name=systemd:/user.slice/…
+        if line.startswith(hierarchy) or line.partition(":")[2].startswith(hierarchy):
+            return line.rpartition(":")[2]
     return ""
 
 

@@ -159,6 +159,16 @@ def test_a_supervisor_makes_few_system_calls(host: Host) -> None:
     assert 100 < supervisor.total() <= SYSTEM_CALLS, supervisor.most_common()
 
 
+@pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize("words", [["agent"], ["run", "script.sh"]])
+def test_a_start_looks_once_for_the_logins_session(host: Host, words: list[str]) -> None:
+    (host.folder / "script.sh").write_text(":\n")
+    log = host.folder / "trace"
+    command = ["strace", "-e", "trace=open,openat", "-o", str(log), *host.executable, *words]
+    subprocess.run(command, env=host.environment, cwd=host.folder, stdin=subprocess.DEVNULL, check=True)
+    assert log.read_text().count('"/proc/self/cgroup"') == 1
+
+
 def calls_of(host: Host, jobs: int) -> tuple[int, list[int]]:
     """Calls of Python functions by an agent that does so many jobs, and by each supervisor."""
     folder = host.folder / f"counts-{jobs}"
