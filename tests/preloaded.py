@@ -187,9 +187,9 @@ def _load(program: str) -> None:
 
         asyncssh.connect  # noqa: B018 - its first use loads it
     else:
-        from cronium_runner import agent
+        from cronium_runner import guardian
 
-        agent.import_what_supervisors_need()
+        guardian.import_what_supervisors_need()
 
 
 def _serve(control: socket.socket) -> None:

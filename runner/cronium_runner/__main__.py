@@ -36,8 +36,9 @@ def main() -> int:
 
         return version.print_version()
     if sys.argv[1:2] == ["run"]:
-        from cronium_runner import command, running
+        from cronium_runner import command, guardian, running
 
+        guardian.import_what_supervisors_need()
         if len(sys.argv) == 3 and not sys.argv[2].startswith("-"):
             end_imports()
             return command.exit_status_of(lambda: running.run_plainly(sys.argv[2]))

@@ -476,18 +476,8 @@ def _raise_descriptor_limit() -> tuple[int, int]:
     return before
 
 
-def import_what_supervisors_need() -> None:
-    """Does once, here, what each forked supervisor would otherwise do again."""
-    # The codecs are those of our own list of contents and of a manifest.
-    import encodings.ascii
-    import encodings.utf_8_sig  # noqa: F401
-
-    from . import cgroup, install, manifest, supervisor  # noqa: F401
-    from .wire import masks  # noqa: F401
-
-
 def prepare_what_supervisors_need() -> None:
-    """The same for what is more than imports: finding the helpers, and what is found out at a first use."""
+    """Does once, here, what each forked supervisor would otherwise do again: what is found out at a first use."""
     from . import cgroup, install, manifest
     from .wire import masks
 

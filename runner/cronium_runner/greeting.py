@@ -32,12 +32,12 @@ def serve(when_loaded: Callable[[], object] = lambda: None) -> int:
         state = StateDirectory.open()
         install.helper_folder()
         source, sink = _channel()
-        first = _say_hello(state, source, sink)
+        first = _greet(state, source, sink)
         if first == b"":
             return 0
-        from . import agent
+        from . import agent, guardian
 
-        agent.import_what_supervisors_need()
+        guardian.import_what_supervisors_need()
         when_loaded()
         agent.prepare_what_supervisors_need()
         state.sweep()
@@ -64,8 +64,8 @@ def _channel() -> tuple[int, int]:
     return source, sink
 
 
-def _say_hello(state: StateDirectory, source: int, sink: int) -> bytes | None:
-    """What the controller has sent by then: empty when the channel has ended, None when nothing is there yet."""
+def _greet(state: StateDirectory, source: int, sink: int) -> bytes | None:
+    """Says HELLO. Returns what has arrived by then: empty when the channel has ended, None when nothing has."""
     hello = {
         "protocol": [frames.PROTOCOL, frames.PROTOCOL],
         "runner": __version__,

@@ -57,6 +57,16 @@ def start_supervisor(
     return pid, ours
 
 
+def import_what_supervisors_need() -> None:
+    """Imports once, before a fork, what each forked supervisor would otherwise import again."""
+    # The codecs are those of our own list of contents and of a manifest.
+    import encodings.ascii
+    import encodings.utf_8_sig  # noqa: F401
+
+    from . import cgroup, install, manifest, supervisor  # noqa: F401
+    from .wire import masks  # noqa: F401
+
+
 def rejected(submission_id: str, job_id: str | None, error: RunnerError, mode: str = BUNDLED) -> Result:
     """The result of a submission that could not be started. It is told, not recorded: the id stays free."""
     return Result(

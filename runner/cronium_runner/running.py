@@ -1,14 +1,13 @@
 """What the command `run` does, with the options that click has read, or with none.
 
 `cronium-runner run PAYLOAD` is what crontabs have, and click would be a quarter of its start: nothing here imports it.
-All that the supervisor needs is imported here, while the binary's file of modules is open.
 """
 
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from . import foreground, prepare, session, supervisor  # noqa: F401 - some for the supervisor, which is forked
+from . import foreground, session
 from .arguments import read, source
 from .cli_show import print_json, say, with_text
 from .errors import InputError, OutcomeUnknownError, RunnerError

@@ -147,6 +147,8 @@ def with_descriptors(host: Host, soft: int, hard: int) -> AgentProcess:
 
 def test_an_agent_takes_more_descriptors_and_scripts_get_what_the_login_gave(host: Host) -> None:
     with with_descriptors(host, 200, 2000) as agent:
+        agent.send(Kind.PING, 0)  # HELLO comes before the agent is whole
+        agent.expect(0, Kind.PONG)
         assert resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE) == (2000, 2000)
         channel = agent.start(host.payload("ulimit -Sn; ulimit -Hn\n"), "job")
         agent.finished(channel)
