@@ -1,6 +1,7 @@
 """What starting costs: the binary, a helper, a whole job. Prints medians, and ratios of runs made in turn.
 
-Single times on a shared machine mean little; a run of A right after a run of B, many times, says how they compare.
+Single times on a shared machine mean little; a run of A right after a run of B, many times, says how they compare. Of
+processes the CPU time is compared as well, which other work on the machine changes least.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from cronium_controller.job import Job  # noqa: E402
 from cronium_controller.payloads import load  # noqa: E402
 from cronium_controller.runners import Runners  # noqa: E402
 from cronium_controller.store import Store  # noqa: E402
+from cronium_runner.wire import frames  # noqa: E402
 from cronium_runner.wire.results import Outcome  # noqa: E402
 from openssh import OpenSSHServer  # noqa: E402
 
@@ -45,22 +47,38 @@ cronium.output({
 """
 
 
-def show(what: str, milliseconds: float, ratio: float, goal: float, against: str) -> None:
+def show(what: str, milliseconds: float, ratio: float, goal: float, against: str, cpu: str = "") -> None:
     verdict = "reached" if ratio <= goal else "short"
-    print(f"{what:<52} {milliseconds:7.2f} ms  {ratio:6.2f} × {against:<26} goal ≤ {goal:g}  {verdict}")
+    print(f"{what:<52} {milliseconds:7.2f} ms  {ratio:6.2f} × {against:<26} goal ≤ {goal:g}  {verdict}{cpu}")
 
 
-def run(words: list[str], environment: dict[str, str]) -> float:
+def run(words: list[str], environment: dict[str, str], sent: Path) -> tuple[float, float]:
+    """Seconds that a process takes whose standard input is the file `sent`: by the clock, and of CPU."""
+    files = [(os.POSIX_SPAWN_OPEN, 0, str(sent), os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
     began = time.perf_counter()
-    subprocess.run(words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - began
+    _, status, used = os.wait4(os.posix_spawn(words[0], words, environment, file_actions=files), 0)
+    took = time.perf_counter() - began
+    if status:
+        raise SystemExit(f"{' '.join(words)} ended with {os.waitstatus_to_exitcode(status)}")
+    return took, used.ru_utime + used.ru_stime
 
 
-def compare(words: list[str], base: list[str], environment: dict[str, str], rounds: int) -> tuple[float, float]:
-    """Median milliseconds of `words`, and the median ratio to `base` run right after."""
-    run(words, environment)
-    pairs = [(run(words, environment), run(base, environment)) for _ in range(rounds)]
-    return statistics.median(a for a, _ in pairs) * 1000, statistics.median(a / b for a, b in pairs)
+def compare(
+    what: str,
+    words: list[str],
+    base: list[str],
+    environment: dict[str, str],
+    rounds: int,
+    goal: float,
+    sent: Path = Path(os.devnull),
+) -> None:
+    """Show median milliseconds of `words`, and the median ratios to `base` run right after."""
+    run(words, environment, sent)
+    pairs = [(run(words, environment, sent), run(base, environment, sent)) for _ in range(rounds)]
+    took, cpu = zip(*((a[0] / b[0], a[1] / b[1]) for a, b in pairs), strict=True)
+    milliseconds, spent = (statistics.median(a[kind] for a, _ in pairs) * 1000 for kind in (0, 1))
+    shown = f"; CPU {spent:.1f} ms, {statistics.median(cpu):.2f} ×"
+    show(what, milliseconds, statistics.median(took), goal, "python3 -I -S -c pass", shown)
 
 
 def processes(binary: str, folder: Path, rounds: int) -> None:
@@ -80,17 +98,16 @@ def processes(binary: str, folder: Path, rounds: int) -> None:
     payload = folder / "no-op.tar.gz"
     subprocess.run(["tar", "-czf", payload, "-C", job, "manifest.yaml", "script.sh"], check=True)
     try:
-        name = "python3 -I -S -c pass"
-        show("one-file `version`", *compare([binary, "version"], base, environment, rounds), 1.6, name)
-        (installed,) = (folder / "install").glob("*/cronium-runner")
-        show("installed `version`", *compare([str(installed), "version"], base, environment, rounds), 1.5, name)
-        show("an agent's start", *compare([str(installed), "agent"], base, environment, rounds), 4, name)
-        show(
-            "installed `run` of a no-op payload (tmpfs)",
-            *compare([str(installed), "run", str(payload)], base, environment, rounds),
-            6,
-            name,
-        )
+        compare("one-file `version`", [binary, "version"], base, environment, rounds, 1.6)
+        (program,) = (folder / "install").glob("*/cronium-runner")
+        installed = str(program)
+        compare("installed `version`", [installed, "version"], base, environment, rounds, 1.5)
+        compare("an agent's start, to HELLO", [installed, "agent"], base, environment, rounds, 4)
+        ping = folder / "ping"
+        ping.write_bytes(frames.encode(frames.Kind.PING, 0, b""))
+        compare("an agent's start, ready for a job", [installed, "agent"], base, environment, rounds, 4, ping)
+        job_command = [installed, "run", str(payload)]
+        compare("installed `run` of a no-op payload (tmpfs)", job_command, base, environment, rounds, 6)
         script = folder / "helpers.py"
         script.write_text(HELPER_JOB)
         told = subprocess.run([installed, "run", script, "--json"], env=environment, capture_output=True, check=True)
