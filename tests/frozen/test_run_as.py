@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from accounts import Account, sudo_rule, throw_away_account
-from cronium_runner.wire.frames import MAGIC, Kind, encode_data, encode_json
+from cronium_runner.wire.frames import MAGIC, FrameReader, Kind, encode, encode_data, encode_json
 from runner_process import PATIENCE, Host, command_line, wait_until
 
 pytestmark = [
@@ -172,8 +172,17 @@ def test_no_descriptor_of_roots_reaches_the_agent(root: Host, target: Account, t
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with secret.open("r+") as file:
         process = root.start("agent", "--run-as", target.name, pass_fds=(file.fileno(),), **pipes)
+    assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline() == MAGIC
+    # Its own file of modules is open until it has loaded what jobs need; then it answers.
+    process.stdin.write(encode(Kind.PING, 0, b""))
+    process.stdin.flush()
+    reader, kinds = FrameReader(), set[int]()
+    while Kind.PONG not in kinds:
+        piece = process.stdout.read1()
+        assert piece, "the agent has ended"
+        kinds |= {frame.kind for frame in reader.feed(piece)}
     held = [os.readlink(path) for path in Path(f"/proc/{process.pid}/fd").iterdir()]
     assert os.stat(f"/proc/{process.pid}").st_uid == target.uid, "the very process that root started"
     assert os.readlink(f"/proc/{process.pid}/cwd") == "/"
