@@ -171,16 +171,15 @@ def test_no_descriptor_of_roots_reaches_the_agent(root: Host, target: Account, t
     secret.write_text("for root only")
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with secret.open("r+") as file:
-        process = root.start("agent", "--run-as", target.name, pass_fds=(file.fileno(),), **pipes)
+        process = root.start("agent", "--run-as", target.name, pass_fds=(file.fileno(),), bufsize=0, **pipes)
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline() == MAGIC
     # Its own file of modules is open until it has loaded what jobs need; then it answers.
     process.stdin.write(encode(Kind.PING, 0, b""))
-    process.stdin.flush()
     reader, kinds = FrameReader(), set[int]()
     while Kind.PONG not in kinds:
-        piece = process.stdout.read1()
+        piece = os.read(process.stdout.fileno(), 1 << 16)
         assert piece, "the agent has ended"
         kinds |= {frame.kind for frame in reader.feed(piece)}
     held = [os.readlink(path) for path in Path(f"/proc/{process.pid}/fd").iterdir()]
