@@ -101,7 +101,7 @@ static int carry(const char *path) {
         return install_into(words[2]);
     for (int at = 2; at < arguments && strcmp(words[1], "install") == 0; at++) {
         if (strcmp(words[at], "--adopt") == 0) /* else the form that is to be adopted may be mended first */
-            return say("a form adopts itself: start cronium-runner install --adopt DIR in DIR [usage.invalid]");
+            return say("an installed form adopts itself: start DIR/cronium-runner install --adopt DIR [usage.invalid]");
     }
     for_each_root(install_below);
     return advise();

@@ -76,6 +76,7 @@ def test_first_use_installs_privately(binary: Path, root: Path, environment: dic
 def test_umask_makes_no_difference(binary: Path, root: Path, environment: dict[str, str]) -> None:
     for umask in (0o000, 0o077, 0o777):
         assert run(binary, "version", environment=environment, umask=umask).returncode == 0
+        assert {stat.S_IMODE(os.lstat(folder).st_mode) for folder, _, _ in os.walk(root)} == {0o700}
         shutil.rmtree(root)
 
 
@@ -165,7 +166,7 @@ def test_link_in_place_of_the_installation_is_refused(
 
 
 @mounting
-@pytest.mark.parametrize(("option", "reason"), [("noexec", "noexec"), ("ro", "Read-only")])
+@pytest.mark.parametrize(("option", "reason"), [("noexec", "noexec"), ("ro", "Read-only"), ("size=4m", "No space")])
 def test_unusable_file_system_is_named(
     option: str, reason: str, binary: Path, root: Path, environment: dict[str, str]
 ) -> None:
@@ -220,6 +221,36 @@ def test_script_sees_no_trace_of_how_the_runner_starts(
     assert not [name for name in seen if name.startswith(("_PYI", "_MEI", "PYINSTALLER", "CRONIUM_LOGIN"))]
     assert {name: value.strip("'") for name, value in seen.items() if name.startswith("LD_")} == login
     assert "CRONIUM_INSTALL_DIR" not in seen
+
+
+@pytest.mark.parametrize("form", ["one-file", "installed"])
+def test_runner_loads_nothing_of_the_logins(
+    form: str, binary: Path, executable: Path, environment: dict[str, str]
+) -> None:
+    """The dynamic linker would complain of each that is not there."""
+    done = run(binary if form == "one-file" else executable, "version", environment=environment | LINKERS)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_runner_gets_no_file_and_no_variable_that_is_not_for_it(binary: Path, environment: dict[str, str]) -> None:
+    """The one-file binary itself, and what another program's bootloader has left in the environment."""
+    foreign = {"_MEIPASS2": "/foreign", "_PYI_SPLASH_IPC": "/foreign", "PYINSTALLER_RESET_ENVIRONMENT": "/foreign"}
+    words = [str(binary), "agent"]
+    with subprocess.Popen(
+        words, env=environment | foreign, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as agent:
+        assert agent.stdin is not None
+        assert agent.stdout is not None
+        agent.stdout.read(1)  # it has become the runner
+        opened = [os.readlink(path) for path in Path(f"/proc/{agent.pid}/fd").iterdir()]
+        variables = Path(f"/proc/{agent.pid}/environ").read_text()
+        called = Path(f"/proc/{agent.pid}/comm").read_text()
+        agent.stdin.close()
+    assert os.path.realpath(binary) not in opened
+    assert called == "cronium-runner\n", "what ps shows"
+    assert "_PYI_ARCHIVE_FILE=" in variables
+    assert "/foreign" not in variables
+    assert agent.returncode == 0
 
 
 def test_helpers_and_exit_status_of_the_script(executable: Path, tmp_path: Path, environment: dict[str, str]) -> None:

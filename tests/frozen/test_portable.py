@@ -171,10 +171,21 @@ def in_list(content: bytes) -> bytes:
     return content[:place] + (b"1" if content[place : place + 1] != b"1" else b"2") + content[place + 1 :]
 
 
+def first_half(content: bytes) -> bytes:
+    """Of which the pages of the pack's end are not there at all."""
+    return content[: len(content) // 2]
+
+
+def in_digest(content: bytes) -> bytes:
+    """Nothing is of another size: only a comparison of the list with the one in the pack shows it."""
+    place = content.index(b" helpers/client\n", content.index(b"\ns ")) - 1
+    return content[:place] + (b"1" if content[place : place + 1] != b"1" else b"2") + content[place + 1 :]
+
+
 @pytest.mark.parametrize(
     "damage",
-    [other_byte(0.5), other_byte(0.999), lambda content: content[:-1000], in_list],
-    ids=["pack", "end-of-pack", "shorter", "list"],
+    [other_byte(0.5), other_byte(0.999), lambda content: content[:-1000], first_half, in_list, in_digest],
+    ids=["pack", "end-of-pack", "shorter", "half", "list", "digest"],
 )
 def test_damaged_one_file_binary_installs_nothing(start: Start, root: Path, damage: Callable[[bytes], bytes]) -> None:
     (root / "runner").write_bytes(damage((root / "runner").read_bytes()))

@@ -210,6 +210,39 @@ def test_a_file_is_as_built_by_its_digest(tmp_path: Path) -> None:
     assert not wanted.is_as_built(str(tmp_path), "a")
 
 
+LIBRARY = "_internal/libc.so.6"
+EXCHANGED = f"a 7 {'0' * 64} {LIBRARY}\n"
+
+
+def test_exchanged_libraries_stand_behind_the_list() -> None:
+    built = bundle_of({LIBRARY: b"built", "a": b"one"}).text + f"s {'1' * 64} {LIBRARY}\ns {'2' * 64} a\n"
+    found = bundle.Bundle(built + EXCHANGED)
+    assert (found.text, found.built_text, found.adopted) == (built + EXCHANGED, built, [LIBRARY])
+    assert found.files == [(LIBRARY, 0o600, 7), ("a", 0o600, 3)]
+    assert found.digests == {LIBRARY: "0" * 64, "a": "2" * 64}
+    plain = bundle.Bundle(built)
+    assert (plain.built_text, plain.adopted, plain.folder) == (built, [], found.folder)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        EXCHANGED.replace("a 7", "a x"),
+        EXCHANGED.replace("0" * 64, "0" * 63),
+        EXCHANGED.replace("libc.so.6", "other.so"),
+        EXCHANGED.replace(LIBRARY, "a"),
+        EXCHANGED.replace(f" {LIBRARY}", ""),
+        EXCHANGED.rstrip(),
+        EXCHANGED + "l ../b c\n",
+        EXCHANGED + "\n",
+        "\n" + EXCHANGED,
+    ],
+)
+def test_list_with_odd_exchanged_libraries_is_refused(lines: str) -> None:
+    with pytest.raises(location.UnusableError, match="exchanged"):
+        bundle.Bundle(bundle_of({LIBRARY: b"built", "a": b"one"}).text + lines)
+
+
 def test_a_bundle_takes_no_place_of_others(tmp_path: Path) -> None:
     files = {"folder/a": b"one"}
     wanted = bundle_of(files)

@@ -181,6 +181,14 @@ def test_a_damaged_runner_of_ours_is_not_handed_over() -> None:
         hand_over.archive(BUNDLE, lambda _: b"ab")
 
 
+def test_exchanged_libraries_are_given_to_no_other_account() -> None:
+    """Their owner has exchanged them for their own runner only."""
+    listed = f"{BUNDLE.text}f 0600 3 _internal/x.so\na 4 {'0' * 64} _internal/x.so\n"
+    with pytest.raises(RunnerError, match=r"exchanged \(_internal/x.so\)") as refused:
+        hand_over.archive(Bundle(listed), lambda _: b"abc")
+    assert refused.value.code == "run_as.no_runner"
+
+
 def test_roots_of_another_account_are_those_it_would_use_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CRONIUM_INSTALL_DIR", raising=False)
     own = account.find(account.own_name())
