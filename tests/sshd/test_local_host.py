@@ -25,6 +25,8 @@ from remote_host import RemoteHost, collect
 from runner_process import processes_with, unreaped, wait_until
 
 pytestmark = [pytest.mark.sshd, pytest.mark.frozen]
+VISIBLE = {} if os.geteuid() == 0 else {"CRONIUM_DUMPABLE": "1"}
+"""Else only root sees whose process one is."""
 SECRETS = {"DATABASE_URL": "postgresql://u:hidden-away@db/x", "CRONIUM_CONTROLLER_TOKEN": "hidden-away"}
 
 
@@ -40,7 +42,7 @@ class LocalHost(RemoteHost):
 
     @property
     def environment(self) -> dict[str, str]:
-        return super().environment | SECRETS | {"CRONIUM_STATE_DIR": str(self.state)}
+        return super().environment | SECRETS | {"CRONIUM_STATE_DIR": str(self.state), **VISIBLE}
 
     def run(self, *words: object, **options: Any) -> "subprocess.CompletedProcess[bytes]":
         return self.cronium("run", "--host", LOCAL, *words, **options)
@@ -50,7 +52,7 @@ class LocalHost(RemoteHost):
 def here(tmp_path: Path, binary: Path, install_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHost]:
     with LocalHost(tmp_path / "here", binary, install_root) as host:
         monkeypatch.setenv("CRONIUM_STATE_DIR", str(host.state))
-        for name, value in SECRETS.items():
+        for name, value in (SECRETS | VISIBLE).items():
             monkeypatch.setenv(name, value)
         yield host
 
