@@ -48,6 +48,8 @@ class OpenSSHConnection(Connection):
         self.master = master
         self.channels: set[PipeChannel] = set()
         self._forwardings: list[_Forwarding] = []
+        self._accepted: set[asyncio.WriteTransport] = set()
+        """What the master has connected to the sockets of forwardings, while it is open."""
         self._is_closed = False
         self.runs_commands = False
         """Whether a session has shown that the server runs commands: it has said something, or had an exit status."""
@@ -122,7 +124,9 @@ class OpenSSHConnection(Connection):
         Raises asyncssh.ChannelListenError where the host refuses it.
         """
         path = f"{os.path.dirname(self.master.path)}/{os.urandom(4).hex()}.api"
-        server = await asyncio.get_running_loop().create_unix_server(lambda: _Accepted(answering, self), path)
+        server = await asyncio.get_running_loop().create_unix_server(
+            lambda: _Accepted(answering, self, self._accepted), path
+        )
         forwarding = _Forwarding(listen, port, path, server)
         try:
             control = await Control.open(self.master.path)
@@ -167,6 +171,8 @@ class OpenSSHConnection(Connection):
     def _end_forwardings(self) -> None:
         while self._forwardings:
             self._forwardings.pop().end()
+        for transport in list(self._accepted):
+            transport.abort()
 
 
 @dataclass(slots=True)
@@ -186,14 +192,24 @@ class _Forwarding:
 
 
 class _Accepted(asyncio.Protocol):
-    """One connection to such a socket, as a channel of a tunnel's session."""
+    """One connection to such a socket, as a channel of a tunnel's session. It is in `accepted` while it is open."""
 
-    def __init__(self, answering: Callable[[], asyncio.Protocol], connection: Connection) -> None:
+    def __init__(
+        self,
+        answering: Callable[[], asyncio.Protocol],
+        connection: Connection,
+        accepted: set[asyncio.WriteTransport],
+    ) -> None:
         from .tunnel import TunnelSession
 
         self._session = TunnelSession(answering(), connection)
+        self._accepted = accepted
+        self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+        self._accepted.add(transport)
         self._session.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -209,6 +225,8 @@ class _Accepted(asyncio.Protocol):
         self._session.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._transport is not None:
+            self._accepted.discard(self._transport)
         self._session.connection_lost(exc)
 
 

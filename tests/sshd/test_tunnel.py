@@ -29,6 +29,7 @@ from cronium_controller.hosts import OPENSSH, SSH, Host, parse_host
 from cronium_controller.job import Job
 from cronium_controller.live import Live
 from cronium_controller.memory import Memory
+from cronium_controller.openssh_connection import OpenSSHConnection
 from cronium_controller.payloads import load
 from cronium_controller.sessions import Connection
 from cronium_controller.tunnel import Tunnels
@@ -536,3 +537,22 @@ async def test_the_tunnel_ends_with_its_connection_and_the_token_with_its_execut
                 return probe.connect_ex(path) != 0
 
         await asyncio.to_thread(wait_until, is_refused, "the tunnel to end")
+
+
+@pytest.mark.parametrize("ending", ["abort", "close"])
+async def test_what_a_master_has_connected_ends_with_the_connection(tmp_path: Path, sockets: Path, ending: str) -> None:
+    """Also where the other side does not end it, as a master that is slow to die."""
+    async with way(tmp_path, str(sockets), kind=OPENSSH) as through:
+        await through.live.endpoint(through.reached)
+        assert isinstance(through.connection, OpenSSHConnection)
+        [path] = Path(through.connection.master.path).parent.glob("*.api")
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await reader.readline()
+        ended = getattr(through.connection, ending)()
+        if ended is not None:
+            await ended
+        async with asyncio.timeout(PATIENCE):
+            with contextlib.suppress(ConnectionResetError):
+                await reader.read()
+        writer.close()
