@@ -1,6 +1,6 @@
-"""Makes the portable form of what PyInstaller froze: nothing of it depends on the host's C library.
+"""Makes the binary, of which nothing depends on the host's C library.
 
-In:  the frozen application (bootloader, the archive that it reads, `_internal/`), the launcher, the helper files.
+In:  the modules and the archive that modules.py has written, PyInstaller's bootloader, the launcher, the helper files.
 Out: the installed form, with a dynamic linker and a C library of its own; and the carrier, the one file that is copied
      to hosts: launcher, list of contents (see cronium_runner.bundle) and one zstd stream of all files.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import zstandard
+from interpreter import LIBRARY, Interpreter, output
 
 MARK: Final = b"cronium-runner carries:\0"
 """In the launcher, in front of the numbers of `struct carried` (launcher.h)."""
@@ -38,47 +39,42 @@ PRELOAD: Final = b"/etc/ld.so.preload\0", b"/dev/null/-preload\0"
 LEVEL: Final = 19
 
 
-def assemble(
-    frozen: Path, launcher: Path, helpers: Mapping[str, Path], architecture: str, folders: Iterable[Path]
-) -> None:
-    """Turn `frozen`, PyInstaller's folder with the bootloader's archive beside it, into the installed form.
+def assemble(form: Path, launcher: Path, bootloader: Path, helpers: Mapping[str, Path], python: Interpreter) -> None:
+    """Complete `form`, a folder with `_internal/` and the bootloader's archive beside it, to the installed form.
 
-    `helpers` are files by their paths in the form; `folders` are searched for libraries. Raises SystemExit.
+    `helpers` are files by their paths in the form. Raises SystemExit.
     """
-    libraries = frozen / "_internal"
-    archive = frozen / "cronium-runner.pkg"
-    executable = frozen / "cronium-runner"
-    executable.rename(libraries / "boot")
+    libraries = form / "_internal"
+    archive = form / "cronium-runner.pkg"
+    executable = form / "cronium-runner"
     executable.write_bytes(launcher.read_bytes() + archive.read_bytes())
     executable.chmod(0o755)
     archive.unlink()
-    add_libraries(libraries, LINKERS[architecture], list(folders))
+    shutil.copyfile(bootloader, libraries / "boot")
+    (libraries / "boot").chmod(0o755)
+    add_libraries(libraries, LINKERS[python.architecture], python)
+    if not python.is_stripped:
+        for file in sorted(path for path in libraries.rglob("*") if is_elf(path)):
+            subprocess.run(["strip", str(file)], check=True)
     for path, source in helpers.items():
-        destination = frozen / path
+        destination = form / path
         destination.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, destination)
 
 
-def add_libraries(libraries: Path, linker: str, folders: list[Path]) -> None:
+def add_libraries(libraries: Path, linker: str, python: Interpreter) -> None:
     """Add the dynamic linker and every library that something in `libraries` needs, until nothing is missing."""
-    content = found(linker, folders).read_bytes()
+    content = python.library(linker).read_bytes()
     if content.count(PRELOAD[0]) != 1:
         raise SystemExit(f"{linker} names {PRELOAD[0]!r} {content.count(PRELOAD[0])} times, not once: look at it anew")
     (libraries / linker).write_bytes(content.replace(*PRELOAD))
     (libraries / linker).chmod(0o755)
-    missing = set(UNNAMED)
+    missing = {LIBRARY, *UNNAMED}
     while missing:
         for name in missing:
-            shutil.copyfile(found(name, folders), libraries / name)
+            shutil.copyfile(python.library(name), libraries / name)
         there = {path.name for path in libraries.iterdir()}
         missing = {name for path in libraries.rglob("*") if is_elf(path) for name in needed(path)} - there
-
-
-def found(name: str, folders: list[Path]) -> Path:
-    for folder in folders:
-        if (folder / name).exists():
-            return (folder / name).resolve()
-    raise SystemExit(f"{name} is in none of {', '.join(map(str, folders))}")
 
 
 def is_elf(path: Path) -> bool:
@@ -90,8 +86,7 @@ def is_elf(path: Path) -> bool:
 
 def needed(path: Path) -> set[str]:
     """The libraries that an ELF file names, the linker among them."""
-    shown = subprocess.run(["objdump", "-p", str(path)], capture_output=True, text=True, check=True).stdout
-    fields = (line.split() for line in shown.splitlines())
+    fields = (line.split() for line in output(["objdump", "-p", str(path)]).splitlines())
     return {words[1] for words in fields if len(words) == 2 and words[0] == "NEEDED"}
 
 

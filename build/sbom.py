@@ -1,7 +1,7 @@
 """What a runner binary consists of: a CycloneDX list of its parts, and the texts of their licences.
 
-In:  the folder that PyInstaller froze, the modules in it, the helper client's compiler, and this machine: the installed
-     distributions that modules come from, and dpkg, where there is one, for shared libraries.
+In:  the form that the binary carries, the modules in it, the distributions of this environment that they come from, and
+     the Debian packages that it has Python and shared libraries of.
 Out: `components`, from which `bill` makes the document and `licences` one text. Equal inputs give equal bytes.
 """
 
@@ -9,17 +9,15 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 import re
-import shutil
-import subprocess
-import sysconfig
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from archive import Package
 
 OURS = ("cronium_runner", "cronium_helpers", "cronium_controller")
 BUILD_TOOLS = {
@@ -38,7 +36,8 @@ NAMESPACE = uuid.UUID("6f8df1c1-8a0e-4c53-9d63-0c6a6f1a4b1e")
 class Component:
     """A part that comes from another project. `files` are those of it in the binary, with their SHA-256.
 
-    `sha256` is over the names and digests of a distribution's files, of which the binary has compiled forms.
+    `sha256` is a Debian package's, or over the names and digests of a distribution's files, of which the binary has
+    compiled forms.
     """
 
     name: str
@@ -60,7 +59,8 @@ class Component:
             told["licenses"] = [{"license": {"name": self.licence}}]
         told["purl"] = self.purl
         if self.sha256:
-            told["properties"] = [{"name": "cronium:sha256-of-files", "value": self.sha256}]
+            of = "package" if self.purl.startswith("pkg:deb/") else "files"
+            told["properties"] = [{"name": f"cronium:sha256-of-{of}", "value": self.sha256}]
         if self.files:
             told["components"] = [
                 {"type": "file", "name": name, "hashes": [{"alg": "SHA-256", "content": digest}]}
@@ -69,9 +69,12 @@ class Component:
         return told
 
 
-def components(form: Path, modules: Collection[str]) -> list[Component]:
-    """The parts of the binary whose frozen folder is `form`. Stops for one whose licence text is not here."""
-    found = [*distributions(modules, form.parents[1]), *libraries(form), python(form)]
+def components(form: Path, modules: Collection[str], unpacked: Path, owners: Mapping[str, Package]) -> list[Component]:
+    """The parts of the binary that carries `form`. Stops for one whose licence text is not here.
+
+    `unpacked` is the directory of the Debian packages, `owners` the package of each file in it.
+    """
+    found = [*distributions(modules, form.parents[1]), *of_packages(form, unpacked, owners)]
     found.sort(key=lambda one: one.purl)
     for one in found:
         if not one.texts:
@@ -128,73 +131,26 @@ def _texts(found: importlib.metadata.Distribution, normal: str, work: Path) -> I
         yield from work.glob(f"zstandard-{found.version}/zstd/LICENSE")
 
 
-def python(form: Path) -> Component:
-    """The interpreter, its standard library and extension modules."""
-    files = sorted(path for path in form.rglob("*.so*") if is_pythons(path))
-    version = platform.python_version()
-    text = Path(sysconfig.get_path("stdlib")) / "LICENSE.txt"
-    return Component(
-        "python", version, f"pkg:generic/python@{version}", "platform", files=digests(form, files),
-        licence="PSF-2.0", texts=(text,) if text.is_file() else (),
-    )  # fmt: skip
-
-
-def is_pythons(path: Path) -> bool:
-    """Whether a shared library is one of Python's own: libpython, or an extension module of its standard library."""
-    return path.name.startswith("libpython") or "lib-dynload" in path.parts
-
-
-def libraries(form: Path) -> Iterator[Component]:
-    """The shared libraries beside Python's own, by the Debian package that each comes from, where dpkg knows it."""
-    packages: dict[tuple[str, ...], list[Path]] = {}
+def of_packages(form: Path, unpacked: Path, owners: Mapping[str, Package]) -> Iterator[Component]:
+    """The Debian packages of Python and the shared libraries. Stops for a library that none has."""
+    packages = {os.path.basename(path): package for path, package in owners.items()}
+    files: dict[Package, list[Path]] = {package: [] for package in owners.values()}
     for path in sorted(form.rglob("*.so*")):
-        if not path.is_symlink() and not is_pythons(path):
-            packages.setdefault(package_of(path.name), []).append(path)
-    for package, files in sorted(packages.items()):
-        if len(package) == 1:
-            yield Component(package[0], "unknown", f"pkg:generic/{quote(package[0])}", files=digests(form, files))
-            continue
-        name, version, architecture, source, source_version = package
-        text = Path("/usr/share/doc") / name / "copyright"
+        if path.name not in packages:
+            raise SystemExit(f"release: {path.name} comes from no package of packages.lock")
+        files[packages[path.name]].append(path)
+    for package in sorted(files):
+        text = unpacked / "usr" / "share" / "doc" / package.name / "copyright"
         yield Component(
-            name,
-            version,
-            f"pkg:deb/{distribution_id()}/{quote(name)}@{quote(version)}?arch={architecture}",
-            why=f"of the source package {source} {source_version}",
-            files=digests(form, files),
+            package.name,
+            package.version,
+            f"pkg:deb/debian/{quote(package.name)}@{quote(package.version)}?arch={package.architecture}",
+            "platform" if package.name.startswith("libpython") else "library",
+            why=f"of the source package {package.source}",
+            files=digests(form, files[package]),
+            sha256=package.sha256,
             texts=(text,) if text.is_file() else (),
         )
-
-
-def package_of(name: str) -> tuple[str, ...]:
-    """Package, version, architecture, source and its version of a shared library here; only its name where unknown."""
-    if shutil.which("dpkg-query") is None:
-        return (name,)
-    machine = platform.machine()
-    for folder in (f"/usr/lib/{machine}-linux-gnu", f"/lib/{machine}-linux-gnu", "/usr/lib", "/lib"):
-        if not (Path(folder) / name).exists():
-            continue
-        real = str((Path(folder) / name).resolve())
-        for path in (real, real.removeprefix("/usr"), f"{folder}/{name}"):
-            owner = queried("-S", path).partition(":")[0]
-            if owner:
-                form = "${Package}\t${Version}\t${Architecture}\t${source:Package}\t${source:Version}\n"
-                return tuple(queried("-W", f"--showformat={form}", owner).splitlines()[0].split("\t"))
-    return (name,)
-
-
-def queried(*words: str) -> str:
-    """What dpkg-query prints; nothing where it knows nothing."""
-    done = subprocess.run(["dpkg-query", *words], capture_output=True, text=True, check=False)
-    return done.stdout if done.returncode == 0 else ""
-
-
-def distribution_id() -> str:
-    """This machine's, such as debian."""
-    try:
-        return platform.freedesktop_os_release()["ID"]
-    except (OSError, KeyError):
-        return "debian"
 
 
 def digests(form: Path, files: Iterable[Path]) -> tuple[tuple[str, str], ...]:

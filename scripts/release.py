@@ -12,7 +12,8 @@ elsewhere and later, by the same tools; signatures too, where the key is Ed25519
 
 import argparse
 import hashlib
-import importlib.util
+import importlib
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 BINARY_NAMESPACE = "binary@cronium-runner"
@@ -110,27 +110,33 @@ def clone(folder: Path) -> Path:
     """A checkout of the commit that nothing else is in."""
     git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(folder))
     git("checkout", "--quiet", "--detach", git("rev-parse", "HEAD"), folder=folder)
-    fetched = ROOT / ".work" / "sources"  # which a build checks by their SHA-256
-    if fetched.is_dir():
-        shutil.copytree(fetched, folder / ".work" / "sources")
+    for name in ("sources", "packages"):  # which a build checks by their SHA-256
+        if (ROOT / ".work" / name).is_dir():
+            shutil.copytree(ROOT / ".work" / name, folder / ".work" / name)
     return folder
 
 
 def make(checkout: Path, folder: Path, version: str, key: str) -> None:
     """Everything but the sums: binaries, their lists and licences, wheels and source archive."""
-    build, sbom = module(checkout, "binary"), module(checkout, "sbom")
+    sys.path.insert(0, str(checkout / "build"))
+    build, sbom = importlib.import_module("binary"), importlib.import_module("sbom")
     run([sys.executable, str(checkout / "build" / "binary.py")], checkout)
+    told = json.loads(build.NOTES.read_text())
+    if told["notes"]:
+        lines = "\n".join(f"  {note}" for note in told["notes"])
+        raise SystemExit(f"release: these binaries are not to be released:\n{lines}")
     commit, epoch = build.identity()
-    binaries = sorted(path for path in build.DIST.iterdir() if BINARY.fullmatch(path.name))
-    for binary in binaries:
+    texts = {}
+    for architecture in build.ARCHITECTURES:
+        binary = build.DIST / f"cronium-runner-{version}-linux-{architecture}"
         sign(binary, BINARY_NAMESPACE, key)
         for path in (binary, *(binary.with_name(binary.name + end) for end in (".sha256", ".sig"))):
             shutil.copy2(path, folder / path.name)
-    parts = sbom.components(build.WORK / "frozen" / "installed", build.carried_modules())
-    for binary in binaries:
+        parts = sbom.components(*build.parts(architecture))
         text = sbom.bill(parts, version=version, commit=commit, made_at=build.build_time(epoch), binary=binary)
         (folder / f"{binary.name}.cdx.json").write_text(text)
-    (folder / "THIRD-PARTY-LICENSES.txt").write_text(sbom.licences(parts))
+        texts.update({part.purl: part for part in parts})
+    (folder / "THIRD-PARTY-LICENSES.txt").write_text(sbom.licences(texts.values()))
     environment = os.environ | {
         "SOURCE_DATE_EPOCH": git("log", "-1", "--format=%ct"),
         "PYTHONHASHSEED": "0",
@@ -138,19 +144,6 @@ def make(checkout: Path, folder: Path, version: str, key: str) -> None:
     }
     run([sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(folder)], checkout, environment)
     run([sys.executable, str(checkout / "build" / "wheels.py"), str(folder)], checkout, environment)
-
-
-def module(checkout: Path, name: str) -> ModuleType:
-    """A module of the clone's `build` folder."""
-    if str(checkout / "build") not in sys.path:
-        sys.path.insert(0, str(checkout / "build"))
-    spec = importlib.util.spec_from_file_location(name, checkout / "build" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[name] = made  # dataclasses look for it there
-    spec.loader.exec_module(made)
-    return made
 
 
 def sign(path: Path, namespace: str, key: str) -> None:

@@ -58,14 +58,18 @@ def test_what_cannot_be_released_is_refused(checkout: Path, tmp_path: Path) -> N
 def test_the_list_of_parts_is_as_cyclonedx_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BUILD)
     import sbom
+    from archive import Package
 
     form = tmp_path / "installed"
     (form / "_internal" / "lib-dynload").mkdir(parents=True)
-    (form / "_internal" / "libnobodys.so.1").write_bytes(b"one")
+    (form / "_internal" / "libone.so.1").write_bytes(b"one")
     (form / "_internal" / "libpython3.11.so.1.0").write_bytes(b"two")
     (form / "_internal" / "lib-dynload" / "_json.so").write_bytes(b"three")
-    parts = [*sbom.distributions({"click.core", "yaml", "cronium_runner.cli", "os"}, tmp_path), sbom.python(form)]
-    parts += sbom.libraries(form)
+    one = Package("libone1", "1:2.0-1", "arm64", "one", "1" * 64)
+    python = Package("libpython3.11", "3.11.2-6", "arm64", "python3.11", "2" * 64)
+    owners = {"usr/lib/x/libone.so.1": one, "usr/lib/x/libpython3.11.so.1.0": python, "usr/lib/y/_json.so": python}
+    parts = [*sbom.distributions({"click.core", "yaml", "cronium_runner.cli", "os"}, tmp_path)]
+    parts += sbom.of_packages(form, tmp_path, owners)
     binary = tmp_path / "cronium-runner-1.0.0-linux-x86_64"
     binary.write_bytes(b"program")
     made = [
@@ -79,8 +83,11 @@ def test_the_list_of_parts_is_as_cyclonedx_has_it(tmp_path: Path, monkeypatch: p
     )
     assert told["metadata"]["timestamp"] == "2026-12-01T12:00:00Z"
     found = {part["name"].lower(): part for part in told["components"]}
-    assert set(found) == {"click", "pyyaml", "pyinstaller", "ziglang", "zstandard", "python", "libnobodys.so.1"}
-    assert [file["name"] for file in found["python"]["components"]] == [
+    assert set(found) == {"click", "pyyaml", "pyinstaller", "ziglang", "zstandard", "libpython3.11", "libone1"}
+    assert found["libone1"]["purl"] == "pkg:deb/debian/libone1@1%3A2.0-1?arch=arm64"
+    assert found["libone1"]["properties"] == [{"name": "cronium:sha256-of-package", "value": "1" * 64}]
+    assert "source package one" in found["libone1"]["description"]
+    assert [file["name"] for file in found["libpython3.11"]["components"]] == [
         "_internal/lib-dynload/_json.so",
         "_internal/libpython3.11.so.1.0",
     ]
@@ -89,18 +96,8 @@ def test_the_list_of_parts_is_as_cyclonedx_has_it(tmp_path: Path, monkeypatch: p
     refs = [part["bom-ref"] for part in told["components"]]
     assert len(set(refs)) == len(refs)
     assert told["dependencies"][0]["dependsOn"] == refs
-    with pytest.raises(SystemExit, match="no licence text of libnobodys"):
-        sbom.components(form, {"click"})
-
-
-@pytest.mark.skipif(not Path("/usr/bin/dpkg-query").exists(), reason="needs dpkg")
-def test_a_shared_library_is_listed_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BUILD)
-    import sbom
-
-    name, version, architecture, source, source_version = sbom.package_of("libc.so.6")
-    assert (name, source) == ("libc6", "glibc")
-    assert version
-    assert architecture
-    assert source_version
-    assert sbom.package_of("libnobodys.so.1") == ("libnobodys.so.1",)
+    with pytest.raises(SystemExit, match="no licence text of libone1"):
+        sbom.components(form, {"click"}, tmp_path, owners)
+    (form / "_internal" / "libnobodys.so.1").write_bytes(b"four")
+    with pytest.raises(SystemExit, match=r"libnobodys\.so\.1 comes from no package"):
+        sbom.components(form, {"click"}, tmp_path, owners)
