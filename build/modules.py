@@ -113,7 +113,7 @@ class Executed(ast.NodeTransformer):
         return self.generic_visit(without_docstring(node))
 
 
-Documented = TypeVar("Documented", ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+Documented = TypeVar("Documented", bound=ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
 
 
 def without_docstring(node: Documented) -> Documented:

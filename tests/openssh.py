@@ -33,6 +33,7 @@ class OpenSSHServer:
     """`environment` is what sessions get in addition; `options` are sshd_config's first lines, `matches` its last.
 
     `mounts` are files that take the place of the system's, by their paths, for this server alone: for root only.
+    `within` are words in front of the server's: a program that becomes the server.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class OpenSSHServer:
         options: list[str] | None = None,
         matches: list[str] | None = None,
         mounts: dict[Path, str] | None = None,
+        within: list[str] | None = None,
     ) -> None:
         self.folder = folder
         self.port = free_port()
@@ -53,6 +55,7 @@ class OpenSSHServer:
         self._options = options or []
         self._matches = matches or []
         self._mounts = mounts or {}
+        self._within = within or []
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("host_key", "id_ed25519"):
@@ -102,7 +105,7 @@ class OpenSSHServer:
         for file, place in self._mounts.items():
             command = ["sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"', "sh", str(file), place, *command]
         self._process = subprocess.Popen(
-            ["unshare", "-m", *command] if self._mounts else command,
+            [*self._within, *(["unshare", "-m"] if self._mounts else []), *command],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )

@@ -13,10 +13,11 @@ from pathlib import Path
 import click
 import pytest
 
+import emulation
 from cronium_controller.cli import cronium
 from cronium_runner import __version__
 from cronium_runner.cli import cronium_runner
-from openssh import sshd_path
+from openssh import OpenSSHServer, sshd_path
 from remote_host import RemoteHost
 from runner_process import ROOT
 
@@ -92,6 +93,30 @@ def test_a_job_runs_from_the_installed_wheels(environment: Path, remote: RemoteH
     assert result["runnerVersion"] == __version__
     version = run(environment / "bin/python", "-m", "cronium_controller", "version", cwd=tmp_path, env=variables)
     assert version.stdout == f"cronium {__version__}\n"
+
+
+@pytest.mark.skipif(emulation.missing() is not None, reason=emulation.missing() or "")
+def test_the_wheels_serve_a_host_of_the_other_architecture(
+    environment: Path, aarch64_root: Path, tmp_path: Path
+) -> None:
+    """A real sshd, of which every session is in a root directory where the programs of aarch64 run in qemu."""
+    options = [f"ChrootDirectory {emulation.BESIDE}"]
+    within = emulation.command(aarch64_root, option="--beside")
+    server = OpenSSHServer(tmp_path / "sshd", environment={"PATH": "/bin"}, options=options, within=within)
+    script = tmp_path / "job.sh"
+    script.write_text('#!/bin/sh\necho "$(cronium.input word)"; cronium.output used 42; cronium.setVariable SEEN yes\n')
+    variables = {"HOME": str(tmp_path), "PATH": "/bin", "CRONIUM_CONTROLLER_STATE": str(tmp_path / "controller")}
+    command = [environment / "bin/cronium", "run", "--host", f"root@{server.target}", "--identity", server.identity]
+    command += ["--known-hosts", server.known_hosts, "--json", "--input", '{"word": "words"}']
+    server.start()
+    try:
+        done = run(*command, script, cwd=tmp_path, env=variables)
+    finally:
+        server.stop()
+    result = json.loads(done.stdout)
+    assert (result["exitCode"], result["stdout"]["text"]) == (0, "words\n"), result
+    assert (result["output"], result["variables"]) == ({"used": "42"}, {"SEEN": "yes"})
+    assert [path.parent.name for path in aarch64_root.rglob("ld-linux-aarch64.so.1")] == ["_internal"]
 
 
 def test_the_release_pins_the_binaries_and_a_checkout_does_not(wheels: Path, tmp_path: Path) -> None:
