@@ -102,13 +102,13 @@ def made(binaries: dict[str, Path], commit: str, epoch: str) -> list[str]:
     build = Build(package_version(), commit, build_time(epoch), target, analysed(target), zstd, clients)
     notes: list[str] = []
     for architecture, binary in binaries.items():
-        binary.unlink(missing_ok=True)
         put(clients[architecture], DIST / f"client-{architecture}")
         try:
             python, is_locked = chosen(architecture, build, notes)
             carrier = assembled(build, python, is_locked)
         except UnavailableError as error:
             notes.append(f"there is no binary for {architecture}: {error}; remove dist to try again")
+            binary.unlink(missing_ok=True)  # one of other sources
             continue
         put(carrier, binary)
         digest = hashlib.sha256(binary.read_bytes()).hexdigest()

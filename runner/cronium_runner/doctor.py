@@ -211,7 +211,11 @@ def _signatures() -> Iterator[Finding]:
 
 
 def _home() -> Iterator[Finding]:
-    recorded, home = password_database.by_uid(os.geteuid()).pw_dir, os.environ.get("HOME")
+    try:
+        recorded, home = password_database.by_uid(os.geteuid()).pw_dir, os.environ.get("HOME")
+    except KeyError:
+        yield Finding("home directory", NOTE, f"user {os.geteuid()} has no entry in the password database")
+        return
     if "CRONIUM_STATE_DIR" not in os.environ and home and os.path.realpath(home) != os.path.realpath(recorded):
         yield Finding("home directory", NOTE, f"$HOME is {home}, the password database says {recorded}, which is used")
 

@@ -98,6 +98,12 @@ def test_doctor_names_both_c_libraries(start: Start) -> None:
     assert "not the GNU C library (glibc 2." in line
 
 
+def test_doctor_names_an_account_without_an_entry(start: Start, root: Path) -> None:
+    done = start("/runner", "doctor", environment=PLACES)
+    [line] = [line for line in done.stdout.splitlines() if " home directory " in line]
+    assert line.split(None, 3)[::3] == ["note", "user 0 has no entry in the password database"]
+
+
 def test_preload_file_of_the_host_is_not_obeyed(start: Start, root: Path) -> None:
     (root / "etc").mkdir()
     (root / "etc" / "ld.so.preload").write_text("/no/such.so\n")
