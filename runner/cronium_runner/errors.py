@@ -1,7 +1,7 @@
 """What can go wrong before, or around, a script. A script's own failure is never an exception here: it is a result.
 
 Every error carries a stable code (`wire.codes`), a message that says where and what to do, and the exit status
-that the command line gives it. `cli` is the one place that turns them into exit statuses.
+that the command line gives it. `command` is the one place that turns them into exit statuses.
 """
 
 from .wire.codes import CODES

@@ -10,7 +10,9 @@ import pytest
 
 from cronium_runner import bundle, running, safe_path
 from cronium_runner.cli import cronium_runner
+from cronium_runner.errors import OutcomeUnknownError, RunnerError
 from cronium_runner.wire import frames
+from cronium_runner.wire.results import EXIT_RUNNER_FAILED, EXIT_UNREACHABLE
 from runner_process import Host
 
 MOST_BEFORE_HELLO = 22
@@ -137,6 +139,12 @@ def test_version_of_a_whole_binary_imports_little(tmp_path: Path) -> None:
     damaged = subprocess.run(command, capture_output=True, text=True, check=False)
     assert damaged.returncode == 125
     assert damaged.stderr.endswith("[install.damaged]\n")
+
+
+def test_errors_have_the_exit_status_of_their_results() -> None:
+    """Written down twice: an agent's start loads no results."""
+    assert OutcomeUnknownError.exit_status == EXIT_UNREACHABLE
+    assert RunnerError.exit_status == EXIT_RUNNER_FAILED
 
 
 def test_default_names_are_masked_without_an_expression() -> None:
