@@ -6,6 +6,7 @@ mirror is fetched by its place there; which one is current is apt's to find, wit
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -97,7 +98,7 @@ class Mirror:
         if kept is not None:
             return kept
         self._folder.mkdir(parents=True, exist_ok=True)
-        for address, _ in self._addresses():
+        for address, _ in self.addresses():
             for place in package.places():
                 content = fetched(f"{address}/{place}")
                 if content is not None and hashlib.sha256(content).hexdigest() == package.sha256:
@@ -119,25 +120,38 @@ class Mirror:
             files = Folder(downloads).current(wanted)
             return [Path(shutil.move(path, self._folder / path.name)) for path in files]
 
-    def _addresses(self) -> list[tuple[str, bool]]:
-        """The addresses of Debian's archives, and whether each has security updates."""
+    def addresses(self) -> list[tuple[str, bool]]:
+        """The addresses of Debian's archives, and whether each has security updates.
+
+        Where `apt-get update` never ran, apt does not know yet whose an archive is; its mirrors call it `debian`.
+        """
         if shutil.which("apt-get") is None:
             raise UnavailableError("apt, which knows where Debian's archive is, is not installed")
+        known = self._sources()
+        found = [one for one in known if one[0] == "Debian"]
+        if not known:
+            found = [one for one in self._sources("--no-release-info") if re.search("/debian[^/]*$", one[2])]
+        addresses = {
+            (address, suite.endswith("-security")) for _, component, address, suite in found if component == "main"
+        }
+        if not addresses:
+            raise UnavailableError("apt knows no source of Debian's packages")
+        return sorted(addresses, key=lambda one: (one[1], one[0]))
+
+    @staticmethod
+    def _sources(*options: str) -> list[tuple[str, str, str, str]]:
+        """Origin, component, address and suite of all that apt has packages from."""
         form = "$(ORIGIN)\t$(COMPONENT)\t$(REPO_URI)\t$(RELEASE)"
-        told = command(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
-        lines = [line.split("\t") for line in told.splitlines()]
-        of_debian = [line[2:] for line in lines if line[:2] == ["Debian", "main"]]
-        found = {(address.rstrip("/"), suite.endswith("-security")) for address, suite in of_debian}
-        if not found:
-            raise UnavailableError("apt knows no source of Debian's packages (or `apt-get update` never ran)")
-        return sorted(found, key=lambda one: (one[1], one[0]))
+        told = command(["apt-get", "indextargets", *options, "--format", form, "Created-By: Packages"])
+        lines = (line.split("\t") for line in told.splitlines())
+        return [(origin, component, address.rstrip("/"), suite) for origin, component, address, suite in lines]
 
     def _options(self, folder: Path) -> Iterator[str]:
         """Options that give apt a state of its own in `folder`, with the suites and architectures that are wanted."""
         signed = f"[signed-by={KEYRING}] " if os.path.exists(KEYRING) else ""
         sources = [
             f"deb {signed}{address} {suite}{'-security' if is_security else ''} main\n"
-            for address, is_security in self._addresses()
+            for address, is_security in self.addresses()
             for suite in self._suites
         ]
         (folder / "sources.list").write_text("".join(sources))

@@ -1,10 +1,17 @@
 """The Debian packages of a build: the locked ones, others, none. Whole builds: tests/faults/test_builds.py."""
 
+import contextlib
+import functools
 import hashlib
+import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -174,3 +181,67 @@ def test_another_python_cannot_make_use_of_the_packages(build: Any, monkeypatch:
     assert "the packages are of Python 3.99, and this is 3." in build("x86_64")[2][0]
     with pytest.raises(archive.UnavailableError, match=r"the packages are of Python 3\.99"):
         build("aarch64")
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt is not installed")
+def test_mirrors_are_found_where_apt_has_no_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sources.list").write_text(
+        "deb http://mirror.example/debian bookworm main contrib\n"
+        "deb http://mirror.example/debian-security/ bookworm-security main\n"
+        "deb http://other.example/node_20.x nodistro main\n"
+        "deb http://docker.example/linux/debian bookworm stable\n"
+    )
+    (tmp_path / "lists").mkdir()
+    settings = {"Dir::State::lists": "lists", "Dir::Etc::sourcelist": "sources.list", "Dir::Etc::sourceparts": "none"}
+    lines = (f'{name} "{tmp_path / path}";\n' for name, path in settings.items())
+    (tmp_path / "apt.conf").write_text("".join(lines))
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    mirror = archive.Mirror(tmp_path, ("bookworm",), ("amd64",))
+    assert mirror.addresses() == [
+        ("http://mirror.example/debian", False),
+        ("http://mirror.example/debian-security", True),
+    ]
+    (tmp_path / "sources.list").write_text("deb http://other.example/node_20.x nodistro main\n")
+    with pytest.raises(archive.UnavailableError, match="knows no source of Debian's packages"):
+        mirror.exact(packages.locked()[0])
+
+
+def test_a_mirror_serves_what_has_the_digest(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a real server: a package at its place, one that is gone, and one of another content."""
+    root = tmp_path / "served"
+    for package in packages.locked():
+        place = root / unquote(list(package.places())[1])
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / package.file, place)
+    gone, changed, *others = packages.locked()
+    (root / unquote(list(gone.places())[1])).unlink()
+    (root / unquote(list(changed.places())[1])).write_bytes(b"other")
+    with serving(root) as address:
+        monkeypatch.setattr(archive.Mirror, "addresses", lambda _: [(address, False)])
+        mirror = archive.Mirror(tmp_path / "kept", (), ())
+        assert [mirror.exact(package) for package in (gone, changed)] == [None, None]
+        found = [mirror.exact(package) for package in others]
+    assert [path.read_bytes() for path in found if path] == [(folder / one.file).read_bytes() for one in others]
+    assert [mirror.exact(package) for package in others] == found, "kept: nothing is asked any more"
+    with pytest.raises(archive.UnavailableError, match="http://127"):
+        mirror.exact(gone)
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address at which a folder's files are served."""
+    handler = functools.partial(Silent, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Silent(SimpleHTTPRequestHandler):
+    """Logs nothing."""
+
+    def log_message(self, *_: object) -> None: ...
