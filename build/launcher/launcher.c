@@ -16,28 +16,31 @@
 
 #include "launcher.h"
 
+#define UNUSABLE "install.unusable"
+
 const volatile struct carried carried = {.mark = "cronium-runner carries:"};
 
 static int arguments;
 static char **words;
 static const unsigned char *file;
 
-static int say(const char *text) {
-    dprintf(STDERR_FILENO, EXECUTABLE ": %s\n", text);
+/* A refusal is one sentence and a code of docs/errors.md, as the runner's own are. */
+static int say(const char *text, const char *code) {
+    dprintf(STDERR_FILENO, EXECUTABLE ": %s [%s]\n", text, code);
     return EXIT_STATUS;
 }
 
 static int cannot_install(const char *why) {
     char text[2 * PATH_MAX + 100];
     snprintf(text, sizeof text, "the runner cannot be installed: %s", why);
-    return say(text);
+    return say(text, UNUSABLE);
 }
 
 static int advise(void) {
     char text[2 * PATH_MAX + 200];
     snprintf(text, sizeof text,
              "the runner cannot be installed because %s: set CRONIUM_INSTALL_DIR to a directory that it may use", reason);
-    return say(text);
+    return say(text, UNUSABLE);
 }
 
 /* The real path of the program's own file, also where /proc is not mounted. */
@@ -101,7 +104,7 @@ static int carry(const char *path) {
         return install_into(words[2]);
     for (int at = 2; at < arguments && strcmp(words[1], "install") == 0; at++) {
         if (strcmp(words[at], "--adopt") == 0) /* else the form that is to be adopted may be mended first */
-            return say("an installed form adopts itself: start DIR/cronium-runner install --adopt DIR [usage.invalid]");
+            return say("an installed form adopts itself: start DIR/cronium-runner install --adopt DIR", "usage.invalid");
     }
     for_each_root(install_below);
     return advise();
@@ -118,7 +121,7 @@ int main(int argc, char **argv) {
     arguments = argc;
     words = argv;
     if (argc < 1 || find_own_file(path) != DONE || parent_of(directory, path) != DONE)
-        return say("its own file cannot be found: start it by its whole path");
+        return say("its own file cannot be found: start it by its whole path", UNUSABLE);
     if (carried.list_size != 0)
         return carry(path);
     if (is_helper(argv[0]) && join(client, directory, CLIENT) == DONE)
@@ -126,5 +129,5 @@ int main(int argc, char **argv) {
     else
         start_installed(directory, argc, argv);
     snprintf(text, sizeof text, "%s cannot be started (%s); install the runner again", directory, strerror(errno));
-    return say(text);
+    return say(text, "install.damaged");
 }

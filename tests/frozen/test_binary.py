@@ -141,6 +141,7 @@ def test_untrustworthy_root_is_refused(
     assert (done.returncode, done.stdout) == (125, "")
     assert done.stderr.startswith("cronium-runner: the runner cannot be installed because")
     assert str(root) in done.stderr
+    assert done.stderr.endswith(" [install.unusable]\n")
     assert len(done.stderr.splitlines()) == 1
 
 

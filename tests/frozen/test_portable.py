@@ -158,7 +158,7 @@ def test_damaged_libraries_of_the_form_are_named(start: Start, root: Path) -> No
     assert done.returncode == 125
     assert done.stderr == (
         f"cronium-runner: /installed/{form.name} cannot be started (No such file or directory); "
-        "install the runner again\n"
+        "install the runner again [install.damaged]\n"
     )
     assert start("/runner", "version", environment=PLACES).returncode == 0, "the one file puts it back"
 
@@ -199,6 +199,7 @@ def test_damaged_one_file_binary_installs_nothing(start: Start, root: Path, dama
     assert (done.returncode, done.stdout) == (125, "")
     assert done.stderr.startswith("cronium-runner: the runner cannot be installed")
     assert "get the runner again" in done.stderr
+    assert done.stderr.endswith(" [install.unusable]\n")
     assert len(done.stderr.splitlines()) == 1
     assert not (root / "installed").exists() or list((root / "installed").iterdir()) == []
 
