@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,7 @@ def test_a_database_that_cannot_be_used_is_one_sentence(environment: dict[str, s
         case "half":
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
         case "newer":
-            with sqlite3.connect(file) as database:
+            with closing(sqlite3.connect(file)) as database, database:
                 database.execute("PRAGMA user_version = 999")
         case "a folder":
             file.unlink()

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_it_is_carried_over_once_and_then_like_a_new_one(path: Path, tmp_path: P
     Store(tmp_path / "new.db").close()
 
     def columns(database: Path) -> list[object]:
-        with sqlite3.connect(database) as connection:
+        with closing(sqlite3.connect(database)) as connection, connection:
             found = connection.execute("PRAGMA table_info(executions)").fetchall()
             return [connection.execute("PRAGMA user_version").fetchone(), *(row[1:4] for row in found)]
 
@@ -98,7 +99,7 @@ def test_an_older_cronium_works_with_added_tables(tmp_path: Path) -> None:
     """An added table doesn't raise the version, so 0.1.0 opens the file; one that it made gets the table later."""
     database = tmp_path / "controller.db"
     Store(database).close()
-    with sqlite3.connect(database) as connection:
+    with closing(sqlite3.connect(database)) as connection, connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (5,)
         connection.execute("DROP TABLE run_hosts")
     store = Store(database)
