@@ -104,6 +104,16 @@ def test_one_file_binary_repairs_what_it_installed(host: Host, binary: Path) -> 
         assert (client.read_bytes(), client.stat().st_mode) == built
 
 
+def test_one_file_binary_repairs_the_list_of_contents(host: Host, binary: Path) -> None:
+    contents = form(host) / "contents"
+    listed = contents.read_bytes()
+    for damaged in (b"", listed.replace(b"l ../client ", b"l ../cliant ", 1), listed[:-1]):
+        contents.write_bytes(damaged)
+        host.executable = (str(binary),)
+        assert host.run("version").returncode == 0
+        assert contents.read_bytes() == listed
+
+
 def test_one_file_binary_repairs_links(host: Host, binary: Path) -> None:
     link = next(path for path in sorted((form(host) / "helpers/bin").iterdir()) if path.is_symlink())
     built = link.readlink()

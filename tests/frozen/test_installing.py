@@ -76,10 +76,10 @@ CASES = {
 }
 
 
-def run(executable: Path, *words: object) -> subprocess.CompletedProcess[str]:
+def run(executable: Path, *words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CRONIUM_")}
     command = [str(executable), *map(str, words)]
-    return subprocess.run(command, env=kept, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=kept, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,13 @@ def test_table_of_installing(name: str, form: str, binary: Path, installed: Path
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{goal}/cronium-runner\n", "")
         assert tree(goal) == tree(installed.parent)
         assert [path.name for path in goal.parent.iterdir()] == ["goal"]
+
+
+@pytest.mark.parametrize("form", ["launcher", "python"])
+def test_directory_is_meant_from_the_current_one_on(form: str, binary: Path, installed: Path, tmp_path: Path) -> None:
+    done = run(binary if form == "launcher" else installed, "install", "none/.././/form-of-a-test/", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/form-of-a-test/cronium-runner\n"), done.stderr
+    assert os.listdir(tmp_path) == ["form-of-a-test"]
 
 
 @pytest.mark.parametrize("form", ["launcher", "python"])
