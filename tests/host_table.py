@@ -147,7 +147,8 @@ def cells(machine: Machine) -> Iterator[tuple[str, str]]:
     for suffix, name in zip(JOBS, COLUMNS[1:4], strict=True):
         yield name, job(machine, suffix) if machine.has(PROGRAMS[suffix]) else ABSENT
     agent = machine.start("runner", "agent")
-    yield "agent", verdict(agent) if b"cronium-agent" in agent.stdout else f"no greeting: {shown(agent)}"
+    has_greeted = agent.returncode != 0 or b"cronium-agent" in agent.stdout
+    yield "agent", verdict(agent) if has_greeted else f"no greeting: {shown(agent)}"
     yield "run-as", job(machine, "sh", "--run-as", machine.row.account) if machine.has_account() else ABSENT
     yield "doctor", diagnosis(machine.start("runner", "doctor"))
 
