@@ -236,9 +236,10 @@ def test_runner_loads_nothing_of_the_logins(
 def test_runner_gets_no_file_and_no_variable_that_is_not_for_it(binary: Path, environment: dict[str, str]) -> None:
     """The one-file binary itself, and what another program's bootloader has left in the environment."""
     foreign = {"_MEIPASS2": "/foreign", "_PYI_SPLASH_IPC": "/foreign", "PYINSTALLER_RESET_ENVIRONMENT": "/foreign"}
+    shown = {"CRONIUM_DUMPABLE": "1"}  # to its own account as well
     words = [str(binary), "agent"]
     with subprocess.Popen(
-        words, env=environment | foreign, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        words, env=environment | foreign | shown, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
     ) as agent:
         assert agent.stdin is not None
         assert agent.stdout is not None
