@@ -124,6 +124,7 @@ def test_directory_is_meant_from_the_current_one_on(form: str, binary: Path, ins
     done = run(binary if form == "launcher" else installed, "install", "none/.././/form-of-a-test/", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path}/form-of-a-test/cronium-runner\n"), done.stderr
     assert os.listdir(tmp_path) == ["form-of-a-test"]
+    assert not os.path.exists("/form-of-a-test")
 
 
 @pytest.mark.parametrize("form", ["launcher", "python"])
