@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +42,12 @@ def empty(root: Path) -> None:
     done = subprocess.run(["chroot", root, "/bin/busybox", "--list"], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise UnavailableError("busybox is not static: busybox-static is not installed")
-    for name in done.stdout.split():
+    fill(root, done.stdout.split())
+
+
+def fill(root: Path, applets: Iterable[str]) -> None:
+    """What the busybox in /bin is called by, two devices and accounts."""
+    for name in applets:
         if name != "busybox":
             (root / "bin" / name).symlink_to("busybox")
     (root / "dev").mkdir()

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import emulation
+import host_aarch64
 import host_roots as roots
 from host_container import Container
 from host_roots import Prepare
@@ -56,7 +58,8 @@ class Row(NamedTuple):
     `prepare` fills a new root directory, or is None for this machine's own; `words` stand in front of the runner's;
     `environment`: an empty value unsets a variable; `proc`: whether /proc is mounted; `mounts`: shell commands run in
     the host's mount namespace with its root directory as $1; `uid`: who uses the runner; `account`: whom jobs are run
-    as; `container`: whether it runs in one; `expected`: parts of what cells say that cannot work there.
+    as; `container`: whether it runs in one; `emulated`: whether its programs are aarch64's; `expected`: parts of what
+    cells say that cannot work there.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Row(NamedTuple):
     uid: int = 0
     account: str = "app"
     container: bool = False
+    emulated: bool = False
 
     def is_as_expected(self, column: str, seen: str) -> bool:
         """Whether a cell is right."""
@@ -92,7 +96,7 @@ class Machine:
             (self.root / "proc").mkdir(exist_ok=True)
         place = self.root / self._at.lstrip("/") / "put"
         place.mkdir()
-        shutil.copy(binary, place / "runner")
+        shutil.copy(host_aarch64.binary(binary) if row.emulated else binary, place / "runner")
         for suffix, text in JOBS.items():
             (place / f"job.{suffix}").write_text(text)
         for path in (place, *place.iterdir()):
@@ -108,6 +112,9 @@ class Machine:
         variables = {name: value for name, value in variables.items() if value}
         if self._container is not None:
             command = self._container.words(variables)
+        elif self.row.emulated:
+            settings = [f"{name}={value}" for name, value in variables.items()]
+            command = emulation.command(self.root, "/bin/busybox", "env", "-i", *settings)
         else:
             command = ["env", "-i", *(f"{name}={value}" for name, value in variables.items()), *self.row.words]
             if self.row.prepare:
@@ -264,5 +271,6 @@ DISTRIBUTIONS: Final = (
         environment=NO_PLACES),
     Row("container (rootless, default seccomp), Debian 12", roots.distribution("bookworm"), container=True,
         environment=NO_PLACES),
+    Row("aarch64 under qemu-user, Debian's busybox and Python", host_aarch64.debian, emulated=True),
 )  # fmt: skip
-"""What needs debootstrap and its mirror, or podman."""
+"""What needs debootstrap and its mirror, or podman, or qemu."""

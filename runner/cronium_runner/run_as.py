@@ -114,8 +114,16 @@ def _runner_from_source(target: Account) -> list[str]:
 def _as_target(target: Account, command: Sequence[str]) -> list[str]:
     """The words that run `command` with the target's environment alone; root has become the target before."""
     settings = [f"{name}={value}" for name, value in target.environment().items()]
-    cleaned = ["/usr/bin/env", "-i", *settings, *command]
+    cleaned = [_env(target), "-i", *settings, *command]
     return cleaned if os.geteuid() == 0 else [_sudo(target), "-n", "-H", "-u", target.name, "--", *cleaned]
+
+
+def _env(target: Account) -> str:
+    """The path of `env`. Looked for before the target is become: later, nobody could say that it is not there."""
+    for path in ("/usr/bin/env", "/bin/env"):
+        if os.access(path, os.X_OK):
+            return path
+    raise _refused(target, "there is no env on this host, in /usr/bin or /bin")
 
 
 def _environment(target: Account) -> dict[str, str]:

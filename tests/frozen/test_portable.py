@@ -149,6 +149,15 @@ def test_install_directory_that_is_there_is_no_safer_than_its_parent(start: Star
     assert list((root / "open" / "installed").iterdir()) == []
 
 
+def test_another_account_is_not_reached_without_env(start: Start, root: Path) -> None:
+    (root / "etc").mkdir()
+    (root / "etc" / "passwd").write_text(f"root:x:0:0::/root:/bin/sh\napp:x:{APP}:{APP}::{HOME}:/bin/sh\n")
+    done = start("/runner", "run", "/job.sh", "--run-as", "app", environment=PLACES)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "there is no env on this host, in /usr/bin or /bin" in done.stderr
+    assert done.stderr.endswith(" [run_as.refused]\n")
+
+
 def test_damaged_libraries_of_the_form_are_named(start: Start, root: Path) -> None:
     assert start("/runner", "version", environment=PLACES).returncode == 0
     [form] = (root / "installed").iterdir()
