@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
@@ -192,11 +193,30 @@ def test_bodies_that_are_too_large(client: Client) -> None:
     assert client.write("POST", "output", {"data": "x" * ((8 << 20) - 100)}).status == 200
 
     def pieces() -> Iterator[bytes]:  # no Content-Length
-        for _ in range(9):
-            yield b"x" * (1 << 20)
+        yield b"x" * (8 << 20)
+        yield b"x"
+        time.sleep(0.2)  # for a service that would answer now, and close the connection with the rest unread
+        yield b"x" * (1 << 20)
 
     answer = client.send("POST", f"/executions/{client.execution}/output", pieces())  # type: ignore[arg-type]
     assert (answer.status, answer.json()["error"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize(
+    ("path", "token", "status"),
+    [("executions/other/output", "", 403), ("executions/{}/output", "nobody", 401), ("nowhere", "", 404)],
+)
+def test_refused_before_a_chunked_body_is_read(client: Client, path: str, token: str, status: int) -> None:
+    """The answer arrives also where a client reads it after the last of its chunks."""
+
+    def pieces() -> Iterator[bytes]:
+        yield b"x" * (1 << 20)
+        time.sleep(0.2)  # for a service that would answer now, and close the connection with the rest unread
+        yield b"x" * (1 << 20)
+
+    client.token = token or client.token
+    answer = client.send("POST", "/" + path.format(client.execution), pieces())  # type: ignore[arg-type]
+    assert answer.status == status
 
 
 def test_a_repeated_key_is_answered_and_not_applied(shared_platform: Platform, client: Client) -> None:

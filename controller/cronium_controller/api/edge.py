@@ -41,17 +41,20 @@ class Edge:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
         status = 0
+        body = _Body(scope, receive)
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if body.ends_the_connection:
+                    await body.read_rest()
             await send(message)
 
         scope = {**scope, "path": scope["raw_path"].decode("latin-1"), "root_path": ""}
         try:
             check_headers(scope)
-            await self._inner(scope, receive, noting)
+            await self._inner(scope, body.receive, noting)
         except ApiError as error:
             await error.response()(scope, receive, noting)
         except ClientDisconnect:
@@ -78,3 +81,25 @@ class Edge:
                 "execution": scope.get("cronium_execution"),
             },
         )
+
+
+class _Body:
+    """The body of a request, as it arrives."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._receive = receive
+        self._is_read = False
+        self.ends_the_connection = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+        """A connection ends with the answer to a request whose length was not announced (see strict_http). With bytes
+        of it unread it would be reset, and the answer lost."""
+
+    async def receive(self) -> Message:
+        """The next piece, as of ASGI."""
+        message = await self._receive()
+        self._is_read = not message.get("more_body", False)
+        return message
+
+    async def read_rest(self) -> None:
+        """Reads and forgets what is left. The protocol ends a connection on which that is too much, or too slow."""
+        while not self._is_read:
+            await self.receive()
