@@ -5,6 +5,7 @@
 
 import tarfile
 from pathlib import Path
+from typing import Any
 
 from runner_process import Host
 
@@ -13,8 +14,9 @@ _SOURCES = Path(__file__).parent / "old" / "cronium_runner-0.1.0.tar.xz"
 
 def unpack_old_runner(folder: Path) -> str:
     """Unpacks the sources below `folder`; returns the PYTHONPATH that runs them."""
+    safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Debian's 3.11.2 has none yet
     with tarfile.open(_SOURCES) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder, **safely)
     return f"{folder / 'runner'}:{folder / 'helpers'}"
 
 

@@ -290,6 +290,11 @@ class AgentProcess:
         while view:
             view = view[self._to.write(view) or 0 :]
 
+    def wait_loaded(self) -> None:
+        """Waits until it has imported what jobs need, which it does after its HELLO; it has files open meanwhile."""
+        self.send(Kind.PING, 0)
+        self.expect(0, Kind.PONG)
+
     def receive(self, patience: float = PATIENCE) -> Frame | None:
         """The next frame; None when the agent has closed its end."""
         until = time.monotonic() + patience

@@ -33,10 +33,12 @@ def test_an_agent_is_our_child_and_holds_the_same(host: Host) -> None:
         assert command_line(agent.process.pid) == b"\0".join(
             map(os.fsencode, [*COMMANDS["cronium-runner"], "agent", ""])
         )
+        agent.wait_loaded()
         held = len(open_files(agent.process.pid))
         assert host.processes() == [agent.process.pid]
     host.executable = [*COMMANDS["cronium-runner"]]
     with host.agent() as agent:
+        agent.wait_loaded()
         assert len(open_files(agent.process.pid)) == held
 
 

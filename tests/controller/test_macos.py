@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,9 @@ from payload_bytes import make_payload
 from remote_host import RemoteHost
 from runner_process import ROOT
 
+pytestmark = pytest.mark.skipif(
+    find_spec("ctypes.macholib") is None, reason="this Python lacks ctypes.macholib, which is for macOS"
+)
 PATIENCE = 60.0
 _MAIN = "import like_macos; like_macos.pretend(); from cronium_controller.cli import main; main()"
 
