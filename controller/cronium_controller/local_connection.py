@@ -28,10 +28,11 @@ SHELL: Final = "/bin/sh"
 """Reads every command, also for accounts whose login shell lets nobody in."""
 HANDED_DOWN: Final = (
     "PATH", "LANG", "LC_ALL", "TZ",
-    "CRONIUM_STATE_DIR", "CRONIUM_RETENTION_DAYS", "CRONIUM_STATE_BUDGET",
+    "CRONIUM_STATE_DIR", "CRONIUM_RETENTION_DAYS", "CRONIUM_STATE_BUDGET", "CRONIUM_DUMPABLE",
 )  # fmt: skip
-"""Of our environment: what makes commands be found and their output be read as here, and where the runner keeps things,
-so that `cronium-runner` typed beside us looks at the same ones. Nothing here can be a secret."""
+"""Of our environment: what makes commands be found and their output be read as here, where the runner keeps things, so
+that `cronium-runner` typed beside us looks at the same ones, and whether it can be traced. Nothing here can be a
+secret."""
 _USUAL_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NO_ROOM: Final = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 """What a machine says that has no room for another process, now."""
