@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -54,25 +53,30 @@ def test_a_second_release_elsewhere_and_later_is_the_same(tmp_path: Path) -> Non
 def check(folder: Path, public: str) -> None:
     """As a person checks it who has received it."""
     names = {path.name for path in folder.iterdir()}
-    binary = f"cronium-runner-0.2.0-linux-{os.uname().machine}"
-    wanted = {binary, f"{binary}.sha256", f"{binary}.sig", f"{binary}.cdx.json", "SHA256SUMS", "SHA256SUMS.sig"}
+    binaries = [f"cronium-runner-0.2.0-linux-{architecture}" for architecture in ("x86_64", "aarch64")]
+    wanted = {f"{name}{end}" for name in binaries for end in ("", ".sha256", ".sig", ".cdx.json")}
+    wanted |= {"SHA256SUMS", "SHA256SUMS.sig"}
     assert wanted | {"THIRD-PARTY-LICENSES.txt", "RELEASE-NOTES.md"} <= names
     assert any(name.endswith(".whl") for name in names)
     assert any(name.endswith(".tar.gz") for name in names)
     (folder.parent / "allowed").write_text(f"release {public}\n")
     words = ["ssh-keygen", "-Y", "verify", "-f", str(folder.parent / "allowed"), "-I", "release"]
-    for name, namespace in ((binary, "binary@cronium-runner"), ("SHA256SUMS", "release@cronium-runner")):
+    for name, namespace in (
+        *((binary, "binary@cronium-runner") for binary in binaries),
+        ("SHA256SUMS", "release@cronium-runner"),
+    ):
         with (folder / name).open("rb") as file:
             options = ["-n", namespace, "-s", str(folder / f"{name}.sig")]
             assert subprocess.run([*words, *options], stdin=file, capture_output=True).returncode == 0, name
     assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder).returncode == 0
     summed = {line.split()[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
     assert summed == names - {"SHA256SUMS", "SHA256SUMS.sig"}
-    told = json.loads((folder / f"{binary}.cdx.json").read_text())
-    hashed = hashlib.sha256((folder / binary).read_bytes()).hexdigest()
-    assert told["metadata"]["component"]["hashes"] == [{"alg": "SHA-256", "content": hashed}]
-    parts = {part["name"].lower() for part in told["components"]}
-    assert {"click", "httpx", "pyyaml", "python", "pyinstaller", "ziglang", "zstandard"} <= parts
+    for binary in binaries:
+        told = json.loads((folder / f"{binary}.cdx.json").read_text())
+        hashed = hashlib.sha256((folder / binary).read_bytes()).hexdigest()
+        assert told["metadata"]["component"]["hashes"] == [{"alg": "SHA-256", "content": hashed}]
+        parts = {part["name"].lower() for part in told["components"]}
+        assert {"click", "httpx", "pyyaml", "pyinstaller", "ziglang", "zstandard", "libc6", "libpython3.11"} <= parts
     texts = (folder / "THIRD-PARTY-LICENSES.txt").read_text()
     assert all(
         name in texts for name in ("PYTHON SOFTWARE FOUNDATION LICENSE", "musl", "PyInstaller", "Meta Platforms")
