@@ -279,4 +279,6 @@ def run(command: list[str], environment: dict[str, str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    if "no_debug_ranges" not in sys._xoptions:  # columns for tracebacks, which have no lines of source on a host
+        os.execv(sys.executable, [sys.executable, "-X", "no_debug_ranges", *sys.argv])
     sys.exit(main(sys.argv[1:]))
