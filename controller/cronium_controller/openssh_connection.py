@@ -203,6 +203,7 @@ class _Accepted(asyncio.Protocol):
         from .tunnel import TunnelSession
 
         self._session = TunnelSession(answering(), connection)
+        self._connection = connection
         self._accepted = accepted
         self._transport: asyncio.WriteTransport | None = None
 
@@ -211,6 +212,8 @@ class _Accepted(asyncio.Protocol):
         self._transport = transport
         self._accepted.add(transport)
         self._session.connection_made(transport)
+        if self._connection.is_closed():  # it was accepted before, and is handed over only now
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self._session.data_received(data, None)
