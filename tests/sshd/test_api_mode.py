@@ -1,6 +1,7 @@
 """API mode from end to end: `cronium`, a real server, the real runner, and the platform's data in between."""
 
 import asyncio
+import gc
 import json
 import os
 import shutil
@@ -236,6 +237,8 @@ def test_another_account_has_no_part_in_the_socket(shared: RemoteHost) -> None:
 
 
 @BOTH
+# Known: on a busy machine up to two sockets of a master's lost connection are closed by the garbage collector alone.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_connection_that_is_lost_is_replaced_by_attaching_again(
     shared: RemoteHost, platform: PlatformStore
 ) -> None:
@@ -257,6 +260,7 @@ async def test_a_connection_that_is_lost_is_replaced_by_attaching_again(
         assert (result.state, result.undelivered, controller.connections_opened) == (Outcome.SUCCEEDED, 0, 2)
     assert actions(platform, name).count("token.issued") == 2
     assert actions(platform, name)[-1] == "token.revoked"
+    gc.collect()  # here, where it is known, and not in a later test
 
 
 def test_leaving_an_execution_behind_is_said(shared: RemoteHost, platform: PlatformStore) -> None:
